@@ -59,6 +59,7 @@ if command -v flock >/dev/null; then # two builds at once fetch only once
   exec 9>"$cache/libtorch.lock"
   flock 9
   if [[ -d "$target" ]]; then link_current; say "already there: $target"; exit 0; fi
+  rm -rf "$target".partial.* # of a killed run; the lock says it is dead
 fi
 
 temp=$(mktemp -d "$cache/libtorch-$version.partial.XXXXXX")
