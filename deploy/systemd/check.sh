@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Checks the units without installing anything: `systemd-analyze verify` must have nothing to say, the exposure that
+# `systemd-analyze security` computes must stay under the bounds below, and the sysusers and tmpfiles entries must apply
+# to an empty root. Works where systemd is not running.
+set -euo pipefail
+
+# Highest exposure allowed, times ten (the tool's own unit for --threshold).
+readonly server_bound=12 client_bound=12
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+command -v systemd-analyze >/dev/null || { echo "systemd: systemd-analyze is missing; install systemd" >&2; exit 1; }
+version=$(systemd-analyze --version | awk 'NR == 1 { print $2 }')
+
+root=$(mktemp -d)
+trap 'rm -rf "$root"' EXIT
+mkdir -p "$root/bin" "$root/units"
+for unit in concord-server concord-client; do
+  # The programs are not installed here, so their paths point to stand-ins for `verify`.
+  ln -s "$(type -P true)" "$root/bin/$unit"
+  sed "s|/usr/bin/$unit|$root/bin/$unit|g" "$here/$unit.service" >"$root/units/$unit.service"
+  if ((${version%%[^0-9]*} >= 254)); then
+    mkdir "$root/units/$unit.service.d"
+    cp "$here/backoff.conf" "$root/units/$unit.service.d/"
+  fi
+done
+
+complaints=$(SYSTEMD_UNIT_PATH="$root/units:" systemd-analyze verify --man=no \
+  "$root/units/concord-server.service" "$root/units/concord-client.service" 2>&1) || {
+  printf 'systemd: verify failed:\n%s\n' "$complaints" >&2
+  exit 1
+}
+if grep -q concord <<<"$complaints"; then # a warning about ours; those about the host's own units are not our concern
+  printf 'systemd: verify complains:\n%s\n' "$complaints" >&2
+  exit 1
+fi
+echo "systemd: verify (version $version): nothing to complain about"
+
+for unit in concord-server concord-client; do
+  bound=${unit#concord-}_bound
+  report=$(systemd-analyze security --offline=true --no-pager --threshold="${!bound}" "$root/units/$unit.service" 2>&1) || {
+    printf 'systemd: %s is more exposed than allowed (%s):\n%s\n' "$unit" "${!bound}" "$report" >&2
+    exit 1
+  }
+  if [[ "${1:-}" == --details ]]; then printf '%s\n' "$report"; fi
+  printf 'systemd: %s: exposure %s\n' "$unit" "$(awk '/Overall exposure/ { print $(NF - 2), $(NF - 1) }' <<<"$report")"
+done
+
+if command -v systemd-sysusers >/dev/null && command -v systemd-tmpfiles >/dev/null; then
+  mkdir -p "$root/empty/etc"
+  systemd-sysusers --root="$root/empty" "$here/concord-client.sysusers" >/dev/null 2>&1
+  grep -q '^concord-client:' "$root/empty/etc/passwd" || { echo "systemd: sysusers made no user" >&2; exit 1; }
+  printf 'root:x:0:0::/root:/bin/sh\n' >>"$root/empty/etc/passwd"
+  printf 'root:x:0:\n' >>"$root/empty/etc/group"
+  systemd-tmpfiles --root="$root/empty" --create "$here/concord.tmpfiles"
+  mode=$(stat -c %a "$root/empty/etc/concord/pki")
+  [[ "$mode" == 700 ]] || { echo "systemd: /etc/concord/pki has mode $mode, not 700" >&2; exit 1; }
+  echo "systemd: sysusers and tmpfiles entries apply"
+fi
