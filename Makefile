@@ -1,0 +1,55 @@
+# Concord's commands; `make help` lists them. What is fetched goes to $(CONCORD_CACHE), outside the checkout.
+# A LIBTORCH in the environment is used instead of fetching one.
+
+CONCORD_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/concord
+CONCORD_MINILM ?= $(CONCORD_CACHE)/backbones/all-minilm-l6-v2
+export CONCORD_CACHE CONCORD_MINILM
+
+CARGO ?= cargo
+NEXTEST_PROFILE ?= default
+# cargo-nextest where it is installed, `cargo test` elsewhere; nextest leaves doc tests out.
+RUN_TESTS = $(if $(shell command -v cargo-nextest),nextest run --profile $(NEXTEST_PROFILE),test --lib --bins --tests)
+
+.PHONY: help demo test interop bench experiment check libtorch data backbone binaries release
+
+help: ## lists the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 14
+
+demo: libtorch data release ## runs a whole federation of six silos and shows the result
+	python3 deploy/demo/demo.py
+
+test: libtorch backbone binaries ## builds and passes every test
+	$(CARGO) $(RUN_TESTS) --workspace --locked
+	$(CARGO) test --doc --workspace --locked
+	python3 -m unittest discover --start-directory deploy/demo/tests
+
+interop: libtorch backbone binaries ## compares with Python's torch, transformers and adapters
+	deploy/interop/run.sh
+
+experiment: libtorch data release ## FedMCP against its baselines; QUICK=1 for five minutes
+	python3 deploy/experiment/run.py $(if $(QUICK),--quick)
+
+bench: libtorch backbone release ## measures coordination and training; beside the peers if CONCORD_PEERS is set
+	deploy/bench/coordination.sh
+	deploy/bench/training.sh
+
+check: libtorch ## rustfmt, clippy, rustdoc, cargo-deny: without a warning
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items --locked
+	"$$(.ci/cargo-deny)" --workspace --locked check bans licenses sources
+
+libtorch: ## fetches libtorch
+	deploy/libtorch/fetch.sh
+
+data: ## fetches the backbone and the demo's data
+	python3 deploy/demo/fetch.py
+
+backbone: ## fetches the backbone alone
+	python3 deploy/demo/fetch.py --only backbone
+
+binaries: libtorch ## builds the programs for the tests
+	$(CARGO) build --workspace --bins --locked
+
+release: libtorch ## builds the programs for use
+	$(CARGO) build --workspace --bins --release --locked
