@@ -1,0 +1,69 @@
+"""The arms of the experiment and the grids that their settings are chosen from, on validation rows only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One point of a grid: values that go into the job's specification, by table."""
+
+    algorithm: dict
+    adapter: dict = field(default_factory=dict)
+    head: dict = field(default_factory=dict)
+
+    def label(self) -> str:
+        """A short text for tables, without the algorithm's name."""
+        parts = [f"{key} {value}" for key, value in {**self.algorithm, **self.adapter}.items() if key != "name"]
+        return ", ".join(parts) or "no settings"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to train, and the settings it may be given."""
+
+    name: str
+    title: str
+    grid: tuple[Setting, ...]
+    baseline: bool = True
+
+
+BOTTLENECK = 16
+SHARED_CLASSES = 26
+
+
+def _fedmcp(mu: float, **adapter) -> Setting:
+    return Setting({"name": "fedmcp", "mu": mu}, adapter)
+
+
+ARMS: tuple[Arm, ...] = (
+    Arm("local", "Local, bottleneck doubled", (Setting({"name": "local"}, {"bottleneck": 2 * BOTTLENECK}),)),
+    Arm(
+        "fedavg-shared",
+        "FedAvg, shared head",
+        (Setting({"name": "fedavg"}, head={"sharing": "shared", "classes": SHARED_CLASSES}),),
+    ),
+    Arm("fedavg", "FedAvg, private heads", (Setting({"name": "fedavg"}),)),
+    Arm("fedprox", "FedProx", tuple(Setting({"name": "fedprox", "mu": mu}) for mu in (0.01, 0.1))),
+    Arm("moon", "MOON", tuple(Setting({"name": "moon", "mu": mu}) for mu in (0.1, 1.0))),
+    Arm("ditto", "Ditto", tuple(Setting({"name": "ditto", "lambda": value}) for value in (0.1, 1.0))),
+    Arm(
+        "fedmcp-mu0",
+        "FedMCP, mu = 0",
+        (_fedmcp(0.0), _fedmcp(0.0, private_start="near-global")),
+        baseline=False,
+    ),
+    Arm(
+        "fedmcp",
+        "FedMCP",
+        (
+            _fedmcp(1.0),
+            _fedmcp(0.1),
+            _fedmcp(1.0, private_start="near-global"),
+            _fedmcp(1.0, combine="mean"),
+            _fedmcp(1.0, private_start="near-global", combine="mean"),
+        ),
+        baseline=False,
+    ),
+)
