@@ -1,0 +1,89 @@
+//! Every metric that Concord exports: name, kind, description and label, in one place.
+//!
+//! To add one, add an entry to the list below and use the constant with the `metrics` macros.
+
+/// What a metric's values mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows while the process lives; its name ends in `_total`.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// A distribution.
+    Histogram,
+}
+
+/// A metric's declaration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Metric {
+    /// Name as Prometheus sees it.
+    pub name: &'static str,
+    /// What its values mean.
+    pub kind: Kind,
+    /// One line for people, with the unit.
+    pub help: &'static str,
+    /// The label's key and all its values where they are known; a counter or gauge then begins at zero for each of them. An
+    /// empty list of values means that they are known only at run time.
+    pub label: Option<(&'static str, &'static [&'static str])>,
+}
+
+macro_rules! declare {
+    ($($constant:ident = $kind:ident $name:literal $help:literal $([$key:literal: $($value:literal),*])?;)*) => {
+        $(#[doc = $help] pub const $constant: &str = $name;)*
+
+        /// Every metric, in the order of the documentation.
+        pub const ALL: &[Metric] = &[$(Metric {
+            name: $name,
+            kind: Kind::$kind,
+            help: $help,
+            label: declare!(@label $([$key: $($value),*])?),
+        },)*];
+    };
+    (@label [$key:literal: $($value:literal),*]) => { Some(($key, &[$($value),*])) };
+    (@label) => { None };
+}
+
+declare! {
+    TLS_CONNECTIONS = Counter "concord_tls_connections_total"
+        "Connections whose TLS handshake succeeded.";
+    TLS_CONNECTIONS_OPEN = Gauge "concord_tls_connections_open"
+        "Authenticated connections that are open now.";
+    TLS_HANDSHAKES_REFUSED = Counter "concord_tls_handshakes_refused_total"
+        "Connections that were refused before any call, by reason."
+        ["reason": "no_certificate", "unknown_ca", "expired", "wrong_federation", "bad_identity", "timeout",
+         "refused_by_client", "limit", "protocol"];
+    TLS_CERTIFICATE_EXPIRY = Gauge "concord_tls_certificate_expiry_seconds"
+        "When this process's own certificate ends, in seconds since 1970.";
+    PROCESS_RSS = Gauge "concord_process_resident_memory_bytes"
+        "Memory that the process has resident now, in bytes.";
+    PROCESS_PEAK_RSS = Gauge "concord_process_peak_resident_memory_bytes"
+        "Most memory that the process has had resident, in bytes.";
+}
+
+/// Describes every metric to the installed recorder, and sets counters and gauges with known labels to zero so that a
+/// dashboard sees them before the first event.
+pub fn describe_all() {
+    for metric in ALL {
+        match metric.kind {
+            Kind::Counter => metrics::describe_counter!(metric.name, metric.help),
+            Kind::Gauge => metrics::describe_gauge!(metric.name, metric.help),
+            Kind::Histogram => metrics::describe_histogram!(metric.name, metric.help),
+        }
+        match metric.label {
+            None => zero(metric, vec![]),
+            Some((key, values)) => {
+                for value in values {
+                    zero(metric, vec![metrics::Label::new(key, *value)]);
+                }
+            }
+        }
+    }
+}
+
+fn zero(metric: &Metric, labels: Vec<metrics::Label>) {
+    match metric.kind {
+        Kind::Counter => metrics::counter!(metric.name, labels).increment(0),
+        Kind::Gauge => metrics::gauge!(metric.name, labels).set(0.0),
+        Kind::Histogram => {}
+    }
+}

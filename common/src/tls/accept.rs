@@ -1,0 +1,374 @@
+//! The server's door: TCP connections in, authenticated streams out.
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures::Stream;
+use rustls::{CertificateError, Error, ServerConfig};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    task::JoinSet,
+    time::timeout,
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tonic::transport::server::Connected;
+
+use super::{
+    ALPN, PeerIdentity,
+    explain::{explain, rustls_error},
+};
+use crate::telemetry::names;
+
+/// How much a refused peer may still send before it is cut off. Closing with bytes unread would reset the connection and
+/// could take the alert, the peer's only explanation, with it.
+const LINGER_BYTES: u64 = 64 * 1024;
+const LINGER_TIME: Duration = Duration::from_secs(1);
+
+/// Wait after the system refused to accept (no file descriptors left), so as not to spin.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// Bounds of an [`Acceptor`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AcceptorLimits {
+    /// Connections at once, handshakes included. One more is closed at once and counted as refused.
+    pub max_connections: usize,
+    /// Handshakes at once. More wait in the listener's queue.
+    pub max_handshakes: usize,
+    /// A handshake that takes longer is cut off.
+    pub handshake_timeout: Duration,
+}
+
+impl Default for AcceptorLimits {
+    fn default() -> Self {
+        Self {
+            max_connections: 1024,
+            max_handshakes: 64,
+            handshake_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Why a connection did not come to be; the label `reason` of the counter of refused handshakes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HandshakeRefusal {
+    /// The client presented no certificate.
+    NoCertificate,
+    /// The client's certificate is another CA's.
+    UnknownCa,
+    /// The client's certificate has expired or is not valid yet.
+    Expired,
+    /// The client's certificate is of another federation.
+    WrongFederation,
+    /// The client's certificate has no proper SPIFFE id, or is not for clients.
+    BadIdentity,
+    /// The handshake took too long.
+    Timeout,
+    /// The client refused the server's certificate.
+    RefusedByClient,
+    /// There are as many connections as are allowed.
+    Limit,
+    /// Anything else: no TLS, no TLS 1.3, no HTTP/2, or the connection broke.
+    Protocol,
+}
+
+impl HandshakeRefusal {
+    /// The label's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NoCertificate => "no_certificate",
+            Self::UnknownCa => "unknown_ca",
+            Self::Expired => "expired",
+            Self::WrongFederation => "wrong_federation",
+            Self::BadIdentity => "bad_identity",
+            Self::Timeout => "timeout",
+            Self::RefusedByClient => "refused_by_client",
+            Self::Limit => "limit",
+            Self::Protocol => "protocol",
+        }
+    }
+
+    fn of(error: &Error) -> Self {
+        match error {
+            Error::NoCertificatesPresented => Self::NoCertificate,
+            Error::InvalidCertificate(problem) => match problem {
+                CertificateError::UnknownIssuer => Self::UnknownCa,
+                CertificateError::Expired
+                | CertificateError::ExpiredContext { .. }
+                | CertificateError::NotValidYet
+                | CertificateError::NotValidYetContext { .. } => Self::Expired,
+                CertificateError::ApplicationVerificationFailure => Self::WrongFederation,
+                _ => Self::BadIdentity,
+            },
+            Error::AlertReceived(_) => Self::RefusedByClient,
+            _ => Self::Protocol,
+        }
+    }
+}
+
+/// What a handler can know of its caller; in the request's extensions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnectionInfo {
+    /// The other end's address.
+    pub remote: SocketAddr,
+    /// Who the caller's certificate speaks for.
+    pub peer: PeerIdentity,
+}
+
+/// An accepted, authenticated stream.
+#[derive(Debug)]
+pub struct TlsConnection {
+    stream: TlsStream<TcpStream>,
+    info: ConnectionInfo,
+    _open: OpenConnection,
+}
+
+/// Counts a connection as long as it lives, and holds its place among the allowed ones.
+#[derive(Debug)]
+struct OpenConnection {
+    _permit: OwnedSemaphorePermit,
+}
+
+impl OpenConnection {
+    fn new(permit: OwnedSemaphorePermit) -> Self {
+        metrics::gauge!(names::TLS_CONNECTIONS_OPEN).increment(1.0);
+        Self { _permit: permit }
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        metrics::gauge!(names::TLS_CONNECTIONS_OPEN).decrement(1.0);
+    }
+}
+
+impl TlsConnection {
+    /// Where the connection comes from and who is at its other end.
+    pub fn info(&self) -> &ConnectionInfo {
+        &self.info
+    }
+}
+
+impl Connected for TlsConnection {
+    type ConnectInfo = ConnectionInfo;
+
+    fn connect_info(&self) -> ConnectionInfo {
+        self.info.clone()
+    }
+}
+
+impl AsyncRead for TlsConnection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for TlsConnection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, buffer)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, buffers)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+/// Accepts TCP connections and carries out their handshakes, several at once, each with a deadline. Handshakes that run when
+/// the stream is dropped are aborted with it.
+#[derive(Debug)]
+pub struct Acceptor {
+    listener: TcpListener,
+    tls: watch::Receiver<Arc<ServerConfig>>,
+    handshake_timeout: Duration,
+    connections: Arc<Semaphore>,
+    handshakes: Arc<Semaphore>,
+    running: JoinSet<Option<TlsConnection>>,
+}
+
+impl Acceptor {
+    /// Takes over a bound listener. The newest configuration in `tls` is used at each accept.
+    pub fn new(
+        listener: TcpListener,
+        tls: watch::Receiver<Arc<ServerConfig>>,
+        limits: AcceptorLimits,
+    ) -> Self {
+        Self {
+            listener,
+            tls,
+            handshake_timeout: limits.handshake_timeout,
+            connections: Arc::new(Semaphore::new(limits.max_connections)),
+            handshakes: Arc::new(Semaphore::new(limits.max_handshakes)),
+            running: JoinSet::new(),
+        }
+    }
+
+    /// The address that is listened on.
+    ///
+    /// # Errors
+    /// If the system does not tell.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// The accepted connections, in the order in which their handshakes end; for
+    /// [`serve_with_incoming_shutdown`](tonic::transport::server::Router::serve_with_incoming_shutdown). Never ends and
+    /// never yields an error: what goes wrong with one peer is logged and counted, and the others go on.
+    pub fn into_stream(self) -> impl Stream<Item = io::Result<TlsConnection>> + Send {
+        futures::stream::unfold(self, |mut acceptor| async move {
+            let connection = acceptor.next().await;
+            Some((Ok(connection), acceptor))
+        })
+    }
+
+    async fn next(&mut self) -> TlsConnection {
+        loop {
+            let handshakes = Arc::clone(&self.handshakes);
+            let accepted = async {
+                let permit = handshakes
+                    .acquire_owned()
+                    .await
+                    .expect("the semaphore is never closed");
+                (self.listener.accept().await, permit)
+            };
+            tokio::select! {
+                Some(done) = self.running.join_next() => match done {
+                    Ok(Some(connection)) => return connection,
+                    Ok(None) => {}
+                    Err(error) => tracing::error!(%error, "a tls handshake broke off"),
+                },
+                (accepted, permit) = accepted => match accepted {
+                    Ok((socket, remote)) => self.begin(socket, remote, permit),
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot accept a connection");
+                        tokio::time::sleep(ACCEPT_RETRY).await;
+                    }
+                },
+            }
+        }
+    }
+
+    fn begin(&mut self, socket: TcpStream, remote: SocketAddr, slot: OwnedSemaphorePermit) {
+        let Ok(place) = Arc::clone(&self.connections).try_acquire_owned() else {
+            refuse(
+                remote,
+                HandshakeRefusal::Limit,
+                "there are as many connections as are allowed",
+            );
+            return;
+        };
+        let config = Arc::clone(&self.tls.borrow());
+        let deadline = self.handshake_timeout;
+        self.running.spawn(async move {
+            let _slot = slot;
+            let shaken = timeout(deadline, handshake(socket, remote, config)).await;
+            let (stream, peer) = match shaken {
+                Ok(Ok(done)) => done,
+                Ok(Err((reason, detail))) => {
+                    refuse(remote, reason, &detail);
+                    return None;
+                }
+                Err(_) => {
+                    refuse(
+                        remote,
+                        HandshakeRefusal::Timeout,
+                        "the handshake took too long",
+                    );
+                    return None;
+                }
+            };
+            metrics::counter!(names::TLS_CONNECTIONS).increment(1);
+            tracing::debug!(%remote, peer = %peer.id, "connection accepted");
+            Some(TlsConnection {
+                stream,
+                info: ConnectionInfo { remote, peer },
+                _open: OpenConnection::new(place),
+            })
+        });
+    }
+}
+
+fn refuse(remote: SocketAddr, reason: HandshakeRefusal, detail: &str) {
+    metrics::counter!(names::TLS_HANDSHAKES_REFUSED, "reason" => reason.as_str()).increment(1);
+    tracing::warn!(%remote, reason = reason.as_str(), detail, "connection refused");
+}
+
+async fn handshake(
+    socket: TcpStream,
+    remote: SocketAddr,
+    config: Arc<ServerConfig>,
+) -> Result<(TlsStream<TcpStream>, PeerIdentity), (HandshakeRefusal, String)> {
+    if let Err(error) = socket.set_nodelay(true) {
+        tracing::debug!(%remote, %error, "cannot set tcp_nodelay");
+    }
+    let stream = match TlsAcceptor::from(config)
+        .accept(socket)
+        .into_fallible()
+        .await
+    {
+        Ok(stream) => stream,
+        Err((error, socket)) => {
+            linger(socket).await;
+            return Err(match rustls_error(&error) {
+                Some(error) => (HandshakeRefusal::of(error), explain(error)),
+                None => (HandshakeRefusal::Protocol, error.to_string()),
+            });
+        }
+    };
+    let (_, session) = stream.get_ref();
+    if session.alpn_protocol() != Some(ALPN) {
+        return Err((
+            HandshakeRefusal::Protocol,
+            "the client did not ask for HTTP/2".to_owned(),
+        ));
+    }
+    let leaf = session.peer_certificates().and_then(<[_]>::first);
+    let identity = match leaf {
+        Some(leaf) => PeerIdentity::from_der(leaf).map_err(|error| error.to_string()),
+        None => Err("the client presented no certificate".to_owned()),
+    };
+    match identity {
+        Ok(identity) => Ok((stream, identity)),
+        Err(detail) => Err((HandshakeRefusal::BadIdentity, detail)),
+    }
+}
+
+/// Lets the alert reach a refused peer: no more to send, and what it still sends is read away, within bounds.
+async fn linger(mut socket: TcpStream) {
+    let drain = async {
+        socket.shutdown().await?;
+        tokio::io::copy(&mut socket.take(LINGER_BYTES), &mut tokio::io::sink()).await
+    };
+    // Nothing hangs on the outcome: the peer is refused already.
+    let _ = timeout(LINGER_TIME, drain).await;
+}
