@@ -1,0 +1,258 @@
+//! The frozen language model: an encoder of the BERT line, run layer by layer so that adapters can be hooked in.
+//!
+//! Weights carry no gradient and dropout is off, so every value below the first adapter depends on the tokens alone. That part
+//! ([`Backbone::run_prefix`]) can be computed once per example and kept.
+//!
+//! Shapes in this module: `n` rows in a batch, `t` tokens in its longest row, `d` hidden units.
+
+mod config;
+mod family;
+mod files;
+mod layer;
+
+use std::{ops::Range, path::Path};
+
+use concord_common::digest::Digest;
+use tch::{Kind, Tensor};
+
+pub use self::{
+    config::{BackboneConfig, Family},
+    files::BackboneFiles,
+};
+use self::{
+    family::Embeddings,
+    layer::{AttentionMask, Layer},
+};
+use crate::{error::LearningError, weights::WeightsFile};
+
+/// Rows of tokens, padded to the longest of them.
+#[derive(Debug)]
+pub struct Batch {
+    /// Token ids, `[n, t]`, i64.
+    pub input_ids: Tensor,
+    /// Token types (segments), `[n, t]`, i64; read by BERT only.
+    pub token_types: Tensor,
+    /// 1 at a token, 0 at padding, `[n, t]`, i64.
+    pub mask: Tensor,
+}
+
+/// What happens inside a layer between its feed-forward network and the residual connection.
+pub trait LayerHook {
+    /// Called after the feed-forward network of `layer` (the output of its second dense layer), before the residual and its LayerNorm:
+    /// the Pfeiffer position. `h` and the result are `[n, t, d]`.
+    ///
+    /// `h` may share memory with a cached prefix, so it must not be written to in place.
+    ///
+    /// # Errors
+    /// Whatever the hook finds wrong; it ends the forward pass.
+    fn after_ffn(&mut self, layer: usize, h: Tensor) -> Result<Tensor, LearningError>;
+}
+
+/// The plain backbone.
+#[derive(Debug, Clone, Copy)]
+pub struct NoHook;
+
+impl LayerHook for NoHook {
+    fn after_ffn(&mut self, _layer: usize, h: Tensor) -> Result<Tensor, LearningError> {
+        Ok(h)
+    }
+}
+
+/// Everything that the layers below the first adapter, and that adapter's own layer up to the adapter, have to say about a batch.
+#[derive(Debug)]
+pub struct Prefix {
+    /// The layer of the first adapter.
+    pub layer: usize,
+    /// What that layer's hook is given, `[n, t, d]`.
+    pub ffn_out: Tensor,
+    /// What is added to the hook's result before the LayerNorm, `[n, t, d]`.
+    pub residual: Tensor,
+}
+
+/// A frozen encoder. Its tensors live on the CPU in f32 or f64.
+#[derive(Debug)]
+pub struct Backbone {
+    config: BackboneConfig,
+    digest: Digest,
+    embeddings: Embeddings,
+    layers: Vec<Layer>,
+}
+
+impl Backbone {
+    /// Loads a Hugging Face folder: `config.json` and `model.safetensors`, at the top or where the sentence-transformers layout has them
+    /// (see [`BackboneFiles::find`]). `kind` is the kind to compute in, `Float` or `Double`; weights stored in another are cast.
+    ///
+    /// # Errors
+    /// [`LearningError::Io`] for a file that cannot be read, [`LearningError::Config`] for a `config.json` that describes none of the
+    /// known families, [`LearningError::Weights`] that names every tensor that is missing, unexpected or of a wrong shape.
+    pub fn load(folder: &Path, kind: Kind) -> Result<Self, LearningError> {
+        if !matches!(kind, Kind::Float | Kind::Double) {
+            return Err(LearningError::Config(format!(
+                "a backbone computes in Float or Double, not in {kind:?}"
+            )));
+        }
+        let files = BackboneFiles::find(folder)?;
+        let config = BackboneConfig::read(&files.config)?;
+        let weights = WeightsFile::open(&files.weights)?;
+        let _frozen = tch::no_grad_guard();
+        let mut tensors = weights.load_strict(
+            family::naming(config.family),
+            &family::expected(&config),
+            kind,
+        )?;
+        let embeddings = Embeddings::take(&config, &mut tensors)?;
+        let layers = (0..config.layers)
+            .map(|index| Layer::take(&config, index, &mut tensors))
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            digest: *weights.digest(),
+            config,
+            embeddings,
+            layers,
+        })
+    }
+
+    /// Sizes and family.
+    pub fn config(&self) -> &BackboneConfig {
+        &self.config
+    }
+
+    /// BLAKE3 of the weights file: what a vault or a job binds itself to.
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// The kind it computes in.
+    pub fn kind(&self) -> Kind {
+        self.embeddings.kind()
+    }
+
+    /// The hidden state that enters layer 0, `[n, t, d]`.
+    ///
+    /// # Errors
+    /// [`LearningError::Data`] if a row is longer than the model's positions or the tensors' shapes differ, [`LearningError::Torch`] for an
+    /// id outside the vocabulary.
+    pub fn embed(&self, batch: &Batch) -> Result<Tensor, LearningError> {
+        let shape = batch.input_ids.size();
+        if shape.len() != 2 || batch.mask.size() != shape || batch.token_types.size() != shape {
+            return Err(LearningError::Data(format!(
+                "a batch holds ids, types and mask of one shape [n, t]; these are {shape:?}, {:?} and {:?}",
+                batch.token_types.size(),
+                batch.mask.size()
+            )));
+        }
+        if shape[1] as usize > self.config.max_positions {
+            return Err(LearningError::Data(format!(
+                "a row has {} tokens, but the backbone has positions for {}; lower max_length",
+                shape[1], self.config.max_positions
+            )));
+        }
+        self.embeddings.run(batch)
+    }
+
+    /// Runs the hidden state `[n, t, d]` that enters `layers.start` through those layers; `mask` is the batch's, `[n, t]`.
+    ///
+    /// Gradients flow through `hidden` and through whatever the hook adds; the weights themselves have none.
+    ///
+    /// # Errors
+    /// [`LearningError::Config`] if there are no such layers, [`LearningError::Data`] if a row of the mask is empty, and the hook's.
+    pub fn run_layers(
+        &self,
+        hidden: Tensor,
+        mask: &Tensor,
+        layers: Range<usize>,
+        hook: &mut dyn LayerHook,
+    ) -> Result<Tensor, LearningError> {
+        if layers.end > self.layers.len() {
+            return Err(self.no_such_layer(layers.end - 1));
+        }
+        let mask = AttentionMask::new(mask, self.kind())?;
+        self.run_masked(hidden, &mask, layers, hook)
+    }
+
+    /// The whole encoder: [`Backbone::embed`] and all layers.
+    ///
+    /// # Errors
+    /// Theirs.
+    pub fn forward(
+        &self,
+        batch: &Batch,
+        hook: &mut dyn LayerHook,
+    ) -> Result<Tensor, LearningError> {
+        let hidden = self.embed(batch)?;
+        self.run_layers(hidden, &batch.mask, 0..self.layers.len(), hook)
+    }
+
+    /// Computes all that lies below the first adapter, without gradients. Continue with [`Backbone::run_from_prefix`].
+    ///
+    /// # Errors
+    /// [`LearningError::Config`] if there is no layer `first_adapter_layer`, and those of [`Backbone::embed`].
+    pub fn run_prefix(
+        &self,
+        batch: &Batch,
+        first_adapter_layer: usize,
+    ) -> Result<Prefix, LearningError> {
+        let layer = self
+            .layers
+            .get(first_adapter_layer)
+            .ok_or_else(|| self.no_such_layer(first_adapter_layer))?;
+        let _frozen = tch::no_grad_guard();
+        let hidden = self.embed(batch)?;
+        let mask = AttentionMask::new(&batch.mask, self.kind())?;
+        let hidden = self.run_masked(hidden, &mask, 0..first_adapter_layer, &mut NoHook)?;
+        let residual = layer.attend(&hidden, &mask)?;
+        Ok(Prefix {
+            layer: first_adapter_layer,
+            ffn_out: layer.feed_forward(&residual)?,
+            residual,
+        })
+    }
+
+    /// The encoder's output `[n, t, d]` from a prefix of the same batch. The operations are those of [`Backbone::forward`], so the result is
+    /// the same to the bit.
+    ///
+    /// # Errors
+    /// Those of [`Backbone::run_layers`].
+    pub fn run_from_prefix(
+        &self,
+        prefix: &Prefix,
+        mask: &Tensor,
+        hook: &mut dyn LayerHook,
+    ) -> Result<Tensor, LearningError> {
+        let layer = self
+            .layers
+            .get(prefix.layer)
+            .ok_or_else(|| self.no_such_layer(prefix.layer))?;
+        let mask = AttentionMask::new(mask, self.kind())?;
+        let adapted = hook.after_ffn(prefix.layer, prefix.ffn_out.shallow_clone())?;
+        let hidden = layer.close(&adapted, &prefix.residual)?;
+        self.run_masked(hidden, &mask, prefix.layer + 1..self.layers.len(), hook)
+    }
+
+    fn run_masked(
+        &self,
+        mut hidden: Tensor,
+        mask: &AttentionMask,
+        layers: Range<usize>,
+        hook: &mut dyn LayerHook,
+    ) -> Result<Tensor, LearningError> {
+        for index in layers {
+            let layer = &self.layers[index];
+            let residual = layer.attend(&hidden, mask)?;
+            let ffn_out = layer.feed_forward(&residual)?;
+            let adapted = hook.after_ffn(index, ffn_out)?;
+            hidden = layer.close(&adapted, &residual)?;
+        }
+        Ok(hidden)
+    }
+
+    fn no_such_layer(&self, layer: usize) -> LearningError {
+        LearningError::Config(format!(
+            "there is no layer {layer}: this backbone has {}, counted from 0",
+            self.layers.len()
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests;

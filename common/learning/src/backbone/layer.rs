@@ -1,0 +1,175 @@
+//! One encoder layer, in three steps with the hook between the last two.
+
+use std::collections::HashMap;
+
+use tch::{Kind, Tensor};
+
+use super::{
+    BackboneConfig,
+    family::{LayerNames, take},
+};
+use crate::error::LearningError;
+
+/// A LayerNorm over the last dimension.
+#[derive(Debug)]
+pub(super) struct Norm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+}
+
+impl Norm {
+    pub(super) fn take(tensors: &mut HashMap<String, Tensor>, part: &str, eps: f64) -> Self {
+        let (weight, bias) = take_pair(tensors, part);
+        Self { weight, bias, eps }
+    }
+
+    pub(super) fn run(&self, x: &Tensor) -> Result<Tensor, LearningError> {
+        Ok(x.f_layer_norm(
+            self.weight.size(),
+            Some(&self.weight),
+            Some(&self.bias),
+            self.eps,
+            false,
+        )?)
+    }
+}
+
+/// A dense layer: `x W' + b`.
+#[derive(Debug)]
+struct Dense {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Dense {
+    fn take(tensors: &mut HashMap<String, Tensor>, part: &str) -> Self {
+        let (weight, bias) = take_pair(tensors, part);
+        Self { weight, bias }
+    }
+
+    fn run(&self, x: &Tensor) -> Result<Tensor, LearningError> {
+        Ok(x.f_linear(&self.weight, Some(&self.bias))?)
+    }
+}
+
+fn take_pair(tensors: &mut HashMap<String, Tensor>, part: &str) -> (Tensor, Tensor) {
+    (
+        take(tensors, &format!("{part}.weight")),
+        take(tensors, &format!("{part}.bias")),
+    )
+}
+
+/// What attention may look at.
+pub(super) struct AttentionMask {
+    /// 0 at a token, minus infinity at padding, `[n, 1, 1, t]`; `None` when no row is padded.
+    additive: Option<Tensor>,
+}
+
+impl AttentionMask {
+    /// From the batch's `[n, t]` mask of ones and zeros.
+    pub(super) fn new(mask: &Tensor, kind: Kind) -> Result<Self, LearningError> {
+        let (_, t) = mask.size2()?;
+        let shortest = mask
+            .f_sum_dim_intlist(1, false, Kind::Int64)?
+            .f_min()?
+            .f_int64_value(&[])?;
+        if shortest == 0 {
+            return Err(LearningError::Data(
+                "a row of the batch is all padding; give it at least one token".to_owned(),
+            ));
+        }
+        if shortest == t {
+            return Ok(Self { additive: None });
+        }
+        let additive = mask
+            .f_zeros_like()?
+            .f_to_kind(kind)?
+            .f_masked_fill(&mask.f_eq(0)?, f64::NEG_INFINITY)?
+            .f_unsqueeze(1)?
+            .f_unsqueeze(1)?;
+        Ok(Self {
+            additive: Some(additive),
+        })
+    }
+}
+
+/// The weights of one layer.
+#[derive(Debug)]
+pub(super) struct Layer {
+    heads: i64,
+    /// Query, key and value stacked, so that one product serves all three: `[3d, d]`.
+    qkv: Dense,
+    attention_out: Dense,
+    attention_norm: Norm,
+    up: Dense,
+    down: Dense,
+    norm: Norm,
+}
+
+impl Layer {
+    pub(super) fn take(
+        config: &BackboneConfig,
+        index: usize,
+        tensors: &mut HashMap<String, Tensor>,
+    ) -> Result<Self, LearningError> {
+        let names = LayerNames::new(config.family, index);
+        let parts = [&names.query, &names.key, &names.value].map(|part| Dense::take(tensors, part));
+        let qkv = Dense {
+            weight: Tensor::f_cat(&parts.each_ref().map(|part| &part.weight), 0)?,
+            bias: Tensor::f_cat(&parts.each_ref().map(|part| &part.bias), 0)?,
+        };
+        let eps = config.layer_norm_eps;
+        Ok(Self {
+            heads: config.heads as i64,
+            qkv,
+            attention_out: Dense::take(tensors, &names.attention_out),
+            attention_norm: Norm::take(tensors, &names.attention_norm, eps),
+            up: Dense::take(tensors, &names.up),
+            down: Dense::take(tensors, &names.down),
+            norm: Norm::take(tensors, &names.norm, eps),
+        })
+    }
+
+    /// Self-attention with its residual and LayerNorm: what the feed-forward network reads, and what is added to its output.
+    pub(super) fn attend(
+        &self,
+        hidden: &Tensor,
+        mask: &AttentionMask,
+    ) -> Result<Tensor, LearningError> {
+        let (n, t, d) = hidden.size3()?;
+        // [n, t, 3d] -> three of [n, heads, t, d / heads]
+        let qkv = self
+            .qkv
+            .run(hidden)?
+            .f_view([n, t, 3, self.heads, d / self.heads])?
+            .f_permute([2, 0, 3, 1, 4])?;
+        let context = Tensor::f_scaled_dot_product_attention(
+            &qkv.f_select(0, 0)?,
+            &qkv.f_select(0, 1)?,
+            &qkv.f_select(0, 2)?,
+            mask.additive.as_ref(),
+            0.0,
+            false,
+            None,
+            false,
+        )?;
+        let context = context.f_transpose(1, 2)?.f_reshape([n, t, d])?;
+        let output = self.attention_out.run(&context)?;
+        self.attention_norm.run(&output.f_add(hidden)?)
+    }
+
+    /// The feed-forward network up to its second dense layer, where the hook comes in.
+    pub(super) fn feed_forward(&self, attended: &Tensor) -> Result<Tensor, LearningError> {
+        self.down.run(&self.up.run(attended)?.f_gelu("none")?)
+    }
+
+    /// Residual and LayerNorm after the hook.
+    pub(super) fn close(
+        &self,
+        adapted: &Tensor,
+        residual: &Tensor,
+    ) -> Result<Tensor, LearningError> {
+        self.norm.run(&adapted.f_add(residual)?)
+    }
+}
