@@ -18,10 +18,19 @@ The JSON, all sizes in bytes and all times in seconds:
         "name": "hospital-1", "task": "spam", "title": "E-mail: spam or ham",
         "metric": "accuracy",               accuracy | macro_f1 | mcc | spearman
         "train_rows": 1000, "test_rows": 1000,
-        "majority": 0.744,                  the same metric for always the most common class; null for regression
+
+        on the test rows:
+        "majority": 0.744,                  accuracy of always the most common class; null for regression and other metrics
         "local": 0.951,                     Local: trained alone, as many parameters; null if it was not run
-        "rounds": [0.93, 0.95, …],          the FedMCP model after round 1, 2, …; null where a round was missed
-        "bytes_up": 1522560, "bytes_down": 1522560, "seconds": 140.2
+        "final": 0.966,                     the federation's model after the last round
+
+        on the validation rows:
+        "rounds": [0.93, 0.95, …],          the federation's model after round 1, 2, …; null where a round was missed
+        "local_rounds": [0.91, …],          Local after as many epochs; may be left out
+        "majority_validation": 0.751,       may be left out
+
+        "bytes_up": 1522560, "bytes_down": 1522560, "seconds": 140.2,
+        "peak_rss_bytes": 412000000         of the silo's daemon; may be left out
       }, …],
       "server": {"peak_rss_bytes": 31457280, "libtorch_mapped": false}
     }
@@ -42,7 +51,16 @@ from svg import DotRow, Mark, Reference, Series
 SCHEMA = 1
 METRICS = {"accuracy": "accuracy", "macro_f1": "macro-F1", "mcc": "MCC", "spearman": "Spearman"}
 JOB_KEYS = {"id": str, "name": str, "algorithm": str, "backbone": str, "rounds": int, "seconds": (int, float)}
-SILO_KEYS = {"name": str, "task": str, "title": str, "metric": str, "rounds": list, "bytes_up": int, "bytes_down": int}
+SILO_KEYS = {
+    "name": str,
+    "task": str,
+    "title": str,
+    "metric": str,
+    "final": (int, float),
+    "rounds": list,
+    "bytes_up": int,
+    "bytes_down": int,
+}
 
 
 class ReportError(Exception):
@@ -61,7 +79,7 @@ def check(report: Any) -> dict[str, Any]:
         _keys(silo, SILO_KEYS, f"silos[{index}]")
         if silo["metric"] not in METRICS:
             raise ReportError(f"silos[{index}].metric: {silo['metric']!r} is none of {', '.join(METRICS)}")
-        if last_of(silo) is None:
+        if all(value is None for value in silo["rounds"]):
             raise ReportError(f"silos[{index}].rounds: no round has a value")
     _keys(report.get("server"), {"peak_rss_bytes": int}, "server")
     return report
@@ -75,11 +93,6 @@ def _keys(part: Any, keys: dict[str, Any], where: str) -> None:
             raise ReportError(f"{where}.{key}: missing or of the wrong kind: {part.get(key)!r}")
 
 
-def last_of(silo: dict[str, Any]) -> Optional[float]:
-    """The silo's metric after the last round it took part in."""
-    return next((value for value in reversed(silo["rounds"]) if value is not None), None)
-
-
 def metric_text(silo: dict[str, Any], value: Optional[float]) -> str:
     """A metric for people: shares in per cent, correlations as they are; a dash for nothing."""
     if value is None:
@@ -88,9 +101,9 @@ def metric_text(silo: dict[str, Any], value: Optional[float]) -> str:
 
 
 def gain_of(silo: dict[str, Any]) -> Optional[float]:
-    """Points (hundredths) that the last round's model is better than Local."""
-    last, local = last_of(silo), silo.get("local")
-    return None if last is None or local is None else (last - local) * 100
+    """Points (hundredths) that the federation's model is better than Local on the test rows."""
+    local = silo.get("local")
+    return None if local is None else (silo["final"] - local) * 100
 
 
 def signed(points: Optional[float]) -> str:
@@ -192,7 +205,7 @@ def _overview(silos: list[dict[str, Any]], name: str) -> str:
             marks.append(Mark(silo["majority"], colour="plain", hollow=True))
         if silo.get("local") is not None:
             marks.append(Mark(silo["local"], colour="c1"))
-        marks.append(Mark(last_of(silo), colour="c0"))
+        marks.append(Mark(silo["final"], colour="c0"))
         gain = gain_of(silo)
         rows.append(DotRow(silo["title"], marks, signed(gain) if gain is not None else "", spanned=True))
     legend = [("Majority class", Mark(0, colour="plain", hollow=True)), ("Local", Mark(0, colour="c1")), (name, Mark(0))]
@@ -206,12 +219,14 @@ def _multiples(silos: list[dict[str, Any]], name: str) -> str:
     cards = []
     for silo in silos:
         references = []
-        if silo.get("majority") is not None:
-            references.append(Reference("Majority", silo["majority"], "plain", "dotted"))
-        if silo.get("local") is not None:
-            references.append(Reference("Local", silo["local"], "c1", "dashed"))
+        if silo.get("majority_validation") is not None:
+            references.append(Reference("Majority", silo["majority_validation"], "plain", "dotted"))
+        series = [Series(name, list(range(1, len(silo["rounds"]) + 1)), silo["rounds"])]
+        if any(value is not None for value in silo.get("local_rounds", [])):
+            local = silo["local_rounds"]
+            series.insert(0, Series("Local", list(range(1, len(local) + 1)), local, colour="c1"))
         plot = svg.line_plot(
-            [Series(name, list(range(1, len(silo["rounds"]) + 1)), silo["rounds"])],
+            series,
             title=silo["title"],
             subtitle=f"{silo['name']} · {METRICS[silo['metric']]}",
             references=references,
@@ -240,7 +255,7 @@ def _table(silos: list[dict[str, Any]], name: str) -> str:
             _cell(rows),
             _cell(metric_text(silo, silo.get("majority"))),
             _cell(metric_text(silo, silo.get("local"))),
-            _cell(metric_text(silo, last_of(silo)), "main"),
+            _cell(metric_text(silo, silo["final"]), "main"),
             _cell(signed(gain), trend),
             _cell(bytes_text(silo["bytes_up"])),
             _cell(bytes_text(silo["bytes_down"])),
@@ -265,6 +280,9 @@ def _facts(report: dict[str, Any]) -> str:
     if "seed" in job:
         facts.append(("seed", str(job["seed"])))
     facts += [(str(key), str(value)) for key, value in job.get("facts", [])]
+    memory = [silo["peak_rss_bytes"] for silo in report["silos"] if silo.get("peak_rss_bytes")]
+    if memory:
+        facts.append(("largest silo daemon", f"{bytes_text(max(memory))} at its peak"))
     if "libtorch_mapped" in server:
         facts.append(("libtorch in the server", "mapped" if server["libtorch_mapped"] else "not mapped"))
     if "started" in job:
@@ -305,21 +323,23 @@ TLS, was one small adapter; data, private adapters and heads stayed at home.</p>
 {_tiles(checked, name)}
 
 <h2>With and without the federation</h2>
-<p class="note">Test metric of each silo after the last round; the figure on the right is the gain over Local, in points.</p>
+<p class="note">On the test rows, after the last round; the figure on the right is the gain over Local, in points.</p>
 {_overview(silos, name)}
 
 <h2>Round by round</h2>
-<p class="note">Every panel has a scale of its own, so compare shapes across panels, not heights.</p>
+<p class="note">On the validation rows, after each aggregation. Every panel has a scale of its own.</p>
 {_multiples(silos, name)}
 
 <h2>The figures</h2>
-<p class="note">Accuracy and macro-F1 in per cent. Sent and received: what the silo's daemon put on and took off the wire.</p>
+<p class="note">On the test rows; accuracy and macro-F1 in per cent. Sent and received: what the silo's daemon put on and took off the wire.</p>
 {_table(silos, name)}
 
 <h2>How to read this</h2>
 <p><b>Majority</b> answers with the most common class of the test rows: what a model that learned nothing reaches.
 <b>Local</b> is the same backbone trained by the silo alone, with as many trainable parameters.
-<b>{name_html}</b> is the silo's personal model (global adapter, private adapter and head) after each round.</p>
+<b>{name_html}</b> is the silo's personal model: global adapter, private adapter and head. It is scored with the global
+adapter as it came back from the server.</p>
+<p>The plots show validation rows, the table test rows, which were looked at once, at the end.</p>
 <p>One run with one seed{_test_rows(silos)}: differences below one or two points are noise. What the method is
 worth over several seeds and against other methods stands in <code>docs/experiments.md</code>.</p>
 

@@ -13,6 +13,7 @@ task; the label of a regression task is a float) and `<out>/tasks.json`, which s
     rows                 rows written: {"train": n, "validation": n, "test": n}
     available            rows there were to choose from, the same way
     majority             share of the most common class in the test split; null for regression
+    majority_validation  the same for the validation split
     licence, package     of the source
     files                sha256 of the three files
 
@@ -137,6 +138,11 @@ def sample(task: Task, rows: list[Row], count: int, seed: int, every_class: bool
     return [row for row in ordered if row.id in chosen]
 
 
+def majority_share(rows: list[Row]) -> float:
+    """The share of the most common label: the accuracy of always answering with it."""
+    return round(Counter(row.label for row in rows).most_common(1)[0][1] / len(rows), 6)
+
+
 def _package(task: Task) -> str:
     return str(next(resource for resource in RESOURCES if resource.name == task.source).packages[0])
 
@@ -170,9 +176,6 @@ def make_task(task: Task, rows: Iterable[Row], out: Path, counts: Mapping[str, i
         if target.exists():
             target.rename(Path(temporary) / "replaced")
         made.rename(target)
-    majority = None
-    if classification:
-        majority = Counter(row.label for row in chosen["test"]).most_common(1)[0][1] / len(chosen["test"])
     return {
         "name": task.name,
         "title": task.title,
@@ -181,7 +184,8 @@ def make_task(task: Task, rows: Iterable[Row], out: Path, counts: Mapping[str, i
         "classes": classes,
         "rows": {split: len(chosen[split]) for split in SPLITS},
         "available": {split: len(available[split]) for split in SPLITS},
-        "majority": None if majority is None else round(majority, 6),
+        "majority": majority_share(chosen["test"]) if classification else None,
+        "majority_validation": majority_share(chosen["validation"]) if classification else None,
         "licence": task.licence,
         "package": _package(task),
         "files": files,

@@ -22,12 +22,15 @@ SILO = {
     "test_rows": 900,
     "majority": 0.5,
     "local": 0.8,
-    "rounds": [0.7, None, 0.85],
+    "final": 0.85,
+    "rounds": [0.7, None, 0.84],
+    "local_rounds": [0.6, 0.7, 0.8],
+    "majority_validation": 0.52,
     "bytes_up": 1_000_000,
     "bytes_down": 2_000_000,
     "seconds": 65.0,
 }
-REGRESSION = dict(SILO, name="silo-2", title="Ratings", metric="spearman", majority=None, local=0.6, rounds=[0.3, 0.5, 0.55])
+REGRESSION = dict(SILO, name="silo-2", title="Ratings", metric="spearman", majority=None, majority_validation=None, local=0.6, final=0.55, rounds=[0.3, 0.5, 0.5])
 REPORT = {
     "schema": 1,
     "job": {
@@ -94,6 +97,13 @@ class PageTest(unittest.TestCase):
         self.assertIn("\u22125.0", self.page)
         self.assertIn("1 of 2", self.page)
 
+    def test_plots_show_validation_and_the_table_test_rows(self):
+        self.assertIn("FedMCP 84.0", self.page)
+        self.assertIn("Local 80.0", self.page)
+        self.assertIn("Majority 52.0", self.page)
+        self.assertIn('<td class="main">85.0</td>', self.page)
+        self.assertIn("<td>50.0</td>", self.page)
+
     def test_without_local_no_gain_is_claimed(self):
         bare = copy.deepcopy(REPORT)
         for silo in bare["silos"]:
@@ -114,6 +124,7 @@ class CheckTest(unittest.TestCase):
         self.refused(r"silos\[1\]\.bytes_up", lambda r: r["silos"][1].pop("bytes_up"))
         self.refused(r"silos\[0\]\.metric", lambda r: r["silos"][0].update(metric="loss"))
         self.refused(r"silos\[0\]\.rounds: no round", lambda r: r["silos"][0].update(rounds=[None]))
+        self.refused(r"silos\[0\]\.final", lambda r: r["silos"][0].update(final=None))
         self.refused("job.rounds", lambda r: r["job"].update(rounds="3"))
         self.refused("server: missing", lambda r: r.pop("server"))
 
