@@ -226,7 +226,7 @@ def make(name, tokenizer, model, dtype, subfolder, layers, seed):
     reference.compact_json(folder / "tokens.json", cases)
 
     backbone = reference.load_backbone(home, torch.float32)
-    parameters = reference.random_parameters(generator, backbone, layers, RANKS, CLASSES)
+    parameters = reference.random_parameters(generator, backbone, layers, RANKS, CLASSES, up_std=0.3)
     batch = make_batch(tokenizer, backbone.config.pad_token_id)
     results = reference.compute(home, batch, parameters, SCALE_GLOBAL, SCALE_PRIVATE)
     reference.write(folder / "reference.safetensors", batch, parameters, results, SCALE_GLOBAL, SCALE_PRIVATE)

@@ -49,7 +49,8 @@ def main():
     model = reference.load_backbone(arguments.backbone, torch.float32)
     layers = range(len(reference.ffn_output_layers(model)))
     generator = torch.Generator().manual_seed(SEED)
-    parameters = reference.random_parameters(generator, model, layers, RANKS, CLASSES)
+    # Started at 1e-3, trained up-projections end near this size.
+    parameters = reference.random_parameters(generator, model, layers, RANKS, CLASSES, up_std=0.03)
     batch = make_batch(arguments.backbone, model.config.pad_token_id)
     results = reference.compute(arguments.backbone, batch, parameters, SCALE_GLOBAL, SCALE_PRIVATE)
     reference.write(arguments.output, batch, parameters, results, SCALE_GLOBAL, SCALE_PRIVATE)

@@ -73,8 +73,11 @@ def forward(model, batch):
     return model(**inputs).last_hidden_state
 
 
-def random_parameters(generator, model, layers, ranks, classes):
-    """Adapters of bottlenecks `ranks` (global, private) in the given layers, and a head; f64 values that f32 holds exactly."""
+def random_parameters(generator, model, layers, ranks, classes, up_std):
+    """Adapters of bottlenecks `ranks` (global, private) in the given layers, and a head; f64 values that f32 holds exactly.
+
+    `up_std`: spread of the up-projections. The gradients, and with them the rounding errors of f32, grow with it.
+    """
     width = model.config.hidden_size
 
     def draw(*shape, std):
@@ -86,7 +89,7 @@ def random_parameters(generator, model, layers, ranks, classes):
             stem = f"adapter.{layer}.{name}"
             parameters[f"{stem}.down.weight"] = draw(rank, width, std=width**-0.5)
             parameters[f"{stem}.down.bias"] = draw(rank, std=0.1)
-            parameters[f"{stem}.up.weight"] = draw(width, rank, std=0.3)
+            parameters[f"{stem}.up.weight"] = draw(width, rank, std=up_std)
             parameters[f"{stem}.up.bias"] = draw(width, std=0.1)
     parameters["head.weight"] = draw(classes, width, std=width**-0.5)
     parameters["head.bias"] = draw(classes, std=0.1)
