@@ -1,0 +1,187 @@
+"""Child processes of the demo: started with a log file each, watched, and stopped to the last one.
+
+Children run in sessions of their own, so Ctrl-C reaches only the demo, which then stops them in order: SIGTERM first,
+SIGKILL for those that are still there after a while. If the demo itself is killed, the kernel ends them (Linux).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Mapping, Optional, Sequence
+
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+class ProcessError(Exception):
+    """A child that could not be started, ended too early or failed; the text quotes the end of its log."""
+
+
+def free_ports(count: int) -> list[int]:
+    """Different TCP ports of 127.0.0.1 that nobody listens on right now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def peak_rss(pid: int) -> Optional[int]:
+    """Largest resident memory of a process so far, in bytes; None if it has ended or this is not Linux."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    for line in status.splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def maps_library(pid: int, name: str) -> Optional[bool]:
+    """Whether a process has a file mapped whose name begins with `name`; None if that cannot be seen."""
+    try:
+        maps = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return any(line.rsplit("/", 1)[-1].startswith(name) for line in maps.splitlines() if "/" in line)
+
+
+def log_tail(path: Path, lines: int = 12) -> str:
+    """The last lines of a log, indented."""
+    try:
+        with open(path, "rb") as log:
+            log.seek(0, os.SEEK_END)
+            log.seek(max(0, log.tell() - 16384))
+            text = log.read().decode("utf-8", "replace")
+    except OSError:
+        return "    (no log)"
+    return "\n".join(f"    {line}" for line in text.splitlines()[-lines:]) or "    (empty log)"
+
+
+def _end_with_parent() -> None:
+    """In the child: ask the kernel for a SIGTERM when the parent dies."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+class Processes:
+    """The demo's children by name. Use as a context: leaving it, however, stops them all."""
+
+    def __init__(self, logs: Path) -> None:
+        logs.mkdir(parents=True, exist_ok=True)
+        self._logs = logs
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._peaks: dict[str, int] = {}
+
+    def __enter__(self) -> "Processes":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop_all()
+
+    def log_path(self, name: str) -> Path:
+        """Where `name` writes its output."""
+        return self._logs / f"{name}.log"
+
+    def start(self, name: str, command: Sequence[str], environment: Optional[Mapping[str, str]] = None) -> int:
+        """Starts a child that is meant to run until it is stopped; returns its process id."""
+        with open(self.log_path(name), "wb") as log:
+            try:
+                process = subprocess.Popen(
+                    list(command),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=dict(os.environ, **(environment or {})),
+                    start_new_session=True,
+                    preexec_fn=_end_with_parent,
+                )
+            except OSError as error:
+                raise ProcessError(f"cannot start {name}: {command[0]}: {error.strerror}") from error
+        self._running[name] = process
+        return process.pid
+
+    def run(self, name: str, command: Sequence[str], timeout: float = 60) -> str:
+        """Runs a command to its end and returns its standard output; what it says on standard error goes to its log."""
+        with open(self.log_path(name), "ab") as log:
+            try:
+                process = subprocess.Popen(
+                    list(command),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    start_new_session=True,
+                    preexec_fn=_end_with_parent,
+                )
+            except OSError as error:
+                raise ProcessError(f"cannot start {name}: {command[0]}: {error.strerror}") from error
+            try:
+                output, _ = process.communicate(timeout=timeout)
+            except subprocess.TimeoutExpired as error:
+                raise ProcessError(f"{name} did not end within {timeout:.0f} s\n{log_tail(self.log_path(name))}") from error
+            finally:
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
+                if process.stdout is not None:
+                    process.stdout.close()
+        if process.returncode != 0:
+            raise ProcessError(f"{name} failed with exit code {process.returncode}\n{log_tail(self.log_path(name))}")
+        return output.decode("utf-8", "replace")
+
+    def check(self) -> None:
+        """Raises ProcessError if a child has ended, and notes how much memory each has used."""
+        for name, process in self._running.items():
+            self._note_peak(name, process.pid)
+            code = process.poll()
+            if code is not None:
+                how = f"exit code {code}" if code >= 0 else f"signal {-code}"
+                raise ProcessError(f"{name} ended on its own ({how}); the end of its log:\n{log_tail(self.log_path(name))}")
+
+    def _note_peak(self, name: str, pid: int) -> None:
+        peak = peak_rss(pid)
+        if peak is not None:
+            self._peaks[name] = max(peak, self._peaks.get(name, 0))
+
+    def pid(self, name: str) -> int:
+        """The process id of a child."""
+        return self._running[name].pid
+
+    def peak(self, name: str) -> Optional[int]:
+        """The largest resident memory of a child that was seen, in bytes."""
+        if name in self._running:
+            self._note_peak(name, self._running[name].pid)
+        return self._peaks.get(name)
+
+    def stop_all(self, patience: float = 20) -> list[str]:
+        """Stops every child and returns the names of those that had to be killed. A second Ctrl-C ends the patience."""
+        running = {name: process for name, process in self._running.items() if process.poll() is None}
+        killed: list[str] = []
+        for process in reversed(list(running.values())):
+            process.terminate()
+        deadline = time.monotonic() + patience
+        try:
+            for process in running.values():
+                try:
+                    process.wait(max(0.0, deadline - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    pass
+        finally:
+            for name, process in running.items():
+                if process.poll() is None:
+                    killed.append(name)
+                    process.kill()
+                    process.wait()
+            self._running.clear()
+        return killed
