@@ -188,26 +188,24 @@ impl CertificateAuthority {
                 ca_end: self.not_after,
             });
         }
-        let key = KeyPair::generate()?;
-        let mut params = CertificateParams::default();
-        set_subject(&mut params, &format!("{} {}", id.role, id.name));
-        params.subject_alt_names = vec![SanType::URI(ia5(&id.to_string())?)];
+        let mut params = leaf_params(id)?;
         for name in dns_names {
             params.subject_alt_names.push(SanType::DnsName(ia5(name)?));
         }
         params
             .subject_alt_names
             .extend(ips.iter().copied().map(SanType::IpAddress));
-        params.serial_number = Some(SerialNumber::from(serial_number()?));
         params.not_before = moment(not_before)?;
         params.not_after = moment(not_after)?;
-        params.is_ca = IsCa::ExplicitNoCa;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![match id.role {
-            Role::Server => ExtendedKeyUsagePurpose::ServerAuth,
-            Role::Silo | Role::Operator | Role::Worker => ExtendedKeyUsagePurpose::ClientAuth,
-        }];
-        params.use_authority_key_identifier_extension = true;
+        self.sign(id, &params)
+    }
+
+    fn sign(
+        &self,
+        id: &SpiffeId,
+        params: &CertificateParams,
+    ) -> Result<IssuedCertificate, PkiError> {
+        let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.issuer)?;
         Ok(IssuedCertificate {
             id: id.clone(),
@@ -215,6 +213,22 @@ impl CertificateAuthority {
             key_pem: key.serialize_pem(),
         })
     }
+}
+
+/// A leaf's contents without its validity and further names.
+fn leaf_params(id: &SpiffeId) -> Result<CertificateParams, PkiError> {
+    let mut params = CertificateParams::default();
+    set_subject(&mut params, &format!("{} {}", id.role, id.name));
+    params.subject_alt_names = vec![SanType::URI(ia5(&id.to_string())?)];
+    params.serial_number = Some(SerialNumber::from(serial_number()?));
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![match id.role {
+        Role::Server => ExtendedKeyUsagePurpose::ServerAuth,
+        Role::Silo | Role::Operator | Role::Worker => ExtendedKeyUsagePurpose::ClientAuth,
+    }];
+    params.use_authority_key_identifier_extension = true;
+    Ok(params)
 }
 
 fn set_subject(params: &mut CertificateParams, name: &str) {
@@ -243,5 +257,7 @@ fn serial_number() -> Result<Vec<u8>, PkiError> {
     Ok(serial)
 }
 
+#[cfg(test)]
+pub(crate) mod forge;
 #[cfg(test)]
 mod tests;

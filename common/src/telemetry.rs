@@ -5,7 +5,10 @@ mod process;
 
 use std::io::{self, IsTerminal as _};
 
-use tracing_subscriber::{EnvFilter, filter::ParseError, util::SubscriberInitExt as _};
+use tracing::Dispatch;
+use tracing_subscriber::{
+    EnvFilter, filter::ParseError, fmt::MakeWriter, util::SubscriberInitExt as _,
+};
 
 pub use self::{
     names::describe_all,
@@ -52,15 +55,28 @@ pub fn init_logging(section: &LogSection) -> Result<(), TelemetryError> {
         Ok(filter) if !filter.is_empty() => parse_filter(&filter)?,
         _ => parse_filter(&section.filter)?,
     };
+    subscriber(
+        section.format,
+        filter,
+        io::stderr,
+        io::stderr().is_terminal(),
+    )
+    .try_init()
+    .map_err(|_| TelemetryError::Twice)
+}
+
+fn subscriber<W>(format: LogFormat, filter: EnvFilter, writer: W, colours: bool) -> Dispatch
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal());
-    let done = match section.format {
-        LogFormat::Text => builder.finish().try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).finish().try_init(),
-    };
-    done.map_err(|_| TelemetryError::Twice)
+        .with_writer(writer)
+        .with_ansi(colours);
+    match format {
+        LogFormat::Text => builder.finish().into(),
+        LogFormat::Json => builder.json().flatten_event(true).finish().into(),
+    }
 }
 
 #[cfg(test)]

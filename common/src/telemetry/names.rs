@@ -54,6 +54,40 @@ declare! {
          "refused_by_client", "limit", "protocol"];
     TLS_CERTIFICATE_EXPIRY = Gauge "concord_tls_certificate_expiry_seconds"
         "When this process's own certificate ends, in seconds since 1970.";
+    JOBS = Counter "concord_jobs_total"
+        "Jobs by the state that they came into."
+        ["state": "queued", "running", "succeeded", "failed", "cancelled"];
+    JOBS_RUNNING = Gauge "concord_jobs_running"
+        "Jobs that the server is running now.";
+    ROUNDS = Counter "concord_rounds_total"
+        "Rounds by the phase that they came into."
+        ["phase": "announced", "aggregating", "published", "failed", "cancelled"];
+    ROUND_SECONDS = Histogram "concord_round_seconds"
+        "Time from a round's announcement to its end, in seconds.";
+    AGGREGATION_SECONDS = Histogram "concord_aggregation_seconds"
+        "Time to aggregate a round's contributions and store the result, in seconds.";
+    CONTRIBUTIONS = Counter "concord_contributions_total"
+        "Silos' parts in rounds by what became of them."
+        ["outcome": "accepted", "rejected", "discarded", "declined", "repeated"];
+    REFUSALS = Counter "concord_refusals_total"
+        "Calls that were refused, by error code."
+        ["code":];
+    TRANSFERS_ACTIVE = Gauge "concord_transfers_active"
+        "Uploads and downloads that are being served now.";
+    TRANSFERS_WAITING = Gauge "concord_transfers_waiting"
+        "Uploads and downloads that wait for their turn now.";
+    TRANSFER_BYTES = Counter "concord_transfer_bytes_total"
+        "Payload bytes received from silos (up) and sent to them (down)."
+        ["direction": "up", "down"];
+    SILOS_WATCHING = Gauge "concord_silos_watching"
+        "Silos that watch for rounds now.";
+    SPOOL_SYNCS = Counter "concord_spool_syncs_total"
+        "Groups of uploads that were synced to the disk together.";
+    SPOOL_SYNCED_FILES = Counter "concord_spool_synced_files_total"
+        "Uploads that were synced to the disk.";
+    DATASTORE_TRANSACTIONS = Counter "concord_datastore_transactions_total"
+        "Transactions by name, and by outcome (committed, retried, failed)."
+        ["name":];
     PROCESS_RSS = Gauge "concord_process_resident_memory_bytes"
         "Memory that the process has resident now, in bytes.";
     PROCESS_PEAK_RSS = Gauge "concord_process_peak_resident_memory_bytes"

@@ -80,6 +80,19 @@ pub enum HandshakeRefusal {
 }
 
 impl HandshakeRefusal {
+    /// Every reason, in the order of the metric's documentation.
+    pub const ALL: [Self; 9] = [
+        Self::NoCertificate,
+        Self::UnknownCa,
+        Self::Expired,
+        Self::WrongFederation,
+        Self::BadIdentity,
+        Self::Timeout,
+        Self::RefusedByClient,
+        Self::Limit,
+        Self::Protocol,
+    ];
+
     /// The label's value.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -291,29 +304,33 @@ impl Acceptor {
         let deadline = self.handshake_timeout;
         self.running.spawn(async move {
             let _slot = slot;
-            let shaken = timeout(deadline, handshake(socket, remote, config)).await;
-            let (stream, peer) = match shaken {
-                Ok(Ok(done)) => done,
-                Ok(Err((reason, detail))) => {
-                    refuse(remote, reason, &detail);
-                    return None;
+            let shaken = timeout(deadline, handshake(socket, config))
+                .await
+                .unwrap_or_else(|_| {
+                    Err(Failure {
+                        reason: HandshakeRefusal::Timeout,
+                        detail: "the handshake took too long".to_owned(),
+                        socket: None,
+                    })
+                });
+            match shaken {
+                Ok((stream, peer)) => {
+                    metrics::counter!(names::TLS_CONNECTIONS).increment(1);
+                    tracing::debug!(%remote, peer = %peer.id, "connection accepted");
+                    Some(TlsConnection {
+                        stream,
+                        info: ConnectionInfo { remote, peer },
+                        _open: OpenConnection::new(place),
+                    })
                 }
-                Err(_) => {
-                    refuse(
-                        remote,
-                        HandshakeRefusal::Timeout,
-                        "the handshake took too long",
-                    );
-                    return None;
+                Err(failure) => {
+                    refuse(remote, failure.reason, &failure.detail);
+                    if let Some(socket) = failure.socket {
+                        linger(socket).await;
+                    }
+                    None
                 }
-            };
-            metrics::counter!(names::TLS_CONNECTIONS).increment(1);
-            tracing::debug!(%remote, peer = %peer.id, "connection accepted");
-            Some(TlsConnection {
-                stream,
-                info: ConnectionInfo { remote, peer },
-                _open: OpenConnection::new(place),
-            })
+            }
         });
     }
 }
@@ -323,44 +340,59 @@ fn refuse(remote: SocketAddr, reason: HandshakeRefusal, detail: &str) {
     tracing::warn!(%remote, reason = reason.as_str(), detail, "connection refused");
 }
 
+/// A handshake that came to nothing.
+struct Failure {
+    reason: HandshakeRefusal,
+    detail: String,
+    /// The connection, where an alert was sent on it.
+    socket: Option<TcpStream>,
+}
+
+impl Failure {
+    fn new(reason: HandshakeRefusal, detail: impl Into<String>) -> Self {
+        Self {
+            reason,
+            detail: detail.into(),
+            socket: None,
+        }
+    }
+}
+
 async fn handshake(
     socket: TcpStream,
-    remote: SocketAddr,
     config: Arc<ServerConfig>,
-) -> Result<(TlsStream<TcpStream>, PeerIdentity), (HandshakeRefusal, String)> {
-    if let Err(error) = socket.set_nodelay(true) {
-        tracing::debug!(%remote, %error, "cannot set tcp_nodelay");
-    }
-    let stream = match TlsAcceptor::from(config)
+) -> Result<(TlsStream<TcpStream>, PeerIdentity), Failure> {
+    socket
+        .set_nodelay(true)
+        .map_err(|error| Failure::new(HandshakeRefusal::Protocol, error.to_string()))?;
+    let accepted = TlsAcceptor::from(config)
         .accept(socket)
         .into_fallible()
-        .await
-    {
-        Ok(stream) => stream,
-        Err((error, socket)) => {
-            linger(socket).await;
-            return Err(match rustls_error(&error) {
-                Some(error) => (HandshakeRefusal::of(error), explain(error)),
-                None => (HandshakeRefusal::Protocol, error.to_string()),
-            });
+        .await;
+    let stream = accepted.map_err(|(error, socket)| {
+        let (reason, detail) = match rustls_error(&error) {
+            Some(error) => (HandshakeRefusal::of(error), explain(error)),
+            None => (HandshakeRefusal::Protocol, error.to_string()),
+        };
+        Failure {
+            socket: Some(socket),
+            ..Failure::new(reason, detail)
         }
-    };
+    })?;
     let (_, session) = stream.get_ref();
     if session.alpn_protocol() != Some(ALPN) {
-        return Err((
+        return Err(Failure::new(
             HandshakeRefusal::Protocol,
-            "the client did not ask for HTTP/2".to_owned(),
+            "the client did not ask for HTTP/2",
         ));
     }
-    let leaf = session.peer_certificates().and_then(<[_]>::first);
-    let identity = match leaf {
-        Some(leaf) => PeerIdentity::from_der(leaf).map_err(|error| error.to_string()),
-        None => Err("the client presented no certificate".to_owned()),
-    };
-    match identity {
-        Ok(identity) => Ok((stream, identity)),
-        Err(detail) => Err((HandshakeRefusal::BadIdentity, detail)),
-    }
+    let leaf = session
+        .peer_certificates()
+        .and_then(<[_]>::first)
+        .expect("the verifier refuses clients without a certificate");
+    let peer = PeerIdentity::from_der(leaf)
+        .map_err(|error| Failure::new(HandshakeRefusal::BadIdentity, error.to_string()))?;
+    Ok((stream, peer))
 }
 
 /// Lets the alert reach a refused peer: no more to send, and what it still sends is read away, within bounds.
