@@ -128,22 +128,21 @@ class Commands:
 
     def _tls(self, role: str, name: str) -> dict[str, object]:
         return {
-            "certificate": self.pki / f"{role}-{name}.pem",
+            "certificate": self.pki / f"{role}-{name}.crt",
             "key": self.pki / f"{role}-{name}.key",
-            "ca": self.pki / "ca.pem",
+            "ca": self.pki / "ca.crt",
         }
 
     # Configuration files.
 
     def server_config(self) -> str:
         """The server's configuration."""
-        state = self.work / "server"
         return toml(
             [
-                ("", {"federation": FEDERATION}),
-                ("listen", {"grpc": f"127.0.0.1:{self.port}", "operations": f"127.0.0.1:{self.operations_port}"}),
+                ("", {"federation": FEDERATION, "state_dir": self.work / "server"}),
+                ("listen", {"address": f"127.0.0.1:{self.port}"}),
+                ("ops", {"address": f"127.0.0.1:{self.operations_port}"}),
                 ("tls", self._tls("server", "server")),
-                ("storage", {"folder": state}),
             ]
         )
 
@@ -155,7 +154,7 @@ class Commands:
             [
                 ("server", {"address": f"localhost:{self.port}", "poll_interval": "1s", "max_backoff": "2s"}),
                 ("tls", self._tls("silo", silo.name)),
-                ("state", {"folder": self.work / silo.name}),
+                ("state", {"folder": self.work / f"silo-{silo.name}"}),
                 ("torch", {"threads": 1}),
                 ("[[backbone]]", {"name": BACKBONE, "path": backbone}),
                 (

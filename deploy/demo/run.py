@@ -26,7 +26,7 @@ import fetch
 import progress
 import report
 import tasks
-from cli import BACKBONE, Commands, JobView, Settings, Silo, SiloView, metric_of, parse_job, parse_simulated, parse_submitted, program_folder
+from cli import Commands, JobView, Settings, Silo, SiloView, metric_of, parse_job, parse_simulated, parse_submitted, program_folder
 from procs import Processes, ProcessError, free_ports, maps_library
 from progress import Screen, SiloLine
 
@@ -182,7 +182,7 @@ class Demo:
 
         server_config = _written(work / "server.toml", self.commands.server_config())
         configs = {
-            silo.name: _written(work / f"{silo.name}.toml", self.commands.client_config(silo, task_folder, backbone))
+            silo.name: _written(work / f"silo-{silo.name}.toml", self.commands.client_config(silo, task_folder, backbone))
             for silo in self.silos
         }
         spec = _written(work / "job.toml", self.commands.job_spec(self.silos, self.settings))
@@ -300,7 +300,7 @@ def _run(options: argparse.Namespace, settings: Settings, out: Path, screen: Scr
     backbone = cache / next(resource.folder for resource in fetch.RESOURCES if resource.name == "backbone")
     counts = {"train": options.train, "validation": 200, "test": 500}
     made = tasks.make_tasks(list(DEMO_TASKS), cache, out / "tasks", counts, options.seed)
-    silos = [Silo(f"silo-{entry['name']}", entry) for entry in made]
+    silos = [Silo(str(entry["name"]), entry) for entry in made]
 
     logs = out / "logs"
     if logs.exists():

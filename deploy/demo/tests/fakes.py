@@ -38,7 +38,7 @@ class FakeCommands(Commands):
         return self._fake("server", str(self.operations_port))
 
     def run_client(self, config):
-        return self._fake("client", config.stem)
+        return self._fake("client", config.stem[len("silo-") :])
 
     def submit(self, spec):
         return self._fake("submit", str(spec))

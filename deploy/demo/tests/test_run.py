@@ -32,7 +32,7 @@ TASK = {
     "majority_validation": 0.52,
 }
 PAIR = dict(TASK, name="gloss-pair", title="Pairs", kind="pair")
-SILOS = [Silo("silo-spam", TASK), Silo("silo-gloss-pair", PAIR)]
+SILOS = [Silo("spam", TASK), Silo("gloss-pair", PAIR)]
 
 
 def alive(pid):
@@ -69,7 +69,7 @@ class DemoTest(unittest.TestCase):
     def test_a_whole_run_gives_a_report_that_follows_its_schema(self):
         finished = report.check(self.demo())
         silo = finished["silos"][0]
-        self.assertEqual((silo["name"], silo["task"], silo["majority"]), ("silo-spam", "spam", 0.5))
+        self.assertEqual((silo["name"], silo["task"], silo["majority"]), ("spam", "spam", 0.5))
         self.assertAlmostEqual(silo["final"], 0.83)
         self.assertAlmostEqual(silo["local"], 0.73)
         self.assertEqual([round(value, 2) for value in silo["rounds"]], [0.71, 0.72, 0.73])
@@ -85,8 +85,8 @@ class DemoTest(unittest.TestCase):
             self.assertIn(expected, self.shown)
 
     def test_a_daemon_that_dies_ends_the_demo_with_its_last_words(self):
-        with self.assertRaisesRegex(ProcessError, r"silo-spam ended on its own[^$]*cannot read the backbone"):
-            self.demo(dies="silo-spam", job="hangs")
+        with self.assertRaisesRegex(ProcessError, r"spam ended on its own[^$]*cannot read the backbone"):
+            self.demo(dies="spam", job="hangs")
         self.assertFalse([pid for pid in self.pids() if alive(pid)])
 
     def test_a_failed_job_ends_the_demo_with_the_servers_reason(self):
@@ -184,7 +184,7 @@ class MainTest(unittest.TestCase):
 
 class ViewTest(unittest.TestCase):
     def job(self, state="running", **view):
-        return JobView("j", state, 2, 3, silos={"silo-spam": SiloView(**view)})
+        return JobView("j", state, 2, 3, silos={"spam": SiloView(**view)})
 
     def line(self, job):
         return run.silo_lines(job, SILOS[:1])[0]
