@@ -2,11 +2,25 @@
 //!
 //! Synchronous throughout and free of networking. All torch work of a process belongs on one [`torch::TorchThread`].
 
+pub mod adapter;
 pub mod backbone;
+pub mod batch;
+pub mod cache;
+pub mod data;
 pub mod error;
+pub mod fusion;
+pub mod head;
+pub mod loss;
+pub mod metric;
+pub mod model;
+pub mod named;
+mod network;
+pub mod optimiser;
 pub mod reference;
+pub mod task;
 pub mod tokenize;
 pub mod torch;
+pub mod trainer;
 pub mod weights;
 
 pub use error::LearningError;
