@@ -6,6 +6,8 @@
 #[expect(
     clippy::all,
     clippy::pedantic,
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
     reason = "generated code: the comments of the .proto files become its docs"
 )]
 pub mod v1 {
