@@ -331,7 +331,7 @@ TLS, was one small adapter; data, private adapters and heads stayed at home.</p>
 {_multiples(silos, name)}
 
 <h2>The figures</h2>
-<p class="note">On the test rows; accuracy and macro-F1 in per cent. Sent and received: what the silo's daemon put on and took off the wire.</p>
+<p class="note">On the test rows; accuracy and macro-F1 in per cent. Sent and received: adapter payload over all rounds.</p>
 {_table(silos, name)}
 
 <h2>How to read this</h2>
