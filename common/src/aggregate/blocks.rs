@@ -30,11 +30,16 @@ pub(super) struct Block<'a> {
 }
 
 impl Block<'_> {
-    /// The block of contribution `index` (in silo-id order), as little-endian `f32`.
-    pub(super) fn update(&mut self, index: usize) -> Result<&[[u8; 4]], AggregateError> {
+    /// Adds `weight` times the block of contribution `index` (in silo-id order) to `sum`.
+    pub(super) fn add(
+        &mut self,
+        index: usize,
+        weight: f64,
+        sum: &mut [f64],
+    ) -> Result<(), AggregateError> {
         let values = self.inputs.read(index + 1, self.first, self.raw)?;
-        self.squares[index] = sum_of_squares(values.iter().map(|bytes| decode(*bytes)));
-        Ok(values)
+        self.squares[index] = add_scaled(sum, weight, values);
+        Ok(())
     }
 }
 
@@ -156,7 +161,7 @@ impl Slot {
             squares: &mut self.update_squares,
         };
         rule(&mut block, &mut self.step)?;
-        self.step_square = sum_of_squares(self.step.iter().copied());
+        self.step_square = sum_of_squares(&self.step);
         let base = inputs.read(0, first, &mut self.raw)?;
         let mut finite = true;
         for ((output, base), step) in self
@@ -285,15 +290,36 @@ impl<'a> Output<'a> {
 }
 
 /// One element.
-pub(super) fn decode(bytes: [u8; 4]) -> f32 {
+fn decode(bytes: [u8; 4]) -> f32 {
     f32::from_le_bytes(bytes)
 }
 
-fn sum_of_squares<T: Into<f64>>(values: impl ExactSizeIterator<Item = T> + Clone) -> f64 {
-    let mut lanes = [0.0_f64; LANES];
-    for (index, value) in values.enumerate() {
-        let value: f64 = value.into();
-        lanes[index % LANES] += value * value;
+/// Adds `weight * values` to `sum`, and returns the values' sum of squares. One pass, because memory is what it waits for.
+fn add_scaled(sum: &mut [f64], weight: f64, values: &[[u8; 4]]) -> f64 {
+    let mut lanes = [0.0; LANES];
+    let mut add = |sum: &mut [f64], values: &[[u8; 4]]| {
+        for ((lane, sum), bytes) in lanes.iter_mut().zip(sum).zip(values) {
+            let value = f64::from(decode(*bytes));
+            *sum += weight * value;
+            *lane += value * value;
+        }
+    };
+    let (sums, last_sum) = sum.as_chunks_mut::<LANES>();
+    let (groups, last_group) = values.as_chunks::<LANES>();
+    for (sum, group) in sums.iter_mut().zip(groups) {
+        add(sum, group);
+    }
+    add(last_sum, last_group);
+    lanes.iter().sum()
+}
+
+fn sum_of_squares(values: &[f64]) -> f64 {
+    let mut lanes = [0.0; LANES];
+    let (groups, rest) = values.as_chunks::<LANES>();
+    for group in groups.iter().map(<[f64; LANES]>::as_slice).chain([rest]) {
+        for (lane, value) in lanes.iter_mut().zip(group) {
+            *lane += value * value;
+        }
     }
     lanes.iter().sum()
 }

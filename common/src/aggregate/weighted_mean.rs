@@ -62,10 +62,7 @@ impl Aggregator for WeightedMean {
         let weights = self.weights(work)?;
         blocks::run(work, sink, &|block, step| {
             for (index, weight) in weights.iter().enumerate() {
-                let delta = block.update(index)?;
-                for (step, delta) in step.iter_mut().zip(delta) {
-                    *step += weight * f64::from(blocks::decode(*delta));
-                }
+                block.add(index, *weight, step)?;
             }
             Ok(())
         })

@@ -14,6 +14,9 @@ use crate::{
     round::{Outcome, ParticipationWindow, RoundPhase, job::JobState},
 };
 
+/// A field, and how to spoil it.
+type Change<T> = (&'static str, fn(&mut T));
+
 fn receipt() -> Receipt {
     Receipt {
         job: "job-1".parse().unwrap(),
@@ -97,7 +100,7 @@ fn a_receipt_survives_the_wire() {
 #[test]
 fn a_malformed_receipt_names_the_field() {
     let good = signer().sign(receipt()).to_proto();
-    let changes: [(&str, fn(&mut v1::Receipt)); 7] = [
+    let changes: [Change<v1::Receipt>; 7] = [
         ("job_id", |r| r.job_id.clear()),
         ("round", |r| r.round = 0),
         ("silo_id", |r| r.silo_id = "../x".to_owned()),
@@ -212,7 +215,7 @@ fn a_window_survives_the_wire_and_a_contradictory_one_is_refused() {
         min_count: 2,
         max_count: Some(5),
         min_time: Duration::from_millis(1500),
-        max_time: Duration::from_secs(60),
+        max_time: Duration::from_mins(1),
     };
     let proto = window_to_proto(&window);
     assert_eq!(window_from_proto(&proto), Ok(window));
@@ -221,17 +224,17 @@ fn a_window_survives_the_wire_and_a_contradictory_one_is_refused() {
         ..window
     };
     assert_eq!(window_from_proto(&window_to_proto(&whole)), Ok(whole));
-    let changes: [(&str, fn(&mut v1::ParticipationWindow)); 4] = [
+    let changes: [Change<v1::ParticipationWindow>; 4] = [
         ("max_count", |w| w.max_count = 1),
         ("max_time", |w| {
-            w.max_time = Some(duration_to_proto(Duration::from_secs(1)))
+            w.max_time = Some(duration_to_proto(Duration::from_secs(1)));
         }),
         ("max_time", |w| w.max_time = None),
         ("min_time", |w| {
             w.min_time = Some(prost_types::Duration {
                 seconds: -1,
                 nanos: 0,
-            })
+            });
         }),
     ];
     for (field, change) in changes {

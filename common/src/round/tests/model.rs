@@ -192,7 +192,6 @@ impl Model<'_> {
             }
             Event::Rejected { silo, code } => self.remark(silo, Outcome::Rejected(*code)),
             Event::Declined { silo, code } => self.remark(silo, Outcome::Declined(*code)),
-            Event::Tick => vec![],
             Event::Aggregated { version } if self.phase == RoundPhase::Aggregating => {
                 self.phase = RoundPhase::Published;
                 vec![Effect::Publish { version: *version }]
@@ -207,7 +206,10 @@ impl Model<'_> {
                 self.phase = RoundPhase::Cancelled;
                 vec![Effect::Cancel]
             }
-            Event::Aggregated { .. } | Event::AggregationFailed { .. } | Event::Cancel => vec![],
+            Event::Tick
+            | Event::Aggregated { .. }
+            | Event::AggregationFailed { .. }
+            | Event::Cancel => vec![],
         }
     }
 
