@@ -22,7 +22,7 @@ pub use self::{
 use crate::{Role, SpiffeId, Timestamp};
 
 /// Length of a day.
-pub const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+pub const DAY: Duration = Duration::from_hours(24);
 
 /// Why a certificate could not be made, read or written.
 #[derive(Debug, thiserror::Error)]

@@ -13,6 +13,7 @@ mod accept;
 mod connect;
 mod explain;
 mod identity;
+mod reload;
 mod verify;
 
 use std::{path::PathBuf, sync::Arc};
@@ -29,6 +30,7 @@ pub use self::{
     connect::{ChannelOptions, ConnectError, TlsSource, connect_channel},
     explain::explain_tls_error,
     identity::{Identity, IdentityError, PeerIdentity, TlsFiles, TrustRoots},
+    reload::TlsReload,
 };
 use crate::{
     code::{ErrorCode, Refusal},
@@ -100,6 +102,14 @@ pub enum TlsError {
         found: crate::SpiffeId,
         /// What is needed instead.
         wanted: String,
+    },
+    /// The certificate would be refused by every peer.
+    #[error("the certificate in {path} cannot be used: {reason}")]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        reason: String,
     },
     /// An endpoint that cannot be connected to.
     #[error("`{url}` is no endpoint: {reason}")]

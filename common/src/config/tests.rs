@@ -29,7 +29,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             payload: ByteSize::mebibytes(64),
-            patience: Duration::from_secs(60),
+            patience: Duration::from_mins(1),
             retries: 3,
             strict: true,
             ratio: 0.5,

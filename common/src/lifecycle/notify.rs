@@ -114,7 +114,8 @@ impl Notifier {
         let Some(socket) = &self.socket else {
             return;
         };
-        let message: String = states.iter().map(|state| format!("{state}\n")).collect();
+        let lines: Vec<_> = states.iter().map(ToString::to_string).collect();
+        let message = lines.join("\n") + "\n";
         // A service manager that does not listen must not stop the service.
         if let Err(error) = socket.send(message.as_bytes()) {
             tracing::warn!(%error, "cannot notify the service manager");

@@ -144,7 +144,7 @@ async fn the_watchdog_is_pinged_twice_an_interval_while_the_service_is_alive() {
         assert_eq!(manager.messages(), vec!["WATCHDOG=1\n"; 4]);
 
         alive.store(false, Ordering::Relaxed);
-        tokio::time::sleep(Duration::from_secs(60)).await;
+        tokio::time::sleep(Duration::from_mins(1)).await;
         assert_eq!(manager.messages(), Vec::<String>::new());
 
         alive.store(true, Ordering::Relaxed);
@@ -237,7 +237,7 @@ async fn the_first_signal_stops_in_order_and_the_second_at_once() {
     };
     // `join!` polls in this order, so the signals are listened for before the first is sent.
     let (outcome, ()) = tokio::join!(
-        shutdown.run_until_stopped(Duration::from_secs(60), &notifier),
+        shutdown.run_until_stopped(Duration::from_mins(1), &notifier),
         signals
     );
     assert_eq!(outcome.unwrap(), StopOutcome::Forced);

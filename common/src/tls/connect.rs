@@ -39,6 +39,8 @@ pub struct ChannelOptions {
     pub stream_window: u32,
     /// Bytes that the server may send ahead on all streams of the connection together: the bound on buffered input.
     pub connection_window: u32,
+    /// Bytes in one HTTP/2 frame that the server may send; larger ones cost less per byte and hold other streams up longer.
+    pub max_frame_size: u32,
 }
 
 impl Default for ChannelOptions {
@@ -49,6 +51,7 @@ impl Default for ChannelOptions {
             keep_alive_timeout: Duration::from_secs(10),
             stream_window: 2 * 1024 * 1024,
             connection_window: 4 * 1024 * 1024,
+            max_frame_size: 64 * 1024,
         }
     }
 }
@@ -140,7 +143,8 @@ pub fn connect_channel(
         .keep_alive_timeout(options.keep_alive_timeout)
         .keep_alive_while_idle(true)
         .initial_stream_window_size(options.stream_window)
-        .initial_connection_window_size(options.connection_window);
+        .initial_connection_window_size(options.connection_window)
+        .max_frame_size(options.max_frame_size);
     let tls = tls.into();
     let connector = tower::service_fn(move |_: Uri| {
         let target = target.clone();

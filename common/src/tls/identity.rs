@@ -6,12 +6,12 @@ use std::{
     sync::Arc,
 };
 
-use rustls::{InconsistentKeys, RootCertStore, sign::CertifiedKey};
+use rustls::{CertificateError, InconsistentKeys, RootCertStore, sign::CertifiedKey};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem, pem::PemObject as _};
 use serde::Deserialize;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
-use super::{TlsError, provider};
+use super::{TlsError, provider, verify};
 use crate::{Role, SpiffeId, Timestamp, id::InvalidId};
 
 /// Where one side's TLS material lies; all three are PEM files.
@@ -105,7 +105,12 @@ impl PeerIdentity {
 
 /// Bytes as lowercase hexadecimal.
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        for half in [byte >> 4, byte & 15] {
+            text.push(char::from(b"0123456789abcdef"[usize::from(half)]));
+        }
+        text
+    })
 }
 
 /// One's own certificate chain and key.
@@ -222,6 +227,31 @@ impl Identity {
         }
         let roles: Vec<_> = roles.iter().map(|role| role.as_str()).collect();
         Err(self.wrong(format!("the role needed here is {}", roles.join(" or "))))
+    }
+
+    /// Checks what a peer that trusts `roots` would: that the certificate chains to them and is valid at `now`.
+    ///
+    /// # Errors
+    /// [`TlsError::Unusable`] with what to do about it.
+    pub fn check(&self, roots: &TrustRoots, now: Timestamp) -> Result<(), TlsError> {
+        verify::check_own(self, roots, now).map_err(|error| {
+            let reason = match error {
+                rustls::Error::InvalidCertificate(
+                    CertificateError::Expired | CertificateError::ExpiredContext { .. },
+                ) => format!("it ended at {}; have a new one issued", self.peer.not_after),
+                rustls::Error::InvalidCertificate(
+                    CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
+                ) => "it is not valid yet; look at this machine's clock".to_owned(),
+                error if verify::is_foreign(&error) => {
+                    format!("it is not signed by the CA in {}", roots.file.display())
+                }
+                other => other.to_string(),
+            };
+            TlsError::Unusable {
+                path: self.file.clone(),
+                reason,
+            }
+        })
     }
 
     fn wrong(&self, wanted: String) -> TlsError {

@@ -1,6 +1,6 @@
 //! What each side demands of the other's certificate.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore,
@@ -19,8 +19,8 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
-use super::{IdentityError, PeerIdentity, TlsError, TrustRoots};
-use crate::Role;
+use super::{Identity, IdentityError, PeerIdentity, TlsError, TrustRoots, provider};
+use crate::{Role, Timestamp};
 
 /// What is wrong with a peer's certificate beyond what rustls can say itself. Travels inside a [`rustls::OtherError`].
 #[derive(Debug, thiserror::Error)]
@@ -44,11 +44,46 @@ impl From<PeerProblem> for Error {
 }
 
 /// True for a chain that does not end in one of our roots. A CA of the same name with another key shows as a bad signature.
-fn is_foreign(error: &Error) -> bool {
+pub(super) fn is_foreign(error: &Error) -> bool {
     matches!(
         error,
         Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature)
     )
+}
+
+/// What a peer of ours does with our certificate, without a handshake.
+pub(super) fn check_own(
+    identity: &Identity,
+    roots: &TrustRoots,
+    now: Timestamp,
+) -> Result<(), Error> {
+    let key = identity.certified_key();
+    let (leaf, intermediates) = key
+        .cert
+        .split_first()
+        .expect("an identity is not made without a certificate");
+    let seconds = u64::try_from(now.as_millis() / 1000).unwrap_or(0);
+    let now = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+    let provider = provider();
+    if identity.id().role == Role::Server {
+        let algorithms = provider.signature_verification_algorithms.all;
+        let leaf = ParsedCertificate::try_from(leaf)?;
+        let roots = roots.store();
+        verify_server_cert_signed_by_trust_anchor(&leaf, &roots, intermediates, now, algorithms)
+    } else {
+        client_chain(roots, &provider)?
+            .verify_client_cert(leaf, intermediates, now)
+            .map(|_| ())
+    }
+}
+
+fn client_chain(
+    roots: &TrustRoots,
+    provider: &Arc<CryptoProvider>,
+) -> Result<Arc<dyn ClientCertVerifier>, Error> {
+    WebPkiClientVerifier::builder_with_provider(roots.store(), Arc::clone(provider))
+        .build()
+        .map_err(|error| Error::General(error.to_string()))
 }
 
 /// The server's demands: chain, time, purpose (by webpki), then the federation.
@@ -64,10 +99,7 @@ impl ClientVerifier {
         federation: &str,
         provider: &Arc<CryptoProvider>,
     ) -> Result<Self, TlsError> {
-        let chain =
-            WebPkiClientVerifier::builder_with_provider(roots.store(), Arc::clone(provider))
-                .build()
-                .map_err(|error| TlsError::Configuration(Error::General(error.to_string())))?;
+        let chain = client_chain(roots, provider)?;
         Ok(Self {
             chain,
             federation: federation.to_owned(),

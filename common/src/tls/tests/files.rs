@@ -10,7 +10,7 @@ use super::{
     super::*,
     kit::{DAY, Federation, now},
 };
-use crate::{SpiffeId, pki::WrittenCertificate};
+use crate::{SpiffeId, Timestamp, fsutil::write_atomic, pki::WrittenCertificate};
 
 /// A silo's certificate and key, and the CA's certificate, in a folder.
 fn written(folder: &Path) -> (WrittenCertificate, PathBuf) {
@@ -104,6 +104,98 @@ fn a_configuration_with_a_certificate_for_somebody_else_is_refused() {
     assert!(text.contains("silo or operator or worker"), "{text}");
     let text = error(client_config(&silo, &north.roots(), "south").map(drop));
     assert!(text.contains("`south`"), "{text}");
+}
+
+/// Issues a certificate to the same files as before.
+fn issue_again(folder: &Path, north: &Federation, name: &str, not_before: Timestamp) -> TlsFiles {
+    let id = SpiffeId::new("north", Role::Silo, name).unwrap();
+    let issued = north.ca.issue(&id, &[], &[], not_before, DAY).unwrap();
+    let [certificate, key, ca] = ["silo.crt", "silo.key", "ca.crt"].map(|file| folder.join(file));
+    write_atomic(&certificate, issued.certificate_pem.as_bytes(), 0o644).unwrap();
+    write_atomic(&key, issued.key_pem.as_bytes(), 0o600).unwrap();
+    write_atomic(&ca, north.ca.certificate_pem().as_bytes(), 0o644).unwrap();
+    TlsFiles {
+        certificate,
+        key,
+        ca,
+    }
+}
+
+#[test]
+fn a_reload_publishes_new_certificates_and_only_good_ones() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let north = Federation::new("north");
+    let files = issue_again(folder, &north, "clinic-a", now() - DAY / 2);
+    let tls = TlsReload::client(files, "north", now()).unwrap();
+    let mut receiver = tls.subscribe();
+    receiver.mark_unchanged();
+
+    issue_again(folder, &north, "clinic-b", now());
+    let error = tls.reload(now()).unwrap_err().to_string();
+    assert!(
+        error.contains("runs as spiffe://north/silo/clinic-a"),
+        "{error}"
+    );
+
+    issue_again(folder, &north, "clinic-a", now() - DAY * 3);
+    let error = tls.reload(now()).unwrap_err().to_string();
+    assert!(
+        error.contains("silo.crt") && error.contains("have a new one issued"),
+        "{error}"
+    );
+
+    issue_again(folder, &north, "clinic-a", now());
+    write_atomic(
+        &folder.join("ca.crt"),
+        Federation::new("north").ca.certificate_pem().as_bytes(),
+        0o644,
+    )
+    .unwrap();
+    let error = tls.reload(now()).unwrap_err().to_string();
+    assert!(
+        error.contains("not signed by the CA in") && error.contains("ca.crt"),
+        "{error}"
+    );
+    assert!(!receiver.has_changed().unwrap());
+
+    issue_again(folder, &north, "clinic-a", now());
+    let renewed = tls.reload(now()).unwrap();
+    assert!(renewed.not_after > tls.peer().not_after);
+    assert!(receiver.has_changed().unwrap());
+}
+
+#[test]
+fn a_server_does_not_start_with_a_certificate_that_nobody_accepts() {
+    let folder = tempfile::tempdir().unwrap();
+    let north = Federation::new("north");
+    let id = SpiffeId::new("north", Role::Server, "main").unwrap();
+    let start = |not_before: Timestamp| {
+        let issued = north.ca.issue(&id, &[], &[], not_before, DAY).unwrap();
+        let written = issued.write(folder.path(), true).unwrap();
+        let ca = north.ca.write(folder.path(), true).unwrap().certificate;
+        let files = TlsFiles {
+            certificate: written.certificate,
+            key: written.key,
+            ca,
+        };
+        TlsReload::server(files, "north", now())
+    };
+    start(now()).unwrap();
+    let error = start(now() - DAY * 2).unwrap_err().to_string();
+    assert!(error.contains("have a new one issued"), "{error}");
+    let error = start(now() + DAY).unwrap_err().to_string();
+    assert!(error.contains("not valid yet"), "{error}");
+}
+
+#[test]
+fn a_client_starts_with_an_expired_certificate_and_can_be_given_a_new_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let north = Federation::new("north");
+    let files = issue_again(folder.path(), &north, "clinic-a", now() - DAY * 3);
+    let tls = TlsReload::client(files, "north", now()).unwrap();
+    issue_again(folder.path(), &north, "clinic-a", now());
+    tls.reload(now()).unwrap();
 }
 
 #[test]

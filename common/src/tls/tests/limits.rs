@@ -33,7 +33,7 @@ async fn slow_handshakes_do_not_hold_up_others() {
     let server = Running::start_with(
         north.server(),
         AcceptorLimits {
-            handshake_timeout: Duration::from_secs(3600),
+            handshake_timeout: Duration::from_hours(1),
             ..AcceptorLimits::default()
         },
     );
