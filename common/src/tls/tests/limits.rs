@@ -83,6 +83,26 @@ async fn handshakes_beyond_the_limit_wait_for_their_turn() {
 }
 
 #[tokio::test]
+async fn a_crowd_gets_in_two_by_two() {
+    let north = Federation::new("north");
+    let server = Running::start_with(
+        north.server(),
+        AcceptorLimits {
+            max_handshakes: 2,
+            ..AcceptorLimits::default()
+        },
+    );
+    let client = north.client(&north.identity(Role::Silo, "clinic-a"));
+    let channels: Vec<_> = (0..40)
+        .map(|_| server.channel(Arc::clone(&client)))
+        .collect();
+    for answer in futures::future::join_all(channels.iter().map(call)).await {
+        answer.unwrap();
+    }
+    assert_eq!(server.connections(), 40);
+}
+
+#[tokio::test]
 async fn connections_beyond_the_limit_are_refused_until_one_ends() {
     let north = Federation::new("north");
     let server = Running::start_with(
