@@ -78,6 +78,14 @@ pub struct Backbone {
     layers: Vec<Layer>,
 }
 
+// tch leaves `Sync` out because a tensor can be written to through a shared reference. Nothing here does that: a loaded backbone is only read,
+// and libtorch allows several threads to read one tensor (its reference count is atomic). So one backbone can serve many trainers.
+#[expect(
+    unsafe_code,
+    reason = "the weights are private to this module and never written to after loading"
+)]
+unsafe impl Sync for Backbone {}
+
 impl Backbone {
     /// Loads a Hugging Face folder: `config.json` and `model.safetensors`, at the top or where the sentence-transformers layout has them
     /// (see [`BackboneFiles::find`]). `kind` is the kind to compute in, `Float` or `Double`; weights stored in another are cast.

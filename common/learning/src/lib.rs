@@ -18,9 +18,13 @@ mod network;
 pub mod optimiser;
 pub mod reference;
 pub mod task;
+#[cfg(test)]
+mod testing;
 pub mod tokenize;
 pub mod torch;
 pub mod trainer;
 pub mod weights;
 
 pub use error::LearningError;
+/// The kind of numbers that a backbone computes in, so that users of this crate need not name `tch`.
+pub use tch::Kind;

@@ -1,5 +1,7 @@
 //! A model as it runs: adapters fused, a head on top. Training and use go through the same fusion.
 
+use std::collections::BTreeMap;
+
 use concord_common::job::Pool;
 use tch::{Kind, Tensor};
 
@@ -108,7 +110,12 @@ pub(crate) fn score(
 ) -> Result<Evaluation, LearningError> {
     let width = problem.outputs();
     let rows = outputs.len() / width;
-    let mut metrics = std::collections::BTreeMap::new();
+    let mut metrics = BTreeMap::new();
+    if outputs.iter().any(|output| !output.is_finite()) {
+        return Err(LearningError::Training(
+            "the model's outputs are not finite; lower the learning rate".to_owned(),
+        ));
+    }
     if rows > 0 {
         match targets {
             Targets::Classes(truth) => {
@@ -133,11 +140,6 @@ pub(crate) fn score(
                 metrics.insert("spearman".to_owned(), spearman(outputs, truth));
             }
         }
-    }
-    if let Some(name) = metrics.iter().find(|(_, value)| !value.is_finite()).map(|(name, _)| name) {
-        return Err(LearningError::Training(format!(
-            "the model's outputs are not finite, so its {name} is none; lower the learning rate"
-        )));
     }
     Ok(Evaluation { rows: rows as u64, metrics })
 }
