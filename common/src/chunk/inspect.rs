@@ -37,7 +37,6 @@ impl PayloadInspector {
                 return Ok(self);
             }
             self.take(&[self.cut], layout)?;
-            self.cut_bytes = 0;
         }
         let (whole, cut) = rest.as_chunks();
         self.take(whole, layout)?;
