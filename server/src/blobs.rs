@@ -1,0 +1,177 @@
+//! Adapter payloads in a folder, each under its digest's name.
+//!
+//! A blob is written to a temporary file beside the others and renamed when it is whole, so that a name always means whole
+//! content, also after a crash.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use concord_common::{Digest, fsutil};
+use tempfile::NamedTempFile;
+
+use crate::config::Durability;
+
+/// The folder. All methods block.
+#[derive(Debug, Clone)]
+pub struct BlobStore {
+    folder: PathBuf,
+    durability: Durability,
+}
+
+impl BlobStore {
+    /// Opens the folder, making it if it is not there.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn open(folder: &Path, durability: Durability) -> io::Result<Self> {
+        fs::create_dir_all(folder)?;
+        Ok(Self {
+            folder: folder.to_owned(),
+            durability,
+        })
+    }
+
+    /// Where a blob is, or would be.
+    fn path(&self, digest: &Digest) -> PathBuf {
+        self.folder.join(digest.to_string())
+    }
+
+    /// Begins a new blob.
+    ///
+    /// # Errors
+    /// If the file cannot be made.
+    pub fn create(&self) -> io::Result<BlobWriter> {
+        Ok(BlobWriter {
+            file: NamedTempFile::new_in(&self.folder)?,
+            hasher: blake3::Hasher::new(),
+            bytes: 0,
+            store: self.clone(),
+        })
+    }
+
+    /// Stores a whole payload.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn put(&self, payload: &[u8]) -> io::Result<Digest> {
+        let mut writer = self.create()?;
+        writer.write_all(payload)?;
+        Ok(writer.finish()?.0)
+    }
+
+    /// Opens a blob for reading at any offset.
+    ///
+    /// # Errors
+    /// If there is none, or it cannot be opened.
+    pub fn get(&self, digest: &Digest) -> io::Result<File> {
+        File::open(self.path(digest))
+    }
+
+    /// Deletes every file that is no blob in `keep`, and gives their number. Only for the start of the server: a blob that
+    /// is just being written would go too.
+    ///
+    /// # Errors
+    /// If the folder cannot be read or a file cannot be deleted.
+    pub fn sweep(&self, keep: &BTreeSet<Digest>) -> io::Result<u64> {
+        let mut deleted = 0;
+        for entry in fs::read_dir(&self.folder)? {
+            let entry = entry?;
+            let digest = entry.file_name().to_str().and_then(|name| name.parse().ok());
+            if digest.is_none_or(|digest: Digest| !keep.contains(&digest)) {
+                fs::remove_file(entry.path())?;
+                deleted += 1;
+            }
+        }
+        Ok(deleted)
+    }
+}
+
+/// A blob that is being written; dropped before [`BlobWriter::finish`] it leaves nothing behind.
+#[derive(Debug)]
+pub struct BlobWriter {
+    file: NamedTempFile,
+    hasher: blake3::Hasher,
+    bytes: u64,
+    store: BlobStore,
+}
+
+impl Write for BlobWriter {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let count = self.file.write(buf)?;
+        self.hasher.update(&buf[..count]);
+        self.bytes += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl BlobWriter {
+    /// Gives the blob its name, durably if so configured; returns digest and size.
+    ///
+    /// # Errors
+    /// If it cannot be synced or renamed.
+    pub fn finish(self) -> io::Result<(Digest, u64)> {
+        let digest = Digest::from(self.hasher.finalize());
+        let durable = self.store.durability == Durability::Power;
+        if durable {
+            self.file.as_file().sync_all()?;
+        }
+        self.file
+            .persist(self.store.path(&digest))
+            .map_err(|error| error.error)?;
+        if durable {
+            fsutil::sync_folder(&self.store.folder)?;
+        }
+        Ok((digest, self.bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt as _;
+
+    use super::*;
+
+    fn store() -> (tempfile::TempDir, BlobStore) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = BlobStore::open(&folder.path().join("blobs"), Durability::Power).unwrap();
+        (folder, store)
+    }
+
+    #[test]
+    fn a_blob_is_found_by_its_digest_and_read_at_an_offset() {
+        let (_folder, store) = store();
+        let digest = store.put(b"adapter").unwrap();
+        assert_eq!(digest, Digest::of(b"adapter"));
+        let mut buf = [0; 3];
+        store.get(&digest).unwrap().read_exact_at(&mut buf, 2).unwrap();
+        assert_eq!(&buf, b"apt");
+        assert!(store.get(&Digest::of(b"other")).is_err());
+    }
+
+    #[test]
+    fn an_unfinished_blob_leaves_nothing_behind() {
+        let (folder, store) = store();
+        let mut writer = store.create().unwrap();
+        writer.write_all(b"half").unwrap();
+        drop(writer);
+        assert_eq!(fs::read_dir(folder.path().join("blobs")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn the_sweep_keeps_what_is_referenced() {
+        let (_folder, store) = store();
+        let kept = store.put(b"kept").unwrap();
+        let dropped = store.put(b"dropped").unwrap();
+        assert_eq!(store.sweep(&BTreeSet::from([kept])).unwrap(), 1);
+        assert!(store.get(&kept).is_ok());
+        assert!(store.get(&dropped).is_err());
+    }
+}

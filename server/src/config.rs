@@ -1,0 +1,280 @@
+//! The server's settings: `concord-server run --config server.toml`. The sample `deploy/config/server.toml` shows every one.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use concord_common::{
+    SpiffeId,
+    config::{ByteSize, ConfigError, ListenSection, LogSection, TlsSection, load},
+    id::Role,
+    telemetry::parse_filter,
+};
+use serde::Deserialize;
+
+use crate::datastore;
+
+/// All settings. Unknown keys are errors.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServerConfig {
+    /// The federation, as in every certificate.
+    pub federation: String,
+    /// Folder of the database, the adapters, the uploads and the receipt key.
+    pub state_dir: PathBuf,
+    /// What an acknowledgement survives.
+    #[serde(default)]
+    pub durability: Durability,
+    /// Which silos may take part.
+    #[serde(default)]
+    pub enrollment: EnrollmentPolicy,
+    /// How long a stop waits for work in progress.
+    #[serde(default = "default_stop_timeout", with = "humantime_serde")]
+    pub stop_timeout: Duration,
+    /// Where silos and operators connect.
+    pub listen: ListenSection,
+    /// Certificate, key and CA.
+    pub tls: TlsSection,
+    /// Bounds on calls and transfers.
+    #[serde(default)]
+    pub limits: LimitsSection,
+    /// Uploads in progress.
+    #[serde(default)]
+    pub spool: SpoolSection,
+    /// How jobs are run.
+    #[serde(default)]
+    pub jobs: JobsSection,
+    /// Metrics and probes.
+    #[serde(default)]
+    pub ops: OpsSection,
+    /// Logs.
+    #[serde(default)]
+    pub log: LogSection,
+}
+
+/// What an acknowledgement survives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// A power failure: files and database are synced to the disk first.
+    #[default]
+    Power,
+    /// The end of the process, but not of the machine: nothing waits for the disk.
+    Process,
+}
+
+/// Which silos may take part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EnrollmentPolicy {
+    /// Every silo with a certificate of the federation's CA, from its first call on.
+    #[default]
+    Auto,
+    /// A new silo waits until an operator approves it.
+    Manual,
+}
+
+impl EnrollmentPolicy {
+    /// What a silo is at its first call.
+    pub fn first(self) -> datastore::Enrollment {
+        match self {
+            Self::Auto => datastore::Enrollment::Active,
+            Self::Manual => datastore::Enrollment::Pending,
+        }
+    }
+}
+
+/// The section `[limits]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsSection {
+    /// Uploads and downloads at once; more wait.
+    pub max_transfers: usize,
+    /// Transfers that may wait; one more is refused as busy.
+    pub max_waiting_transfers: usize,
+    /// How long a transfer waits for its turn before it is refused as busy.
+    #[serde(with = "humantime_serde")]
+    pub transfer_wait: Duration,
+    /// A transfer in which nothing moves for this long is cut.
+    #[serde(with = "humantime_serde")]
+    pub transfer_idle: Duration,
+    /// Size of the chunks that the server sends.
+    pub chunk_size: ByteSize,
+    /// Bytes that a peer may send ahead on one stream.
+    pub stream_window: ByteSize,
+    /// Bytes that a peer may send ahead on all streams of a connection together.
+    pub connection_window: ByteSize,
+    /// Calls at once on one connection.
+    pub max_streams: u32,
+    /// Largest message that is read.
+    pub max_message: ByteSize,
+    /// Largest header list that is read.
+    pub max_headers: ByteSize,
+}
+
+impl Default for LimitsSection {
+    fn default() -> Self {
+        Self {
+            max_transfers: 8,
+            max_waiting_transfers: 1024,
+            transfer_wait: Duration::from_secs(120),
+            transfer_idle: Duration::from_secs(30),
+            chunk_size: ByteSize(256 << 10),
+            stream_window: ByteSize(512 << 10),
+            connection_window: ByteSize::mebibytes(1),
+            max_streams: 16,
+            max_message: ByteSize::mebibytes(2),
+            max_headers: ByteSize(16 << 10),
+        }
+    }
+}
+
+/// The section `[spool]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SpoolSection {
+    /// Uploads in progress, over all jobs; one more is refused as busy.
+    pub max_uploads: u64,
+    /// Bytes of uploads in progress, over all jobs; more are refused as busy.
+    pub max_bytes: ByteSize,
+    /// An upload that nobody goes on with is thrown away after this time.
+    #[serde(with = "humantime_serde")]
+    pub expiry: Duration,
+}
+
+impl Default for SpoolSection {
+    fn default() -> Self {
+        Self {
+            max_uploads: 1024,
+            max_bytes: ByteSize(64 << 30),
+            expiry: Duration::from_secs(3600),
+        }
+    }
+}
+
+/// The section `[jobs]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct JobsSection {
+    /// Jobs that run at once; more wait in order of submission.
+    pub max_running: usize,
+    /// Jobs that may wait; one more is refused as busy.
+    pub max_queued: usize,
+    /// How long a silo's lease on its part of a round lasts.
+    #[serde(with = "humantime_serde")]
+    pub lease: Duration,
+    /// How long silos are told of a job that has ended.
+    #[serde(with = "humantime_serde")]
+    pub announce_ended: Duration,
+}
+
+impl Default for JobsSection {
+    fn default() -> Self {
+        Self {
+            max_running: 2,
+            max_queued: 1000,
+            lease: Duration::from_secs(120),
+            announce_ended: Duration::from_secs(7 * 24 * 3600),
+        }
+    }
+}
+
+/// The section `[ops]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OpsSection {
+    /// Whether `/metrics`, `/livez` and `/readyz` are served.
+    pub enabled: bool,
+    /// Where, over plain HTTP: keep it on loopback or behind a proxy of your own.
+    pub address: SocketAddr,
+}
+
+impl Default for OpsSection {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            address: SocketAddr::from(([127, 0, 0, 1], 9464)),
+        }
+    }
+}
+
+fn default_stop_timeout() -> Duration {
+    Duration::from_secs(20)
+}
+
+/// A setting that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidConfig {
+    /// The file or the environment cannot be read into settings.
+    #[error(transparent)]
+    Load(#[from] ConfigError),
+    /// A value is out of range.
+    #[error("`{key}` {what}")]
+    Value {
+        /// Key.
+        key: &'static str,
+        /// What is wrong and what to write.
+        what: String,
+    },
+}
+
+impl ServerConfig {
+    /// Reads and checks the settings: the file, then `CONCORD__SECTION__KEY` from `environment` over it.
+    ///
+    /// # Errors
+    /// Naming the key that is unknown, missing or out of range.
+    pub fn load(
+        path: Option<&std::path::Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, InvalidConfig> {
+        let config: Self = load(path, environment)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Checks what the types cannot say.
+    ///
+    /// # Errors
+    /// Naming the first key that is out of range.
+    pub fn check(&self) -> Result<(), InvalidConfig> {
+        let value = |key, what: String| Err(InvalidConfig::Value { key, what });
+        if let Err(error) = SpiffeId::new(&self.federation, Role::Server, "server") {
+            return value("federation", format!("cannot be used: {error}"));
+        }
+        if let Err(error) = parse_filter(&self.log.filter) {
+            return value("log.filter", format!("cannot be used: {error}"));
+        }
+        let limits = &self.limits;
+        for (key, number, low, high) in [
+            ("limits.max_transfers", limits.max_transfers as u64, 1, 1024),
+            ("limits.max_waiting_transfers", limits.max_waiting_transfers as u64, 0, 1 << 20),
+            ("limits.chunk_size", limits.chunk_size.bytes(), 16 << 10, 1 << 20),
+            ("limits.stream_window", limits.stream_window.bytes(), 64 << 10, 64 << 20),
+            ("limits.connection_window", limits.connection_window.bytes(), 64 << 10, 256 << 20),
+            ("limits.max_streams", u64::from(limits.max_streams), 4, 1024),
+            // A chunk of 1 MiB with its frame must pass.
+            ("limits.max_message", limits.max_message.bytes(), (1 << 20) + 1024, 64 << 20),
+            ("limits.max_headers", limits.max_headers.bytes(), 4 << 10, 1 << 20),
+            ("spool.max_uploads", self.spool.max_uploads, 1, 1 << 20),
+            ("spool.max_bytes", self.spool.max_bytes.bytes(), 1 << 20, i64::MAX as u64),
+            ("jobs.max_running", self.jobs.max_running as u64, 1, 1000),
+            ("jobs.max_queued", self.jobs.max_queued as u64, 1, 1 << 20),
+        ] {
+            if number < low || number > high {
+                return value(key, format!("must be from {low} to {high}, is {number}"));
+            }
+        }
+        for (key, time) in [
+            ("limits.transfer_wait", limits.transfer_wait),
+            ("limits.transfer_idle", limits.transfer_idle),
+            ("spool.expiry", self.spool.expiry),
+            ("jobs.lease", self.jobs.lease),
+        ] {
+            if time < Duration::from_millis(100) {
+                return value(key, "must be at least 100ms".to_owned());
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,95 @@
+use std::path::Path;
+
+use concord_common::{config::load_text, job::JobSpec};
+
+use super::*;
+
+const SAMPLE: &str = include_str!("../../../deploy/config/server.toml");
+const MINIMAL: &str = r#"
+federation = "north"
+state_dir = "/var/lib/concord"
+[listen]
+address = "127.0.0.1:7600"
+[tls]
+certificate = "server.crt"
+key = "server.key"
+ca = "ca.crt"
+"#;
+
+fn parse(text: &str) -> Result<ServerConfig, InvalidConfig> {
+    let config: ServerConfig = load_text(Some((Path::new("server.toml"), text)), [])?;
+    config.check()?;
+    Ok(config)
+}
+
+#[test]
+fn the_sample_is_accepted_and_shows_the_defaults() {
+    let sample = parse(SAMPLE).unwrap();
+    let minimal = parse(MINIMAL).unwrap();
+    assert_eq!(sample.limits, minimal.limits);
+    assert_eq!(sample.spool, minimal.spool);
+    assert_eq!(sample.jobs, minimal.jobs);
+    assert_eq!(sample.ops, minimal.ops);
+    assert_eq!(sample.log, minimal.log);
+    assert_eq!(sample.durability, minimal.durability);
+    assert_eq!(sample.enrollment, minimal.enrollment);
+    assert_eq!(sample.stop_timeout, minimal.stop_timeout);
+}
+
+#[test]
+fn the_sample_comments_every_setting() {
+    let mut commented = false;
+    for line in SAMPLE.lines() {
+        let is_setting = line.contains(" = ") && !line.starts_with('#');
+        assert!(!is_setting || commented, "no comment above: {line}");
+        commented = line.starts_with('#');
+    }
+}
+
+#[test]
+fn an_unknown_key_is_named() {
+    for (text, key) in [
+        (format!("colour = 1\n{MINIMAL}"), "colour"),
+        (format!("{MINIMAL}\n[limits]\nmax_transfer = 1"), "max_transfer"),
+        (format!("{MINIMAL}\n[jobs]\nmax = 1"), "max"),
+        (format!("{MINIMAL}\n[ops]\nlisten = 1"), "listen"),
+    ] {
+        let error = parse(&text).unwrap_err().to_string();
+        assert!(error.contains(key), "{error}");
+    }
+}
+
+#[test]
+fn a_value_out_of_range_is_named() {
+    for (text, key) in [
+        (format!("{MINIMAL}\n[limits]\nmax_transfers = 0"), "limits.max_transfers"),
+        (format!("{MINIMAL}\n[limits]\nchunk_size = \"2 MiB\""), "limits.chunk_size"),
+        (format!("{MINIMAL}\n[jobs]\nlease = \"1ms\""), "jobs.lease"),
+        (format!("{MINIMAL}\n[log]\nfilter = \"=,=\""), "log.filter"),
+        (MINIMAL.replace("north", "North!"), "federation"),
+    ] {
+        let error = parse(&text).unwrap_err().to_string();
+        assert!(error.contains(key), "{error}");
+    }
+}
+
+#[test]
+fn a_variable_overrides_the_file() {
+    let variable = ("CONCORD__JOBS__MAX_RUNNING".to_owned(), "7".to_owned());
+    let config: ServerConfig =
+        load_text(Some((Path::new("server.toml"), MINIMAL)), [variable]).unwrap();
+    assert_eq!(config.jobs.max_running, 7);
+}
+
+#[test]
+fn every_sample_job_is_accepted() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/config/jobs");
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        JobSpec::parse(&text).unwrap_or_else(|refusal| panic!("{}: {refusal}", path.display()));
+        names.push(path);
+    }
+    assert!(names.len() >= 2, "{names:?}");
+}

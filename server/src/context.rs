@@ -1,0 +1,113 @@
+//! What services and driver share.
+
+use std::{io, path::Path, sync::Arc};
+
+use concord_common::{Clock, Timestamp, fsutil::write_atomic, wire::ReceiptSigner};
+
+use crate::{
+    blobs::BlobStore,
+    config::ServerConfig,
+    datastore::Datastore,
+    error::Failure,
+    hub::Hub,
+    ids::Ids,
+    spool::Spool,
+};
+
+/// Name of the file with the key that receipts are signed with.
+const RECEIPT_KEY: &str = "receipt.key";
+
+/// The server's parts, made once and shared by everything that runs in it.
+#[derive(Debug)]
+pub struct Context {
+    /// Settings.
+    pub config: ServerConfig,
+    /// State.
+    pub datastore: Datastore,
+    /// Adapter payloads.
+    pub blobs: BlobStore,
+    /// Uploads.
+    pub spool: Arc<Spool>,
+    /// Who must be told of changes.
+    pub hub: Hub,
+    /// Signs receipts.
+    pub signer: ReceiptSigner,
+    /// Now.
+    pub clock: Arc<dyn Clock>,
+    /// New ids.
+    pub ids: Arc<dyn Ids>,
+}
+
+impl Context {
+    /// Opens everything under the state folder and sweeps out what a crash may have left there.
+    ///
+    /// # Errors
+    /// If a file or the database cannot be opened.
+    pub async fn open(
+        config: ServerConfig,
+        clock: Arc<dyn Clock>,
+        ids: Arc<dyn Ids>,
+    ) -> Result<Self, Failure> {
+        let folder = config.state_dir.clone();
+        let shown = folder.display();
+        make_private_folder(&folder).map_err(Failure::io(format!("cannot make {shown}")))?;
+        let datastore = Datastore::open(&folder.join("concord.db"), config.durability).await?;
+        let blobs = BlobStore::open(&folder.join("adapters"), config.durability)
+            .map_err(Failure::io(format!("cannot open {shown}/adapters")))?;
+        let spool = Spool::open(&folder.join("spool"), config.durability)
+            .map_err(Failure::io(format!("cannot open {shown}/spool")))?;
+        let signer = receipt_signer(&folder.join(RECEIPT_KEY))
+            .map_err(Failure::io(format!("cannot use {shown}/{RECEIPT_KEY}")))?;
+        let (versions, spooled) = datastore
+            .run_read("list_referenced_files", |tx| {
+                Box::pin(async move {
+                    Ok::<_, Failure>((tx.all_versions().await?, tx.spooled().await?))
+                })
+            })
+            .await?;
+        let swept = blobs
+            .sweep(&versions)
+            .and_then(|blobs| Ok(blobs + spool.sweep(&spooled)?))
+            .map_err(Failure::io(format!("cannot sweep {shown}")))?;
+        if swept > 0 {
+            tracing::info!(files = swept, "swept files that nothing refers to");
+        }
+        Ok(Self {
+            config,
+            datastore,
+            blobs,
+            spool: Arc::new(spool),
+            hub: Hub::default(),
+            signer,
+            clock,
+            ids,
+        })
+    }
+
+    /// Now.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+}
+
+fn make_private_folder(folder: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+}
+
+/// The key that receipts are signed with, made at the first start.
+fn receipt_signer(path: &Path) -> io::Result<ReceiptSigner> {
+    let der = match std::fs::read(path) {
+        Ok(der) => der,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let der = ReceiptSigner::generate_pkcs8().map_err(io::Error::other)?;
+            write_atomic(path, &der, 0o600)?;
+            der
+        }
+        Err(error) => return Err(error),
+    };
+    ReceiptSigner::from_pkcs8(&der).map_err(io::Error::other)
+}

@@ -1,0 +1,511 @@
+//! Rounds, their cohorts, and leases on the work in them; and the adapter versions that rounds start from and publish.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use concord_common::{
+    Digest, ErrorCode, JobId, RoundNumber, SiloId, Timestamp,
+    adapter::AdapterVersion,
+    round::{Outcome, ParticipationWindow, Record, Round, RoundPhase, RoundSpec},
+};
+use sqlx::sqlite::SqliteRow;
+
+use super::{DatastoreError, Tx, jobs::require_one, row};
+
+/// A round without its cohort.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RoundRecord {
+    /// Number in the job.
+    pub number: RoundNumber,
+    /// Where it stands.
+    pub phase: RoundPhase,
+    /// Adapter that it started from.
+    pub base: AdapterVersion,
+    /// Adapter that it published.
+    pub published: Option<AdapterVersion>,
+    /// When it was announced.
+    pub announced_at: Timestamp,
+    /// When it closes at the latest.
+    pub closes_at: Timestamp,
+    /// When it ended.
+    pub ended_at: Option<Timestamp>,
+    /// Silos asked.
+    pub cohort: u32,
+    /// Contributions counted.
+    pub accepted: u32,
+}
+
+impl RoundRecord {
+    fn read(row: &SqliteRow) -> Result<Self, DatastoreError> {
+        let announced_at = row::time(row, "announced_at")?;
+        Ok(Self {
+            number: RoundNumber(row::unsigned(row, "round")?),
+            phase: row::parse(row, "phase")?,
+            base: AdapterVersion(row::digest(row, "base_version")?),
+            published: row::version_opt(row, "published_version")?,
+            announced_at,
+            closes_at: announced_at + Duration::from_millis(row::unsigned(row, "max_millis")?),
+            ended_at: row::time_opt(row, "ended_at")?,
+            cohort: row::unsigned(row, "cohort")?,
+            accepted: row::unsigned(row, "accepted")?,
+        })
+    }
+}
+
+/// A silo's part in a round.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RoundSiloRecord {
+    /// Silo.
+    pub silo_id: SiloId,
+    /// What became of it; nothing while it is awaited.
+    pub outcome: Option<Outcome>,
+    /// When that was recorded.
+    pub recorded_at: Option<Timestamp>,
+    /// Digest of the accepted or discarded payload.
+    pub digest: Option<Digest>,
+    /// Training examples behind it.
+    pub examples: u64,
+    /// The receipt for it, as the message that was sent.
+    pub receipt: Option<Vec<u8>>,
+    /// The spool's file of an accepted payload.
+    pub upload_id: Option<[u8; 16]>,
+}
+
+impl RoundSiloRecord {
+    fn read(row: &SqliteRow) -> Result<Self, DatastoreError> {
+        let outcome = match row::get::<Option<&str>>(row, "outcome")? {
+            None => None,
+            Some(name) => Some(
+                Outcome::from_parts(name, row::get(row, "reason")?)
+                    .map_err(|error| row::bad("outcome", error.to_string()))?,
+            ),
+        };
+        Ok(Self {
+            silo_id: row::parse(row, "silo_id")?,
+            outcome,
+            recorded_at: row::time_opt(row, "recorded_at")?,
+            digest: row::version_opt(row, "payload_digest")?.map(|version| version.0),
+            examples: row::unsigned(row, "examples")?,
+            receipt: row::get(row, "receipt")?,
+            upload_id: match row::get::<Option<&[u8]>>(row, "upload_id")? {
+                None => None,
+                Some(_) => Some(row::token(row, "upload_id")?),
+            },
+        })
+    }
+}
+
+/// A silo's claim on its part of a round.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LeaseRecord {
+    /// Shown with the contribution.
+    pub token: [u8; 16],
+    /// When it runs out.
+    pub expires_at: Timestamp,
+    /// How often it was taken after it had run out, plus one.
+    pub attempts: u32,
+}
+
+/// An adapter version of a job.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VersionRecord {
+    /// Round that published it; 0 for the one that the server drew.
+    pub round: u32,
+    /// Content address.
+    pub version: AdapterVersion,
+    /// Size of the payload.
+    pub payload_bytes: u64,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+const ROUND: &str = "SELECT rounds.*, count(*) AS cohort, count(*) FILTER (WHERE outcome = 'accepted') AS accepted
+    FROM rounds JOIN round_silos USING (job_id, round) WHERE job_id = $1 AND round = $2 GROUP BY job_id, round";
+const ROUNDS: &str = "SELECT rounds.*, count(*) AS cohort, count(*) FILTER (WHERE outcome = 'accepted') AS accepted
+    FROM rounds JOIN round_silos USING (job_id, round) WHERE job_id = $1 GROUP BY job_id, round ORDER BY round";
+
+impl Tx<'_> {
+    /// Stores a round that was just announced, with its cohort.
+    ///
+    /// # Errors
+    /// If the round is there already, or the database fails.
+    pub async fn insert_round(&mut self, round: &Round) -> Result<(), DatastoreError> {
+        let spec = round.spec();
+        sqlx::query(
+            "INSERT INTO rounds (job_id, round, phase, base_version, min_count, max_count, min_millis, max_millis, announced_at)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        )
+        .bind(spec.job.as_str())
+        .bind(i64::from(spec.number.0))
+        .bind(round.phase().as_str())
+        .bind(&spec.base.0.as_bytes()[..])
+        .bind(i64::from(spec.window.min_count))
+        .bind(spec.window.max_count.map(i64::from))
+        .bind(spec.window.min_time.as_millis() as i64)
+        .bind(spec.window.max_time.as_millis() as i64)
+        .bind(spec.opened_at.as_millis())
+        .execute(self.conn())
+        .await?;
+        for silo_id in &spec.cohort {
+            sqlx::query("INSERT INTO round_silos (job_id, round, silo_id) VALUES ($1, $2, $3)")
+                .bind(spec.job.as_str())
+                .bind(i64::from(spec.number.0))
+                .bind(silo_id.as_str())
+                .execute(self.conn())
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// A round as the machine that was stored.
+    ///
+    /// # Errors
+    /// If the rows are none that a round leaves behind, or the database fails.
+    pub async fn round_machine(
+        &mut self,
+        job_id: &JobId,
+        number: RoundNumber,
+    ) -> Result<Option<Round>, DatastoreError> {
+        let Some(row) = sqlx::query("SELECT * FROM rounds WHERE job_id = $1 AND round = $2")
+            .bind(job_id.as_str())
+            .bind(i64::from(number.0))
+            .fetch_optional(self.conn())
+            .await?
+        else {
+            return Ok(None);
+        };
+        let silos = self.round_silos(job_id, number).await?;
+        let spec = RoundSpec {
+            job: job_id.clone(),
+            number,
+            cohort: silos.iter().map(|silo| silo.silo_id.clone()).collect(),
+            window: ParticipationWindow {
+                min_count: row::unsigned(&row, "min_count")?,
+                max_count: row::get::<Option<u32>>(&row, "max_count")?,
+                min_time: Duration::from_millis(row::unsigned(&row, "min_millis")?),
+                max_time: Duration::from_millis(row::unsigned(&row, "max_millis")?),
+            },
+            base: AdapterVersion(row::digest(&row, "base_version")?),
+            opened_at: row::time(&row, "announced_at")?,
+        };
+        let records = silos.into_iter().filter_map(|silo| {
+            Some(Record {
+                outcome: silo.outcome?,
+                silo: silo.silo_id,
+                digest: silo.digest,
+                examples: silo.examples,
+            })
+        });
+        Round::restore(spec, row::parse(&row, "phase")?, records)
+            .map(Some)
+            .map_err(|error| row::bad("phase", error.to_string()))
+    }
+
+    /// A round without its cohort.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn round(
+        &mut self,
+        job_id: &JobId,
+        number: RoundNumber,
+    ) -> Result<Option<RoundRecord>, DatastoreError> {
+        sqlx::query(ROUND)
+            .bind(job_id.as_str())
+            .bind(i64::from(number.0))
+            .fetch_optional(self.conn())
+            .await?
+            .as_ref()
+            .map(RoundRecord::read)
+            .transpose()
+    }
+
+    /// All rounds of a job in order.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn rounds(&mut self, job_id: &JobId) -> Result<Vec<RoundRecord>, DatastoreError> {
+        sqlx::query(ROUNDS)
+            .bind(job_id.as_str())
+            .fetch_all(self.conn())
+            .await?
+            .iter()
+            .map(RoundRecord::read)
+            .collect()
+    }
+
+    /// The cohort of a round by name, with what became of each silo's part.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn round_silos(
+        &mut self,
+        job_id: &JobId,
+        number: RoundNumber,
+    ) -> Result<Vec<RoundSiloRecord>, DatastoreError> {
+        sqlx::query("SELECT * FROM round_silos WHERE job_id = $1 AND round = $2 ORDER BY silo_id")
+            .bind(job_id.as_str())
+            .bind(i64::from(number.0))
+            .fetch_all(self.conn())
+            .await?
+            .iter()
+            .map(RoundSiloRecord::read)
+            .collect()
+    }
+
+    /// One silo's part in a round; nothing if it is not in the cohort.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn round_silo(
+        &mut self,
+        job_id: &JobId,
+        number: RoundNumber,
+        silo_id: &SiloId,
+    ) -> Result<Option<RoundSiloRecord>, DatastoreError> {
+        sqlx::query("SELECT * FROM round_silos WHERE job_id = $1 AND round = $2 AND silo_id = $3")
+            .bind(job_id.as_str())
+            .bind(i64::from(number.0))
+            .bind(silo_id.as_str())
+            .fetch_optional(self.conn())
+            .await?
+            .as_ref()
+            .map(RoundSiloRecord::read)
+            .transpose()
+    }
+
+    /// Replaces what is recorded of a silo's part.
+    ///
+    /// # Errors
+    /// If the silo is not in the cohort, a digest comes without a receipt, or the database fails.
+    pub async fn record_outcome(
+        &mut self,
+        job_id: &JobId,
+        number: RoundNumber,
+        silo: &RoundSiloRecord,
+    ) -> Result<(), DatastoreError> {
+        let reason = silo.outcome.and_then(Outcome::reason).map_or("", ErrorCode::as_str);
+        let done = sqlx::query(
+            "UPDATE round_silos SET outcome = $4, reason = $5, recorded_at = $6, payload_digest = $7, examples = $8,
+                 receipt = $9, upload_id = $10
+             WHERE job_id = $1 AND round = $2 AND silo_id = $3",
+        )
+        .bind(job_id.as_str())
+        .bind(i64::from(number.0))
+        .bind(silo.silo_id.as_str())
+        .bind(silo.outcome.map(Outcome::as_str))
+        .bind(reason)
+        .bind(silo.recorded_at.map(Timestamp::as_millis))
+        .bind(silo.digest.as_ref().map(|digest| &digest.as_bytes()[..]))
+        .bind(silo.examples as i64)
+        .bind(silo.receipt.as_deref())
+        .bind(silo.upload_id.as_ref().map(|id| &id[..]))
+        .execute(self.conn())
+        .await?;
+        require_one(done.rows_affected(), || {
+            format!("silo {} in round {number} of job {job_id}", silo.silo_id)
+        })
+    }
+
+    /// Sets where a round stands.
+    ///
+    /// # Errors
+    /// If there is no such round, or the database fails.
+    pub async fn set_round_phase(
+        &mut self,
+        job_id: &JobId,
+        number: RoundNumber,
+        phase: RoundPhase,
+        ended_at: Option<Timestamp>,
+        published: Option<AdapterVersion>,
+    ) -> Result<(), DatastoreError> {
+        let done = sqlx::query(
+            "UPDATE rounds SET phase = $3, ended_at = $4, published_version = $5
+             WHERE job_id = $1 AND round = $2",
+        )
+        .bind(job_id.as_str())
+        .bind(i64::from(number.0))
+        .bind(phase.as_str())
+        .bind(ended_at.map(Timestamp::as_millis))
+        .bind(published.as_ref().map(|version| &version.0.as_bytes()[..]))
+        .execute(self.conn())
+        .await?;
+        require_one(done.rows_affected(), || format!("round {number} of job {job_id}"))
+    }
+
+    /// A silo's lease on its part of a round, run out or not.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn lease(
+        &mut self,
+        job_id: &JobId,
+        number: RoundNumber,
+        silo_id: &SiloId,
+    ) -> Result<Option<LeaseRecord>, DatastoreError> {
+        let row = sqlx::query("SELECT * FROM leases WHERE job_id = $1 AND round = $2 AND silo_id = $3")
+            .bind(job_id.as_str())
+            .bind(i64::from(number.0))
+            .bind(silo_id.as_str())
+            .fetch_optional(self.conn())
+            .await?;
+        row.map(|row| {
+            Ok(LeaseRecord {
+                token: row::token(&row, "token")?,
+                expires_at: row::time(&row, "expires_at")?,
+                attempts: row::unsigned(&row, "attempts")?,
+            })
+        })
+        .transpose()
+    }
+
+    /// Stores a silo's lease in place of an earlier one.
+    ///
+    /// # Errors
+    /// If the silo is not in the cohort, or the database fails.
+    pub async fn put_lease(
+        &mut self,
+        job_id: &JobId,
+        number: RoundNumber,
+        silo_id: &SiloId,
+        lease: &LeaseRecord,
+    ) -> Result<(), DatastoreError> {
+        sqlx::query(
+            "INSERT INTO leases (job_id, round, silo_id, token, expires_at, attempts) VALUES ($1, $2, $3, $4, $5, $6)
+             ON CONFLICT (job_id, round, silo_id) DO UPDATE
+             SET token = excluded.token, expires_at = excluded.expires_at, attempts = excluded.attempts",
+        )
+        .bind(job_id.as_str())
+        .bind(i64::from(number.0))
+        .bind(silo_id.as_str())
+        .bind(&lease.token[..])
+        .bind(lease.expires_at.as_millis())
+        .bind(i64::from(lease.attempts))
+        .execute(self.conn())
+        .await?;
+        Ok(())
+    }
+
+    /// Silos that hold a lease on a round at `now`.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn lease_holders(
+        &mut self,
+        job_id: &JobId,
+        number: RoundNumber,
+        now: Timestamp,
+    ) -> Result<BTreeSet<SiloId>, DatastoreError> {
+        sqlx::query("SELECT silo_id FROM leases WHERE job_id = $1 AND round = $2 AND expires_at > $3")
+            .bind(job_id.as_str())
+            .bind(i64::from(number.0))
+            .bind(now.as_millis())
+            .fetch_all(self.conn())
+            .await?
+            .iter()
+            .map(|row| row::parse(row, "silo_id"))
+            .collect()
+    }
+
+    /// Stores an adapter version of a job.
+    ///
+    /// # Errors
+    /// If the round has one already, or the database fails.
+    pub async fn insert_version(
+        &mut self,
+        job_id: &JobId,
+        record: &VersionRecord,
+    ) -> Result<(), DatastoreError> {
+        sqlx::query(
+            "INSERT INTO adapter_versions (job_id, round, version, payload_bytes, created_at) VALUES ($1, $2, $3, $4, $5)",
+        )
+        .bind(job_id.as_str())
+        .bind(i64::from(record.round))
+        .bind(&record.version.0.as_bytes()[..])
+        .bind(record.payload_bytes as i64)
+        .bind(record.created_at.as_millis())
+        .execute(self.conn())
+        .await?;
+        Ok(())
+    }
+
+    /// The newest entry of a version in a job.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn version(
+        &mut self,
+        job_id: &JobId,
+        version: AdapterVersion,
+    ) -> Result<Option<VersionRecord>, DatastoreError> {
+        sqlx::query(
+            "SELECT * FROM adapter_versions WHERE job_id = $1 AND version = $2 ORDER BY round DESC LIMIT 1",
+        )
+        .bind(job_id.as_str())
+        .bind(&version.0.as_bytes()[..])
+        .fetch_optional(self.conn())
+        .await?
+        .map(|row| {
+            Ok(VersionRecord {
+                round: row::unsigned(&row, "round")?,
+                version: AdapterVersion(row::digest(&row, "version")?),
+                payload_bytes: row::unsigned(&row, "payload_bytes")?,
+                created_at: row::time(&row, "created_at")?,
+            })
+        })
+        .transpose()
+    }
+
+    /// Every adapter version of any job: the blobs that must be kept.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn all_versions(&mut self) -> Result<BTreeSet<Digest>, DatastoreError> {
+        sqlx::query("SELECT DISTINCT version FROM adapter_versions")
+            .fetch_all(self.conn())
+            .await?
+            .iter()
+            .map(|row| row::digest(row, "version"))
+            .collect()
+    }
+
+    /// Every file of the spool that must be kept: uploads in progress, and counted contributions of rounds that are not over.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn spooled(&mut self) -> Result<BTreeSet<[u8; 16]>, DatastoreError> {
+        sqlx::query(
+            "SELECT upload_id FROM uploads
+             UNION
+             SELECT upload_id FROM round_silos JOIN rounds USING (job_id, round)
+             WHERE rounds.ended_at IS NULL AND round_silos.outcome = 'accepted' AND upload_id IS NOT NULL",
+        )
+        .fetch_all(self.conn())
+        .await?
+        .iter()
+        .map(|row| row::token(row, "upload_id"))
+        .collect()
+    }
+
+    /// Forgets the files of counted contributions of rounds that are over, and gives them, so that they can be deleted.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn release_contributions(&mut self) -> Result<Vec<[u8; 16]>, DatastoreError> {
+        let rows = sqlx::query(
+            "SELECT upload_id FROM round_silos JOIN rounds USING (job_id, round)
+             WHERE upload_id IS NOT NULL AND rounds.ended_at IS NOT NULL",
+        )
+        .fetch_all(self.conn())
+        .await?;
+        let mut files = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let id = row::token(row, "upload_id")?;
+            sqlx::query("UPDATE round_silos SET upload_id = NULL WHERE upload_id = $1")
+                .bind(&id[..])
+                .execute(self.conn())
+                .await?;
+            files.push(id);
+        }
+        Ok(files)
+    }
+}

@@ -1,0 +1,133 @@
+//! The gRPC server on the TLS acceptor.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use concord_common::{
+    lifecycle::Shutdown,
+    tls::{self, Acceptor, TlsError},
+};
+use concord_proto::v1::{
+    federation_service_server::FederationServiceServer,
+    operator_service_server::OperatorServiceServer,
+};
+use tokio::{net::TcpListener, sync::watch};
+use tonic::{service::Routes, transport::Server};
+use tonic_health::server::HealthReporter;
+
+use crate::{
+    config::ServerConfig,
+    context::Context,
+    service::{federation::Federation, operator::Operator},
+};
+
+/// A ping goes out after this long without traffic, and a connection that does not answer it is given up.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Why the server cannot listen.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// The address cannot be bound.
+    #[error("cannot listen on {address}: {source}")]
+    Bind {
+        /// Address.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Certificate, key or CA cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The reflection service cannot be built.
+    #[error("cannot describe the protocol: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+}
+
+/// The TLS configuration of the files that `config` names.
+///
+/// # Errors
+/// If a file cannot be read or used.
+pub(crate) fn server_tls(config: &ServerConfig) -> Result<Arc<tokio_rustls::rustls::ServerConfig>, TlsError> {
+    let (identity, roots) = config.tls.load()?;
+    metrics::gauge!(concord_common::telemetry::names::TLS_CERTIFICATE_EXPIRY)
+        .set(identity.not_after().as_millis() as f64 / 1000.0);
+    tls::server_config(&identity, &roots, &config.federation)
+}
+
+/// Binds the address of the section `[listen]`.
+///
+/// # Errors
+/// [`ListenError::Bind`].
+pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener, ListenError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| ListenError::Bind { address, source })
+}
+
+/// Starts to serve on a bound listener, until `shutdown`.
+///
+/// # Errors
+/// If the services cannot be built.
+pub(crate) async fn serve(
+    context: &Arc<Context>,
+    listener: TcpListener,
+    tls: watch::Receiver<Arc<tokio_rustls::rustls::ServerConfig>>,
+    shutdown: &Shutdown,
+) -> Result<(), ListenError> {
+    let config = &context.config;
+    let (health, routes) = routes(context, shutdown).await?;
+    let acceptor = Acceptor::new(listener, tls, config.listen.limits());
+    let limits = &config.limits;
+    let mut server = Server::builder()
+        .initial_stream_window_size(limits.stream_window.bytes() as u32)
+        .initial_connection_window_size(limits.connection_window.bytes() as u32)
+        .max_concurrent_streams(limits.max_streams)
+        .http2_max_header_list_size(limits.max_headers.bytes() as u32)
+        .http2_keepalive_interval(Some(KEEP_ALIVE))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT));
+    let (soft, hard) = (shutdown.token(), shutdown.hard_token());
+    shutdown.spawn(async move {
+        let stop = async {
+            soft.cancelled().await;
+            // Those who ask before they send more are told in time.
+            health.set_not_serving::<FederationServiceServer<Federation>>().await;
+            health.set_not_serving::<OperatorServiceServer<Operator>>().await;
+            health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+        };
+        let serving = server
+            .add_routes(routes)
+            .serve_with_incoming_shutdown(acceptor.into_stream(), stop);
+        tokio::select! {
+            served = serving => if let Err(error) = served {
+                tracing::error!(%error, "the listener failed");
+            },
+            () = hard.cancelled() => {}
+        }
+    });
+    Ok(())
+}
+
+async fn routes(
+    context: &Arc<Context>,
+    shutdown: &Shutdown,
+) -> Result<(HealthReporter, Routes), ListenError> {
+    let most = context.config.limits.max_message.bytes() as usize;
+    let federation = FederationServiceServer::new(Federation::new(Arc::clone(context), shutdown.clone()))
+        .max_decoding_message_size(most)
+        .max_encoding_message_size(usize::MAX);
+    let operator = OperatorServiceServer::new(Operator::new(Arc::clone(context), shutdown.clone()))
+        .max_decoding_message_size(most)
+        .max_encoding_message_size(usize::MAX);
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<FederationServiceServer<Federation>>().await;
+    health.set_serving::<OperatorServiceServer<Operator>>().await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(concord_proto::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()?;
+    let routes = Routes::new(federation)
+        .add_service(operator)
+        .add_service(health_service)
+        .add_service(reflection);
+    Ok((health, routes))
+}

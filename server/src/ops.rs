@@ -1,0 +1,122 @@
+//! Metrics and probes over plain HTTP, on a listener of their own: `/metrics`, `/livez`, `/readyz`.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use axum::{Router, extract::State, http::StatusCode, routing::get};
+use concord_common::{
+    lifecycle::Shutdown,
+    telemetry::{describe_all, record_process_metrics},
+};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use tokio::net::TcpListener;
+
+use crate::{context::Context, listener::ListenError};
+
+/// Bounds of the buckets of every histogram, in seconds.
+const BUCKETS: &[f64] = &[
+    0.005, 0.02, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14400.0,
+];
+/// How often histograms are folded, so that they do not grow between two scrapes.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// The process's metrics; the recorder is installed at the first call.
+fn recorder() -> Option<PrometheusHandle> {
+    static HANDLE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
+    HANDLE
+        .get_or_init(|| {
+            let handle = PrometheusBuilder::new()
+                .set_buckets(BUCKETS)
+                .and_then(PrometheusBuilder::install_recorder);
+            match handle {
+                Ok(handle) => {
+                    describe_all();
+                    Some(handle)
+                }
+                Err(error) => {
+                    tracing::error!(%error, "metrics are not recorded");
+                    None
+                }
+            }
+        })
+        .clone()
+}
+
+#[derive(Clone)]
+struct Ops {
+    context: Arc<Context>,
+    shutdown: Shutdown,
+    metrics: Option<PrometheusHandle>,
+}
+
+/// Serves until `shutdown`; gives the bound address, or none if it is switched off.
+///
+/// # Errors
+/// If the address cannot be bound.
+pub(crate) async fn serve(
+    context: &Arc<Context>,
+    shutdown: &Shutdown,
+) -> Result<Option<SocketAddr>, ListenError> {
+    let section = &context.config.ops;
+    if !section.enabled {
+        return Ok(None);
+    }
+    let bound = |source| ListenError::Bind {
+        address: section.address,
+        source,
+    };
+    let listener = TcpListener::bind(section.address).await.map_err(bound)?;
+    let address = listener.local_addr().map_err(bound)?;
+    let metrics = recorder();
+    if let Some(handle) = metrics.clone() {
+        let stop = shutdown.token();
+        shutdown.spawn(async move {
+            while tokio::time::timeout(UPKEEP, stop.cancelled()).await.is_err() {
+                handle.run_upkeep();
+            }
+        });
+    }
+    let ops = Ops {
+        context: Arc::clone(context),
+        shutdown: shutdown.clone(),
+        metrics,
+    };
+    let router = Router::new()
+        .route("/metrics", get(scrape))
+        .route("/livez", get(|| async { "alive\n" }))
+        .route("/readyz", get(ready))
+        .with_state(ops);
+    let (soft, hard) = (shutdown.token(), shutdown.hard_token());
+    shutdown.spawn(async move {
+        let serving = axum::serve(listener, router).with_graceful_shutdown(soft.cancelled_owned());
+        tokio::select! {
+            served = async { serving.await } => if let Err(error) = served {
+                tracing::error!(%error, "the metrics listener failed");
+            },
+            () = hard.cancelled() => {}
+        }
+    });
+    Ok(Some(address))
+}
+
+async fn scrape(State(ops): State<Ops>) -> Result<String, StatusCode> {
+    record_process_metrics();
+    let metrics = ops.metrics.ok_or(StatusCode::SERVICE_UNAVAILABLE)?;
+    Ok(metrics.render())
+}
+
+async fn ready(State(ops): State<Ops>) -> (StatusCode, &'static str) {
+    if ops.shutdown.is_stopping() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n");
+    }
+    match ops.context.datastore.ping().await {
+        Ok(()) => (StatusCode::OK, "ready\n"),
+        Err(error) => {
+            tracing::warn!(%error, "the database gives no sign of life");
+            (StatusCode::SERVICE_UNAVAILABLE, "the database gives no sign of life\n")
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! An adapter's payload, piece by piece out of its file.
+
+use std::{fs::File, os::unix::fs::FileExt as _, sync::Arc, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use concord_common::{ErrorCode, JobId, SiloId, chunk, code::Refusal, wire};
+use concord_proto::v1;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+
+use super::{Federation, job_of_silo, shutting_down};
+use crate::{
+    context::Context,
+    error::{Failure, refuse},
+    metrics,
+    service::transfer::TransferTurn,
+};
+
+type Piece = Result<v1::DownloadAdapterResponse, Status>;
+
+/// What is to be sent, and how.
+struct Download {
+    context: Arc<Context>,
+    file: Arc<File>,
+    offset: u64,
+    end: u64,
+    pieces: mpsc::Sender<Piece>,
+    /// Held until the last piece is taken.
+    _turn: TransferTurn,
+}
+
+/// Waits for a turn and begins to send.
+pub(super) async fn start(
+    service: &Federation,
+    silo_id: SiloId,
+    request: &v1::DownloadAdapterRequest,
+) -> Result<ReceiverStream<Piece>, Failure> {
+    let context = Arc::clone(&service.context);
+    let job_id = wire::job_id(&request.job_id)?;
+    let version = wire::adapter_version("version", &request.version)?;
+    let (job, silo) = (&job_id, &silo_id);
+    let found = context
+        .datastore
+        .run_read("find_version", |tx| {
+            Box::pin(async move {
+                job_of_silo(tx, job, silo).await?;
+                Ok::<_, Failure>(tx.version(job, version).await?)
+            })
+        })
+        .await?;
+    let Some(found) = found else {
+        return refuse(
+            ErrorCode::UnknownVersion,
+            format!("job `{job_id}` has no adapter {version}"),
+        );
+    };
+    if request.offset > found.payload_bytes {
+        let problem = format!("the adapter has {} bytes", found.payload_bytes);
+        return Err(wire::invalid_field("offset", problem).into());
+    }
+    let turn = tokio::select! {
+        turn = service.gate.enter() => turn?,
+        () = service.shutdown.token().cancelled_owned() => return Err(shutting_down().into()),
+    };
+    let blobs = context.blobs.clone();
+    let file = tokio::task::spawn_blocking(move || blobs.get(&version.0))
+        .await?
+        .map_err(Failure::io("cannot open an adapter"))?;
+    let (pieces, stream) = mpsc::channel(1);
+    let download = Download {
+        context,
+        file: Arc::new(file),
+        offset: request.offset,
+        end: found.payload_bytes,
+        pieces,
+        _turn: turn,
+    };
+    let hard = service.shutdown.hard_token();
+    service.shutdown.spawn(async move {
+        let last_words = download.pieces.clone();
+        let context = Arc::clone(&download.context);
+        let begin = download.offset;
+        let (sent, result) = tokio::select! {
+            done = download.run() => done,
+            () = hard.cancelled() => (0, Err(shutting_down().into())),
+        };
+        if let Err(failure) = result {
+            // If nobody listens any more there is nobody to tell.
+            let _ = last_words.try_send(Err(failure.into()));
+        }
+        count(&context, &job_id, &silo_id, sent.saturating_sub(begin)).await;
+    });
+    Ok(ReceiverStream::new(stream))
+}
+
+impl Download {
+    /// Sends until the end, or until the receiver is gone or does not take anything for too long; gives the byte it came to.
+    async fn run(mut self) -> (u64, Result<(), Failure>) {
+        let result = self.send_all().await;
+        (self.offset, result)
+    }
+
+    async fn send_all(&mut self) -> Result<(), Failure> {
+        let size = self.context.config.limits.chunk_size.bytes();
+        let idle = self.context.config.limits.transfer_idle;
+        while self.offset < self.end {
+            let (file, offset) = (Arc::clone(&self.file), self.offset);
+            let length = size.min(self.end - offset) as usize;
+            let chunk = tokio::task::spawn_blocking(move || read_chunk(&file, offset, length))
+                .await?
+                .map_err(Failure::io("cannot read an adapter"))?;
+            let Some(place) = reserve(&self.pieces, idle).await? else {
+                return Ok(());
+            };
+            place.send(Ok(v1::DownloadAdapterResponse { chunk: Some(chunk) }));
+            self.offset += length as u64;
+            metrics::transfer_bytes("down", length as u64);
+        }
+        // The turn ends when the last piece is on its way.
+        reserve(&self.pieces, idle).await?;
+        Ok(())
+    }
+}
+
+/// A place for the next piece; none if the receiver is gone.
+async fn reserve(
+    pieces: &mpsc::Sender<Piece>,
+    idle: Duration,
+) -> Result<Option<mpsc::Permit<'_, Piece>>, Refusal> {
+    match tokio::time::timeout(idle, pieces.reserve()).await {
+        Ok(place) => Ok(place.ok()),
+        Err(_) => Err(Refusal::new(
+            ErrorCode::TooSlow,
+            format!(
+                "nothing was taken for {}; go on from the last whole chunk",
+                humantime::format_duration(idle)
+            ),
+        )),
+    }
+}
+
+fn read_chunk(file: &File, offset: u64, length: usize) -> std::io::Result<v1::Chunk> {
+    let mut buffer = BytesMut::zeroed(length);
+    file.read_exact_at(&mut buffer, offset)?;
+    Ok(chunk::chunk(offset, Bytes::from(buffer)))
+}
+
+async fn count(context: &Context, job_id: &JobId, silo_id: &SiloId, bytes: u64) {
+    if bytes == 0 {
+        return;
+    }
+    let counted = context
+        .datastore
+        .run_tx("count_download", |tx| {
+            Box::pin(async move {
+                Ok::<_, Failure>(tx.count_bytes(job_id, silo_id, 0, bytes).await?)
+            })
+        })
+        .await;
+    if let Err(error) = counted {
+        tracing::warn!(%error, "cannot count a download");
+    }
+}

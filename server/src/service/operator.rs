@@ -1,0 +1,377 @@
+//! What operators call.
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use concord_common::{
+    ErrorCode, JobId,
+    code::Refusal,
+    job::{AlgorithmSpec, JobSpec},
+    lifecycle::Shutdown,
+    round::job::JobState,
+    wire,
+};
+use concord_proto::v1::{self, operator_service_server::OperatorService};
+use futures::{Stream, stream};
+use tonic::{Request, Response, Status};
+
+use super::{federation::shutting_down, operator_of, view};
+use crate::{
+    context::Context,
+    datastore::{JobRecord, NewJob},
+    decide,
+    error::{Failure, refuse},
+    ids::new_job_id,
+    metrics,
+};
+
+/// Jobs in a list unless the caller says otherwise, and at most.
+const LIST_DEFAULT: u32 = 100;
+const LIST_MOST: u32 = 1000;
+/// Longest request id in bytes.
+const MAX_REQUEST_ID: usize = 64;
+/// Changes of a job within this time become one message.
+const WATCH_PAUSE: Duration = Duration::from_millis(50);
+
+/// The service.
+#[derive(Debug, Clone)]
+pub struct Operator {
+    context: Arc<Context>,
+    shutdown: Shutdown,
+}
+
+impl Operator {
+    /// The service over `context`; its streams end when `shutdown` begins.
+    pub fn new(context: Arc<Context>, shutdown: Shutdown) -> Self {
+        Self { context, shutdown }
+    }
+}
+
+#[tonic::async_trait]
+impl OperatorService for Operator {
+    type WatchJobStream =
+        Pin<Box<dyn Stream<Item = Result<v1::WatchJobResponse, Status>> + Send>>;
+
+    async fn submit_job(
+        &self,
+        request: Request<v1::SubmitJobRequest>,
+    ) -> Result<Response<v1::SubmitJobResponse>, Status> {
+        let operator = operator_of(&request)?;
+        Ok(Response::new(self.submit(operator, request.into_inner()).await?))
+    }
+
+    async fn list_jobs(
+        &self,
+        request: Request<v1::ListJobsRequest>,
+    ) -> Result<Response<v1::ListJobsResponse>, Status> {
+        operator_of(&request)?;
+        let limit = match request.into_inner().limit {
+            0 => LIST_DEFAULT,
+            limit => limit.min(LIST_MOST),
+        };
+        let records = self
+            .context
+            .datastore
+            .run_read("list_jobs", |tx| {
+                Box::pin(async move { Ok::<_, Failure>(tx.newest_jobs(limit).await?) })
+            })
+            .await?;
+        let jobs = records.iter().map(view::job).collect();
+        Ok(Response::new(v1::ListJobsResponse { jobs }))
+    }
+
+    async fn get_job(
+        &self,
+        request: Request<v1::GetJobRequest>,
+    ) -> Result<Response<v1::GetJobResponse>, Status> {
+        operator_of(&request)?;
+        let job_id = job_id(&request.into_inner().job_id)?;
+        let state = self.job_state(&job_id, 0).await?;
+        Ok(Response::new(v1::GetJobResponse {
+            job: Some(view::job(&state.job)),
+            spec_toml: state.job.spec_toml,
+            silos: state.silos,
+            metrics: state.metrics,
+        }))
+    }
+
+    async fn watch_job(
+        &self,
+        request: Request<v1::WatchJobRequest>,
+    ) -> Result<Response<Self::WatchJobStream>, Status> {
+        operator_of(&request)?;
+        let job_id = job_id(&request.into_inner().job_id)?;
+        // An unknown job is refused before the stream begins.
+        self.job_state(&job_id, i64::MAX).await?;
+        let watch = Watch {
+            changes: self.context.hub.watch_job(&job_id),
+            service: self.clone(),
+            job_id,
+            last: None,
+        };
+        let states = stream::unfold(Some(watch), |watch| async move {
+            let mut watch = watch?;
+            match watch.next().await {
+                Ok(None) => None,
+                Ok(Some(state)) => Some((Ok(state), Some(watch))),
+                Err(failure) => Some((Err(failure.into()), None)),
+            }
+        });
+        Ok(Response::new(Box::pin(states)))
+    }
+
+    async fn cancel_job(
+        &self,
+        request: Request<v1::CancelJobRequest>,
+    ) -> Result<Response<v1::CancelJobResponse>, Status> {
+        let operator = operator_of(&request)?;
+        let job_id = job_id(&request.into_inner().job_id)?;
+        let job = self.cancel(&operator, &job_id).await?;
+        Ok(Response::new(v1::CancelJobResponse { job: Some(job) }))
+    }
+
+    async fn list_rounds(
+        &self,
+        request: Request<v1::ListRoundsRequest>,
+    ) -> Result<Response<v1::ListRoundsResponse>, Status> {
+        operator_of(&request)?;
+        let job_id = &job_id(&request.into_inner().job_id)?;
+        let records = self
+            .context
+            .datastore
+            .run_read("list_rounds", |tx| {
+                Box::pin(async move {
+                    decide::job(tx, job_id).await?;
+                    Ok::<_, Failure>(tx.rounds(job_id).await?)
+                })
+            })
+            .await?;
+        let rounds = records.iter().map(|record| view::round(job_id, record)).collect();
+        Ok(Response::new(v1::ListRoundsResponse { rounds }))
+    }
+
+    async fn get_round(
+        &self,
+        request: Request<v1::GetRoundRequest>,
+    ) -> Result<Response<v1::GetRoundResponse>, Status> {
+        operator_of(&request)?;
+        let request = request.into_inner();
+        let job_id = &job_id(&request.job_id)?;
+        let number = wire::round_number(request.round).map_err(Failure::from)?;
+        let (round, silos) = self
+            .context
+            .datastore
+            .run_read("get_round", |tx| {
+                Box::pin(async move {
+                    decide::job(tx, job_id).await?;
+                    let Some(round) = tx.round(job_id, number).await? else {
+                        return refuse(
+                            ErrorCode::UnknownRound,
+                            format!("job `{job_id}` has no round {number}"),
+                        );
+                    };
+                    Ok::<_, Failure>((round, tx.round_silos(job_id, number).await?))
+                })
+            })
+            .await?;
+        Ok(Response::new(v1::GetRoundResponse {
+            round: Some(view::round(job_id, &round)),
+            silos: silos.iter().map(view::round_silo).collect(),
+        }))
+    }
+
+    async fn list_silos(
+        &self,
+        request: Request<v1::ListSilosRequest>,
+    ) -> Result<Response<v1::ListSilosResponse>, Status> {
+        operator_of(&request)?;
+        let records = self
+            .context
+            .datastore
+            .run_read("list_silos", |tx| {
+                Box::pin(async move { Ok::<_, Failure>(tx.silos().await?) })
+            })
+            .await?;
+        let silos = records
+            .iter()
+            .map(|record| view::silo(record, self.context.hub.is_connected(&record.silo_id)))
+            .collect();
+        Ok(Response::new(v1::ListSilosResponse { silos }))
+    }
+}
+
+fn job_id(text: &str) -> Result<JobId, Failure> {
+    Ok(wire::job_id(text)?)
+}
+
+/// One job with everything that operators see of it.
+struct JobView {
+    job: JobRecord,
+    silos: Vec<v1::SiloProgress>,
+    metrics: Vec<v1::MetricReport>,
+    last_report: i64,
+}
+
+impl Operator {
+    /// The job now, with the reports that came after number `after`.
+    async fn job_state(&self, job_id: &JobId, after: i64) -> Result<JobView, Failure> {
+        let now = self.context.now();
+        self.context
+            .datastore
+            .run_read("get_job", |tx| {
+                Box::pin(async move {
+                    let job = decide::job(tx, job_id).await?;
+                    let silos = view::progress(tx, &job, now).await?;
+                    let reports = tx.reports_after(job_id, after).await?;
+                    Ok::<_, Failure>(JobView {
+                        job,
+                        silos,
+                        last_report: reports.iter().map(|report| report.seq).fold(after, i64::max),
+                        metrics: reports.iter().map(|report| report.report.to_proto()).collect(),
+                    })
+                })
+            })
+            .await
+    }
+
+    async fn submit(
+        &self,
+        operator: String,
+        request: v1::SubmitJobRequest,
+    ) -> Result<v1::SubmitJobResponse, Failure> {
+        let id = &request.request_id;
+        if !(1..=MAX_REQUEST_ID).contains(&id.len()) || id.chars().any(char::is_control) {
+            let problem = format!("must be 1 to {MAX_REQUEST_ID} printable bytes");
+            return Err(wire::invalid_field("request_id", problem).into());
+        }
+        let spec = JobSpec::parse(&request.spec_toml)?;
+        let training = spec.training();
+        if matches!(training.algorithm, AlgorithmSpec::Local {}) {
+            return refuse(
+                ErrorCode::InvalidJobSpec,
+                "`algorithm.name`: `local` exchanges nothing, so there is nothing for a server to do; run it with \
+                 `concord-client simulate`",
+            );
+        }
+        let context = &self.context;
+        let job = &NewJob {
+            job_id: new_job_id(&training.name, context.ids.as_ref()),
+            request_id: request.request_id,
+            submitted_by: operator,
+            submitted_at: context.now(),
+            spec_toml: request.spec_toml,
+        };
+        let max_queued = context.config.jobs.max_queued;
+        let (record, existed) = context
+            .datastore
+            .run_tx("submit_job", |tx| {
+                Box::pin(async move {
+                    if let Some(existing) = tx.job_by_request(&job.request_id).await? {
+                        return same_request(existing, job).map(|existing| (existing, true));
+                    }
+                    if tx.jobs_in_state(JobState::Queued).await?.len() >= max_queued {
+                        return Err(Refusal::new(
+                            ErrorCode::Busy,
+                            format!("{max_queued} jobs are queued already; try again later"),
+                        )
+                        .retry_after(Duration::from_secs(60))
+                        .into());
+                    }
+                    tx.insert_job(job).await?;
+                    Ok::<_, Failure>((decide::job(tx, &job.job_id).await?, false))
+                })
+            })
+            .await?;
+        if !existed {
+            metrics::job(JobState::Queued);
+            tracing::info!(job.id = %record.job_id, operator = %record.submitted_by, "job queued");
+            context.hub.queue_changed();
+        }
+        Ok(v1::SubmitJobResponse {
+            job: Some(view::job(&record)),
+            existed,
+        })
+    }
+
+    async fn cancel(&self, operator: &str, job_id: &JobId) -> Result<v1::Job, Failure> {
+        let context = &self.context;
+        let (now, signer) = (context.now(), &context.signer);
+        let reason = &format!("cancelled by operator `{operator}`");
+        let (change, record) = context
+            .datastore
+            .run_tx("cancel_job", |tx| {
+                Box::pin(async move {
+                    let state = JobState::Cancelled;
+                    let record = decide::job(tx, job_id).await?;
+                    // A repeated call finds the job as the first one left it.
+                    if record.state == state {
+                        return Ok((None, record));
+                    }
+                    let change = decide::end(tx, signer, job_id, state, reason, now).await?;
+                    Ok::<_, Failure>((Some(change), decide::job(tx, job_id).await?))
+                })
+            })
+            .await?;
+        if let Some(change) = change {
+            change.announce(job_id, &context.hub);
+        }
+        Ok(view::job(&record))
+    }
+}
+
+/// The job of an earlier call with the same request id, if that call asked for the same.
+fn same_request(existing: JobRecord, job: &NewJob) -> Result<JobRecord, Failure> {
+    if existing.spec_toml == job.spec_toml {
+        return Ok(existing);
+    }
+    refuse(
+        ErrorCode::RequestIdReused,
+        format!(
+            "request id `{}` was used for job `{}` with another specification; choose a new id",
+            job.request_id, existing.job_id
+        ),
+    )
+}
+
+/// One operator's view of a job.
+struct Watch {
+    service: Operator,
+    job_id: JobId,
+    changes: tokio::sync::watch::Receiver<()>,
+    last: Option<(v1::WatchJobResponse, i64)>,
+}
+
+impl Watch {
+    /// The present state at first, later the next one that differs; none once the job has ended.
+    async fn next(&mut self) -> Result<Option<v1::WatchJobResponse>, Failure> {
+        loop {
+            if let Some((last, _)) = &self.last {
+                if last.job.as_ref().is_some_and(|job| job.ended_at.is_some()) {
+                    return Ok(None);
+                }
+                tokio::select! {
+                    // The hub lives in the context, so that the sender cannot be gone.
+                    _ = self.changes.changed() => tokio::time::sleep(WATCH_PAUSE).await,
+                    () = self.service.shutdown.token().cancelled_owned() => {
+                        return Err(shutting_down().into());
+                    }
+                }
+            }
+            self.changes.mark_unchanged();
+            let after = self.last.as_ref().map_or(0, |(_, after)| *after);
+            let state = self.service.job_state(&self.job_id, after).await?;
+            let response = v1::WatchJobResponse {
+                job: Some(view::job(&state.job)),
+                silos: state.silos,
+                metrics: state.metrics,
+            };
+            let is_news = !response.metrics.is_empty()
+                || self.last.as_ref().is_none_or(|(last, _)| {
+                    last.job != response.job || last.silos != response.silos
+                });
+            if is_news {
+                self.last = Some((response.clone(), state.last_report));
+                return Ok(Some(response));
+            }
+        }
+    }
+}

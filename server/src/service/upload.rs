@@ -1,0 +1,283 @@
+//! The bytes of a contribution, from the stream to the receipt.
+
+use std::{sync::Arc, time::Duration};
+
+use concord_common::{
+    ErrorCode, JobId, RoundNumber, SiloId,
+    chunk::Expected,
+    code::Refusal,
+    round::{Contribution, Event},
+    wire,
+};
+use concord_proto::v1;
+use prost::Message as _;
+use tonic::Streaming;
+
+use super::transfer::TransferGate;
+use crate::{
+    context::Context,
+    datastore::{DatastoreError, UploadRecord},
+    decide::{self, Change},
+    error::{Failure, refuse},
+    metrics,
+    spool::{Session, UploadId},
+};
+
+/// Receives an upload to its end and records the contribution.
+pub(super) async fn receive(
+    context: &Arc<Context>,
+    gate: &TransferGate,
+    silo_id: &SiloId,
+    mut stream: Streaming<v1::UploadContributionRequest>,
+) -> Result<v1::Receipt, Failure> {
+    let turn = gate.enter().await?;
+    let idle = context.config.limits.transfer_idle;
+    let Some(first) = next_message(&mut stream, idle).await? else {
+        return refuse(ErrorCode::Truncated, "the stream ended before its first message");
+    };
+    let upload_id: UploadId = first
+        .upload_id
+        .as_slice()
+        .try_into()
+        .map_err(|_| wire::invalid_field("upload_id", "must have 16 bytes"))?;
+    let (upload, expected) = find(context, &upload_id, silo_id).await?;
+    let session = match take_in(context, &upload, expected, first, &mut stream, idle).await {
+        Err(Failure::Refused(refusal)) if spoils_upload(refusal.code) => {
+            forget(context, &upload).await?;
+            reject(context, &upload.job_id, upload.round, silo_id, &refusal).await;
+            return Err(refusal.into());
+        }
+        other => other?,
+    };
+    // The disk may be slow; the next transfer need not wait for it.
+    drop(turn);
+    context.spool.sync(&session).await?;
+    let change = record(context, &upload).await?;
+    drop(session);
+    finish(context, &upload, &change).await
+}
+
+/// The upload's row, renewed, and what its payload must be.
+async fn find(
+    context: &Context,
+    upload_id: &UploadId,
+    silo_id: &SiloId,
+) -> Result<(UploadRecord, Expected), Failure> {
+    let now = context.now();
+    let (upload, job) = context
+        .datastore
+        .run_tx("resume_upload", |tx| {
+            Box::pin(async move {
+                let upload = tx.upload(upload_id).await?;
+                let Some(upload) = upload.filter(|upload| upload.silo_id == *silo_id) else {
+                    return refuse(
+                        ErrorCode::UnknownUpload,
+                        "there is no such upload, or it has expired; begin the contribution again",
+                    );
+                };
+                tx.touch_upload(upload_id, now).await?;
+                let job = decide::job(tx, &upload.job_id).await?;
+                Ok::<_, Failure>((upload, job))
+            })
+        })
+        .await?;
+    let spec = decide::spec(&job)?;
+    let expected = Expected {
+        layout: spec.adapter_shape().layout()?,
+        digest: upload.payload_digest,
+        max_norm: spec.limits.max_update_norm,
+    };
+    Ok((upload, expected))
+}
+
+/// Moves the stream's bytes into the file until the payload is whole.
+async fn take_in(
+    context: &Arc<Context>,
+    upload: &UploadRecord,
+    expected: Expected,
+    first: v1::UploadContributionRequest,
+    stream: &mut Streaming<v1::UploadContributionRequest>,
+    idle: Duration,
+) -> Result<Session, Failure> {
+    let spool = Arc::clone(&context.spool);
+    let turn = spool.take_turn(upload.upload_id).await;
+    let cut = turn.cut();
+    let mut session = tokio::task::spawn_blocking(move || spool.resume(turn, expected))
+        .await?
+        .map_err(Failure::io("cannot go on with an upload"))?;
+    // A payload that is whole already needs no chunk.
+    let mut next = first.chunk;
+    loop {
+        if let Some(chunk) = next {
+            session = push(session, chunk).await?;
+        }
+        let message = tokio::select! {
+            message = next_message(stream, idle) => message?,
+            () = cut.cancelled() => return refuse(ErrorCode::Busy, "another call goes on with this upload"),
+        };
+        match message {
+            None => break,
+            Some(message) => next = Some(wire::required("chunk", message.chunk)?),
+        }
+    }
+    session.finish()?;
+    Ok(session)
+}
+
+/// Hands a chunk to a worker thread, which checks it and writes it to the file.
+async fn push(mut session: Session, chunk: v1::Chunk) -> Result<Session, Failure> {
+    let bytes = chunk.data.len() as u64;
+    let (session, pushed) = tokio::task::spawn_blocking(move || {
+        let pushed = session.push(&chunk);
+        (session, pushed)
+    })
+    .await?;
+    pushed?;
+    metrics::transfer_bytes("up", bytes);
+    Ok(session)
+}
+
+async fn next_message(
+    stream: &mut Streaming<v1::UploadContributionRequest>,
+    idle: Duration,
+) -> Result<Option<v1::UploadContributionRequest>, Failure> {
+    match tokio::time::timeout(idle, stream.message()).await {
+        Ok(Ok(message)) => Ok(message),
+        Ok(Err(status)) => {
+            tracing::debug!(%status, "an upload broke off");
+            refuse(ErrorCode::Truncated, "the stream broke off; begin again and go on from there")
+        }
+        Err(_) => refuse(
+            ErrorCode::TooSlow,
+            format!(
+                "nothing came for {}; begin again and go on from there",
+                humantime::format_duration(idle)
+            ),
+        ),
+    }
+}
+
+/// True for faults of the payload itself: going on with the upload cannot mend them.
+fn spoils_upload(code: ErrorCode) -> bool {
+    matches!(
+        code,
+        ErrorCode::NotFinite
+            | ErrorCode::NormTooLarge
+            | ErrorCode::PayloadSize
+            | ErrorCode::DigestMismatch
+    )
+}
+
+/// Throws an upload away.
+async fn forget(context: &Arc<Context>, upload: &UploadRecord) -> Result<(), Failure> {
+    let id = &upload.upload_id;
+    context
+        .datastore
+        .run_tx("forget_upload", |tx| {
+            Box::pin(async move { Ok::<_, Failure>(tx.delete_upload(id).await?) })
+        })
+        .await?;
+    delete_file(context, *id).await
+}
+
+async fn delete_file(context: &Arc<Context>, id: UploadId) -> Result<(), Failure> {
+    let spool = Arc::clone(&context.spool);
+    tokio::task::spawn_blocking(move || spool.delete(&id))
+        .await?
+        .map_err(Failure::io("cannot delete an upload"))
+}
+
+/// The one transaction that makes a contribution count, or discards it.
+async fn record(context: &Context, upload: &UploadRecord) -> Result<Change, Failure> {
+    let (now, signer) = (context.now(), &context.signer);
+    context
+        .datastore
+        .run_tx("record_contribution", |tx| {
+            Box::pin(async move {
+                let event = Event::Contributed(Contribution {
+                    silo: upload.silo_id.clone(),
+                    digest: upload.payload_digest,
+                    examples: upload.examples,
+                });
+                let id = upload.upload_id;
+                let (job_id, silo_id) = (&upload.job_id, &upload.silo_id);
+                let change =
+                    decide::apply(tx, signer, job_id, upload.round, event, Some(id), now).await?;
+                tx.delete_upload(&id).await?;
+                tx.count_bytes(job_id, silo_id, upload.payload_bytes, 0).await?;
+                Ok::<_, Failure>(change)
+            })
+        })
+        .await
+}
+
+/// Tells everybody, and deletes the bytes of what does not count.
+async fn finish(
+    context: &Arc<Context>,
+    upload: &UploadRecord,
+    change: &Change,
+) -> Result<v1::Receipt, Failure> {
+    change.announce(&upload.job_id, &context.hub);
+    let record = change.record.as_ref();
+    let counts = record.is_some_and(|record| record.upload_id == Some(upload.upload_id));
+    if !counts {
+        delete_file(context, upload.upload_id).await?;
+    }
+    let Some(receipt) = record.and_then(|record| record.receipt.as_deref()) else {
+        return refuse(ErrorCode::Internal, "the contribution has no receipt");
+    };
+    decode_receipt(receipt)
+}
+
+/// A receipt as it is stored.
+pub(super) fn decode_receipt(bytes: &[u8]) -> Result<v1::Receipt, Failure> {
+    v1::Receipt::decode(bytes).map_err(|error| {
+        DatastoreError::BadValue {
+            column: "receipt",
+            what: error.to_string(),
+        }
+        .into()
+    })
+}
+
+/// Notes in the round that a silo's contribution did not pass, if it is the contribution that is at fault and not its
+/// transport. The round goes on, and the silo may send a better one.
+pub(super) async fn reject(
+    context: &Context,
+    job_id: &JobId,
+    round: RoundNumber,
+    silo_id: &SiloId,
+    refusal: &Refusal,
+) {
+    let code = refusal.code;
+    let at_fault = spoils_upload(code)
+        || matches!(
+            code,
+            ErrorCode::WrongBaseVersion
+                | ErrorCode::TensorCount
+                | ErrorCode::TensorName
+                | ErrorCode::TensorOrder
+                | ErrorCode::TensorShape
+                | ErrorCode::TensorDtype
+                | ErrorCode::BadWeight
+        );
+    if !at_fault {
+        return;
+    }
+    tracing::info!(job.id = %job_id, round.id = %round, silo.id = %silo_id, code = %code, "contribution rejected");
+    let (now, signer) = (context.now(), &context.signer);
+    let noted = context
+        .datastore
+        .run_tx("reject_contribution", |tx| {
+            let event = Event::Rejected {
+                silo: silo_id.clone(),
+                code,
+            };
+            Box::pin(decide::apply(tx, signer, job_id, round, event, None, now))
+        })
+        .await;
+    match noted {
+        Ok(change) => change.announce(job_id, &context.hub),
+        Err(error) => tracing::warn!(%error, "cannot note a rejected contribution"),
+    }
+}
