@@ -218,7 +218,9 @@ pub(crate) fn check_gradient(
     let _frozen = tch::no_grad_guard();
     for (which, (leaf, gradient)) in leaves.iter().zip(&gradients).enumerate() {
         assert_eq!(leaf.kind(), Kind::Double);
-        for place in 0..leaf.numel() as i64 {
+        // A dozen elements of every leaf: enough to see a wrong factor or a lost path.
+        for place in (0..leaf.numel()).step_by(1 + leaf.numel() / 12) {
+            let place = place as i64;
             let shifted = |by: f64| {
                 let moved: Vec<Tensor> = leaves.iter().map(Tensor::copy).collect();
                 let mut element = moved[which].view([-1]).narrow(0, place, 1);
@@ -226,7 +228,12 @@ pub(crate) fn check_gradient(
                 number(&f(&moved))
             };
             let numeric = (shifted(step) - shifted(-step)) / (2.0 * step);
-            let exact = gradient.view([-1]).double_value(&[place]);
+            // Undefined where the value does not depend on the leaf.
+            let exact = if gradient.defined() {
+                gradient.reshape([-1]).double_value(&[place])
+            } else {
+                0.0
+            };
             assert!(
                 (numeric - exact).abs() <= tolerance * (1.0 + numeric.abs()),
                 "leaf {which}, element {place}: backward gives {exact}, differences give {numeric}"

@@ -82,14 +82,6 @@ impl Predictor {
         tokenizer: &TextTokenizer,
         texts: &[(&str, Option<&str>)],
     ) -> Result<Vec<Prediction>, LearningError> {
-        let pairs = self.model.facts.input == InputKind::Pair;
-        if let Some(index) = texts.iter().position(|(_, second)| second.is_some() != pairs) {
-            return Err(LearningError::Data(format!(
-                "input {index} has {} text(s), but the model takes {}",
-                1 + usize::from(!pairs),
-                if pairs { "pairs" } else { "single texts" }
-            )));
-        }
         let outputs = self.outputs(tokenizer, texts)?;
         Ok(outputs
             .chunks(self.network().outputs)

@@ -629,3 +629,38 @@ fn a_trainer_can_be_handed_to_the_torch_thread() {
     send::<PersonalModel>();
     send::<RoundResult>();
 }
+
+#[test]
+fn trap_6_silos_with_unlike_label_sets_share_an_adapter_and_no_head() {
+    let spec = spec("fedmcp");
+    let three = classification(30, 0);
+    let mut two = three.clone();
+    two.train.retain(|row| row.label != Label::Class("food".to_owned()));
+    two.problem = Problem::Classification { classes: TaskData::classes_of(&two.train).unwrap() };
+    let first = first_payload(&spec);
+    let outputs = |name: &str, data: &TaskData| {
+        let mut trainer = try_trainer(&spec, name, data, CacheSettings::default(), None).unwrap();
+        let update = trainer.train_round(1, &first, &mut go_on).unwrap().update;
+        assert!(update.layout().tensors().iter().all(|tensor| !tensor.name.contains("head")));
+        (update.payload().len(), trainer.best().unwrap().tensors["head.bias"].values.len())
+    };
+    let ((bytes_a, classes_a), (bytes_b, classes_b)) =
+        (outputs("north", &three), outputs("south", &two));
+    assert_eq!(bytes_a, bytes_b);
+    assert_eq!((classes_a, classes_b), (3, 2));
+}
+
+#[test]
+fn trap_6_a_shared_head_serves_unlike_label_sets_by_its_first_outputs() {
+    let spec = spec_with("name = \"fedavg\"", "", "sharing = \"shared\"\nclasses = 5", "");
+    let mut trainer = trainer(&spec, &classification(30, 0));
+    let first = first_payload(&spec);
+    let result = trainer.train_round(1, &first, &mut go_on).unwrap();
+    let layout = spec.adapter_shape().layout().unwrap();
+    let update = concord_common::adapter::split_payload(&layout, result.update.payload()).unwrap();
+    let bias = &update["head.bias"];
+    assert!(bias[..3].iter().all(|x| *x != 0.0), "{bias:?}");
+    // The others see neither a gradient nor, being 0, decay.
+    assert!(bias[3..].iter().all(|x| *x == 0.0), "{bias:?}");
+    assert_eq!(trainer.best().unwrap().tensors["head.bias"].shape, [3]);
+}
