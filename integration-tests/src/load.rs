@@ -75,7 +75,7 @@ pub struct Report {
     pub server_cpu_s: f64,
     /// Processor seconds of all silos together in a timed round, on average.
     pub clients_cpu_s: f64,
-    /// Most memory that the server had resident, in MB.
+    /// Most memory that the server had resident, in MiB, as the peers count it.
     pub server_peak_rss_mb: f64,
     /// Largest difference of the final adapter from its start plus all rounds' means.
     pub check_max_err: f64,
@@ -182,7 +182,7 @@ pub async fn run(load: &Load) -> anyhow::Result<Report> {
         wall_s_all: walls[1..].iter().map(|wall| rounded(*wall, 3)).collect(),
         server_cpu_s: rounded(median(&server_cpu[1..]), 3),
         clients_cpu_s: rounded(median(&clients_cpu[1..]), 3),
-        server_peak_rss_mb: rounded(peak as f64 / 1e6, 1),
+        server_peak_rss_mb: rounded(peak as f64 / f64::from(1 << 20), 1),
         check_max_err: max_err,
         ok: exact,
     })

@@ -1,0 +1,247 @@
+//! The documentation and the code name the same things.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use concord_common::{
+    ErrorCode,
+    telemetry::names::{self, Kind},
+};
+use prost::Message as _;
+use prost_types::FileDescriptorSet;
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(repository().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// The cells of a Markdown table's rows below the header whose first cell is `first`.
+fn table(text: &str, first: &str) -> Vec<Vec<String>> {
+    let cells = |line: &str| -> Vec<String> {
+        line.trim()
+            .trim_matches('|')
+            .split('|')
+            .map(|cell| cell.trim().to_owned())
+            .collect()
+    };
+    let rows: Vec<Vec<String>> = text
+        .lines()
+        .skip_while(|line| !line.starts_with(&format!("| {first} |")))
+        .skip(2)
+        .take_while(|line| line.starts_with('|'))
+        .map(cells)
+        .collect();
+    assert!(!rows.is_empty(), "no table that begins with `{first}`");
+    rows
+}
+
+/// What stands between backticks.
+fn quoted(text: &str) -> Vec<String> {
+    text.split('`')
+        .skip(1)
+        .step_by(2)
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn the_protocol_page_lists_every_error_code_with_its_grpc_code() {
+    let rows = table(&read("docs/protocol.md"), "Code");
+    let documented: Vec<(String, String)> = rows
+        .iter()
+        .map(|row| (row[0].trim_matches('`').to_owned(), row[1].clone()))
+        .collect();
+    let real: Vec<(String, String)> = ErrorCode::ALL
+        .iter()
+        .map(|code| {
+            let name: String = format!("{:?}", code.grpc_code())
+                .chars()
+                .enumerate()
+                .flat_map(|(index, letter)| {
+                    let gap = (index > 0 && letter.is_uppercase()).then_some('_');
+                    gap.into_iter().chain(letter.to_uppercase())
+                })
+                .collect();
+            (code.as_str().to_owned(), name)
+        })
+        .collect();
+    assert_eq!(documented, real);
+}
+
+#[test]
+fn the_protocol_page_lists_every_rpc() {
+    let rows = table(&read("docs/protocol.md"), "Service");
+    let documented: BTreeSet<String> = rows
+        .iter()
+        .filter(|row| row[0].contains("concord.v1"))
+        .flat_map(|row| quoted(&row[2]))
+        .collect();
+    let descriptors = FileDescriptorSet::decode(concord_proto::FILE_DESCRIPTOR_SET).unwrap();
+    let real: BTreeSet<String> = descriptors
+        .file
+        .iter()
+        .filter(|file| file.package() == "concord.v1")
+        .flat_map(|file| &file.service)
+        .flat_map(|service| &service.method)
+        .map(|method| method.name().to_owned())
+        .collect();
+    assert_eq!(documented, real);
+}
+
+#[test]
+fn the_metrics_page_lists_every_metric() {
+    let rows = table(&read("docs/metrics.md"), "Metric");
+    let documented: Vec<(String, String)> = rows
+        .iter()
+        .map(|row| (row[0].trim_matches('`').to_owned(), row[1].clone()))
+        .collect();
+    let real: Vec<(String, String)> = names::ALL
+        .iter()
+        .map(|metric| {
+            let kind = match metric.kind {
+                Kind::Counter => "counter",
+                Kind::Gauge => "gauge",
+                Kind::Histogram => "histogram",
+            };
+            (metric.name.to_owned(), kind.to_owned())
+        })
+        .collect();
+    assert_eq!(documented, real);
+}
+
+/// The keys of a commented sample, those in comments included: `# key = value` is a setting without a default.
+fn sample_keys(path: &str) -> BTreeSet<String> {
+    let mut section = String::new();
+    let mut keys = BTreeSet::new();
+    for line in read(path).lines() {
+        let line = line.strip_prefix("# ").unwrap_or(line);
+        if let Some(name) = line.strip_prefix('[') {
+            name.trim_matches(['[', ']']).clone_into(&mut section);
+        } else if let Some((key, _)) = line.split_once(" = ")
+            && key
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || matches!(b, b'_' | b'.'))
+        {
+            let dot = if section.is_empty() { "" } else { "." };
+            keys.insert(format!("{section}{dot}{key}"));
+        }
+    }
+    assert!(keys.len() > 20, "{path}: {keys:?}");
+    keys
+}
+
+/// The keys that the page about configuration describes under a heading.
+fn documented_keys(heading: &str) -> BTreeSet<String> {
+    let page = read("docs/configuration.md");
+    let (_, rest) = page.split_once(&format!("\n## {heading}\n")).unwrap();
+    let part = rest.split("\n## ").next().unwrap();
+    part.lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split_once('`'))
+        .map(|(key, _)| key.to_owned())
+        .collect()
+}
+
+#[test]
+fn every_setting_of_the_services_is_described() {
+    for (heading, sample) in [
+        ("Server", "deploy/config/server.toml"),
+        ("Client", "deploy/config/client.toml"),
+    ] {
+        assert_eq!(documented_keys(heading), sample_keys(sample), "{heading}");
+    }
+}
+
+#[test]
+fn every_setting_of_a_job_is_described() {
+    let documented = documented_keys("Jobs");
+    let sample = sample_keys("deploy/config/jobs/fedmcp.toml");
+    let missing: Vec<_> = sample.difference(&documented).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+    // Settings of other algorithms than the sample's.
+    let others: Vec<_> = documented.difference(&sample).collect();
+    assert_eq!(others, ["algorithm.head_epochs", "algorithm.lambda"]);
+}
+
+/// The fields of the structs that settings are read into.
+fn fields(path: &str) -> Vec<String> {
+    read(path)
+        .lines()
+        .skip_while(|line| !line.starts_with("#[serde(deny_unknown_fields"))
+        .filter_map(|line| line.strip_prefix("    pub ")?.split_once(':'))
+        .map(|(name, _)| name.to_owned())
+        .filter(|name| !name.contains(' '))
+        .collect()
+}
+
+#[test]
+fn no_setting_is_missing_from_the_samples() {
+    let job = sample_keys("deploy/config/jobs/fedmcp.toml");
+    let server = sample_keys("deploy/config/server.toml");
+    for (keys, path) in [
+        (&server, "server/src/config.rs"),
+        (&job, "common/src/job.rs"),
+    ] {
+        let names: BTreeSet<&str> = keys.iter().flat_map(|key| key.split('.')).collect();
+        let fields = fields(path);
+        assert!(fields.len() > 20, "{path}: {fields:?}");
+        for field in fields {
+            assert!(
+                names.contains(field.as_str()),
+                "{path}: `{field}` is in no sample"
+            );
+        }
+    }
+}
+
+#[test]
+fn every_decision_is_in_the_index() {
+    let index = read("docs/adr/README.md");
+    let files: Vec<String> = fs::read_dir(repository().join("docs/adr"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name != "README.md")
+        .collect();
+    assert!(files.len() > 5);
+    for file in files {
+        assert!(
+            index.contains(&format!("({file})")),
+            "{file} is not in docs/adr/README.md"
+        );
+    }
+}
+
+#[test]
+fn links_between_pages_lead_somewhere() {
+    let mut pages = vec![];
+    let mut folders = vec![
+        repository(),
+        repository().join("docs"),
+        repository().join("docs/adr"),
+    ];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "md") {
+                pages.push(path);
+            }
+        }
+    }
+    assert!(pages.len() > 10);
+    for page in pages {
+        let text = fs::read_to_string(&page).unwrap();
+        for link in text.split("](").skip(1) {
+            let target = link.split([')', '#']).next().unwrap();
+            if target.is_empty() || target.contains("://") {
+                continue;
+            }
+            let path = page.parent().unwrap().join(target);
+            assert!(path.exists(), "{}: {target} does not exist", page.display());
+        }
+    }
+}
