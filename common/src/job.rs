@@ -11,6 +11,7 @@ use crate::{
     Digest, SiloId,
     adapter::{AdapterShape, InitialScale},
     code::{ErrorCode, Refusal},
+    seed::Seed,
 };
 
 mod check;
@@ -387,7 +388,7 @@ fn two() -> u32 {
     2
 }
 fn default_max_time() -> Duration {
-    Duration::from_secs(3600)
+    Duration::from_hours(1)
 }
 
 impl JobSpec {
@@ -446,6 +447,15 @@ impl TrainingSpec {
                 HeadSharing::Shared => self.head.classes,
             },
         }
+    }
+
+    /// The payload that round 1 starts from; the same bytes on the server and in a simulation.
+    ///
+    /// # Errors
+    /// As [`AdapterShape::layout`].
+    pub fn initial_adapter(&self) -> Result<Vec<u8>, Refusal> {
+        self.adapter_shape()
+            .initial_payload(self.initial_scale(), Seed(self.seed).derive("global-adapter"))
     }
 
     /// Scales of the first weights.

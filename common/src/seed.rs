@@ -17,6 +17,7 @@ impl fmt::Debug for Seed {
 
 impl Seed {
     /// A seed of its own for a named purpose: equal inputs give equal seeds, unlike names unrelated ones.
+    #[must_use]
     pub fn derive(self, purpose: &str) -> Self {
         let mut hasher = blake3::Hasher::new_derive_key("concord.v1 seed");
         hasher.update(&self.0.to_le_bytes());

@@ -6,7 +6,7 @@ use super::{AlgorithmSpec, HeadSharing, PrivateStart, TrainingSpec};
 use crate::code::{ErrorCode, Refusal};
 
 const MAX_ROUNDS: u32 = 10_000;
-const MAX_TIME: Duration = Duration::from_secs(30 * 24 * 3600);
+const MAX_TIME: Duration = Duration::from_hours(30 * 24);
 
 pub(super) fn check(spec: &TrainingSpec) -> Result<(), Refusal> {
     check_names(spec)?;
@@ -33,7 +33,7 @@ fn require(holds: bool, key: &str, what: &str) -> Result<(), Refusal> {
     }
 }
 
-fn range<T: PartialOrd + std::fmt::Display>(
+fn range<T: PartialOrd + std::fmt::Display + Copy>(
     value: &T,
     low: T,
     high: T,
@@ -66,7 +66,7 @@ fn check_names(spec: &TrainingSpec) -> Result<(), Refusal> {
     )?;
     // TOML integers are signed, so that a larger seed could not be written back.
     require(
-        spec.seed <= i64::MAX as u64,
+        i64::try_from(spec.seed).is_ok(),
         "seed",
         "must be at most 9223372036854775807",
     )

@@ -30,7 +30,7 @@ fn a_minimal_specification_gets_the_defaults() {
         training.adapter_shape().layout().unwrap().elements(),
         76_128
     );
-    assert_eq!(training.rounds.max_time, Duration::from_secs(600));
+    assert_eq!(training.rounds.max_time, Duration::from_mins(10));
     assert!(matches!(
         training.algorithm,
         AlgorithmSpec::Fedmcp {
