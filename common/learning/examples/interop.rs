@@ -2,7 +2,11 @@
 //!
 //! `cargo run -p concord-learning --example interop -- BACKBONE_FOLDER REFERENCE_FILE`
 
-use std::{env, path::PathBuf, process::ExitCode};
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use concord_learning::{
     LearningError,
@@ -27,7 +31,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn compare(folder: &PathBuf, file: &PathBuf) -> Result<bool, LearningError> {
+fn compare(folder: &Path, file: &Path) -> Result<bool, LearningError> {
     let reference = Reference::read(file)?;
     let mut good = true;
     for (kind, bounds) in [(Kind::Float, Bounds::F32), (Kind::Double, Bounds::F64)] {

@@ -132,7 +132,7 @@ impl BackboneConfig {
             "bert" => Self::from_bert(Family::Bert, fields(text)?)?,
             "roberta" => Self::from_bert(Family::Roberta, fields(text)?)?,
             "xlm-roberta" => Self::from_bert(Family::XlmRoberta, fields(text)?)?,
-            "distilbert" => Self::from_distilbert(fields(text)?)?,
+            "distilbert" => Self::from_distilbert(&fields(text)?)?,
             other => {
                 return Err(format!(
                     "model_type {other:?} is not one of bert, roberta, xlm-roberta, distilbert"
@@ -179,7 +179,7 @@ impl BackboneConfig {
         })
     }
 
-    fn from_distilbert(fields: DistilBertFields) -> Result<Self, String> {
+    fn from_distilbert(fields: &DistilBertFields) -> Result<Self, String> {
         exact_gelu("activation", &fields.activation)?;
         Ok(Self {
             family: Family::DistilBert,

@@ -138,16 +138,17 @@ impl Layer {
         mask: &AttentionMask,
     ) -> Result<Tensor, LearningError> {
         let (n, t, d) = hidden.size3()?;
-        // [n, t, 3d] -> three of [n, heads, t, d / heads]
+        // [n, t, 3d] -> three of [n, heads, t, d / heads]. `unbind` rather than three selections: its gradient is one stack.
         let qkv = self
             .qkv
             .run(hidden)?
             .f_view([n, t, 3, self.heads, d / self.heads])?
-            .f_permute([2, 0, 3, 1, 4])?;
+            .f_permute([2, 0, 3, 1, 4])?
+            .f_unbind(0)?;
         let context = Tensor::f_scaled_dot_product_attention(
-            &qkv.f_select(0, 0)?,
-            &qkv.f_select(0, 1)?,
-            &qkv.f_select(0, 2)?,
+            &qkv[0],
+            &qkv[1],
+            &qkv[2],
             mask.additive.as_ref(),
             0.0,
             false,
