@@ -16,12 +16,13 @@ help: ## lists the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 14
 
 demo: libtorch data release ## runs a whole federation of six silos and shows the result
-	python3 deploy/demo/demo.py
+	python3 deploy/demo/run.py
 
 test: libtorch backbone binaries ## builds and passes every test
 	$(CARGO) $(RUN_TESTS) --workspace --locked
 	$(CARGO) test --doc --workspace --locked
 	python3 -m unittest discover --start-directory deploy/demo/tests
+	python3 -m unittest discover --start-directory deploy/experiment/tests
 
 interop: libtorch backbone binaries ## compares with Python's torch, transformers and adapters
 	deploy/interop/run.sh

@@ -1,0 +1,138 @@
+"""One measured run: a specification, `concord-client simulate`, and what came out. Runs are kept, so that an interrupted
+experiment goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterable, Mapping
+
+from arms import BOTTLENECK, Setting
+
+HERE = Path(__file__).resolve().parent
+BACKBONE = "all-minilm-l6-v2"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is run."""
+
+    train: int
+    validation: int
+    test: int
+    rounds: int
+    seeds: tuple[int, ...]
+    selection_seed: int
+    jobs: int
+
+
+FULL = Sizes(train=256, validation=200, test=500, rounds=8, seeds=(1, 2, 3), selection_seed=100, jobs=2)
+QUICK = Sizes(train=64, validation=50, test=100, rounds=2, seeds=(1,), selection_seed=100, jobs=2)
+
+
+@dataclass(frozen=True)
+class Run:
+    """An arm's setting with a seed."""
+
+    arm: str
+    setting: Setting
+    seed: int
+
+    def name(self) -> str:
+        """A file name."""
+        label = "".join(c if c.isalnum() or c in ".-" else "-" for c in self.setting.label())
+        return f"{self.arm}--{label}--seed-{self.seed}"
+
+
+def toml_value(value: object) -> str:
+    """A value as TOML."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(toml_value(item) for item in value)}]"
+    return json.dumps(value)
+
+
+def specification(run: Run, sizes: Sizes) -> str:
+    """The job of a run."""
+    tables: list[tuple[str, Mapping[str, object]]] = [
+        (
+            "",
+            {
+                "kind": "federated-training",
+                "name": run.arm,
+                "task": "experiment",
+                "seed": run.seed,
+            },
+        ),
+        ("backbone", {"name": BACKBONE, "hidden": 384, "layers": 6}),
+        ("adapter", {"bottleneck": BOTTLENECK, "layers": (4, 5), **run.setting.adapter}),
+        ("head", {**run.setting.head}),
+        ("algorithm", run.setting.algorithm),
+        ("training", {"batch_size": 16, "learning_rate": 1e-3, "head_learning_rate": 1e-3, "max_length": 64}),
+        ("rounds", {"count": sizes.rounds, "min_silos": 2, "weighting": "uniform"}),
+    ]
+    lines = []
+    for header, values in tables:
+        if header:
+            lines.append(f"\n[{header}]")
+        lines += [f"{key} = {toml_value(value)}" for key, value in values.items()]
+    return "\n".join(lines) + "\n"
+
+
+class Bench:
+    """Where runs happen."""
+
+    def __init__(self, program: Path, backbone: Path, folder: Path, sizes: Sizes) -> None:
+        self.program, self.backbone, self.folder, self.sizes = program, backbone, folder, sizes
+
+    def tasks(self, seed: int, names: Iterable[str]) -> Path:
+        """The tasks' rows for a seed."""
+        out = self.folder / f"tasks-{seed}"
+        command = [sys.executable, str(HERE.parent / "demo" / "tasks.py"), "--out", str(out), "--seed", str(seed)]
+        command += ["--tasks", ",".join(names)]
+        for split in ("train", "validation", "test"):
+            command += [f"--{split}", str(getattr(self.sizes, split))]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return out
+
+    def run(self, run: Run) -> dict:
+        """Runs once, or takes what an earlier, equal run has left."""
+        spec = specification(run, self.sizes)
+        job, result = self.folder / f"{run.name()}.toml", self.folder / f"{run.name()}.json"
+        if result.exists() and job.exists() and job.read_text() == spec:
+            return json.loads(result.read_text())
+        job.write_text(spec)
+        unfinished = result.with_suffix(".unfinished")
+        command = [str(self.program), "simulate", "--job", str(job), "--silos", str(self.folder / f"tasks-{run.seed}")]
+        command += ["--backbone", f"{BACKBONE}={self.backbone}", "--threads", "1", "--out", str(unfinished)]
+        with (self.folder / f"{run.name()}.log").open("wb") as log:
+            done = subprocess.run(command, stdout=log, stderr=log, check=False)
+        if done.returncode != 0:
+            tail = (self.folder / f"{run.name()}.log").read_text(errors="replace")[-2000:]
+            raise RuntimeError(f"{' '.join(command)} failed ({done.returncode}):\n{tail}")
+        os.replace(unfinished, result)
+        return json.loads(result.read_text())
+
+    def run_all(self, runs: list[Run], what: str) -> dict[Run, dict]:
+        """Runs several, a few at a time, and says how far it is."""
+        results: dict[Run, dict] = {}
+        started = time.monotonic()
+        with ThreadPoolExecutor(self.sizes.jobs) as pool:
+            futures = {pool.submit(self.run, run): run for run in runs}
+            try:
+                for future in as_completed(futures):
+                    results[futures[future]] = future.result()
+                    spent = time.monotonic() - started
+                    left = spent / len(results) * (len(runs) - len(results))
+                    print(f"{what}: {len(results)} of {len(runs)} runs, about {left / 60:.0f} min left", flush=True)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return results
