@@ -30,7 +30,7 @@ interop: libtorch backbone binaries ## compares with Python's torch, transformer
 experiment: libtorch data release ## FedMCP against its baselines; QUICK=1 for five minutes
 	python3 deploy/experiment/run.py $(if $(QUICK),--quick)
 
-bench: libtorch backbone release ## measures coordination and training; beside the peers if CONCORD_PEERS is set
+bench: libtorch data release ## measures coordination and training; beside the peers if CONCORD_PEERS is set
 	deploy/bench/coordination.sh
 	deploy/bench/training.sh
 
