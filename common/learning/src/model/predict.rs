@@ -111,8 +111,11 @@ impl Predictor {
         score(&facts.problem, &targets, scale, &self.outputs(tokenizer, &texts)?)
     }
 
-    /// Outputs of every row, in order.
-    fn outputs(
+    /// The head's outputs before softmax or scaling, row after row: one for each class, or one.
+    ///
+    /// # Errors
+    /// As [`Predictor::predict`].
+    pub fn outputs(
         &self,
         tokenizer: &TextTokenizer,
         texts: &[(&str, Option<&str>)],

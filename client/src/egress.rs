@@ -1,0 +1,475 @@
+//! The egress gate: the one way out of a silo.
+//!
+//! Tensors leave as a [`GlobalUpdate`] only, which nothing but the global adapter can make. The gate checks that it is exactly
+//! the job's layout, finite and within bounds, keeps the checked bytes in its outbox (so that a restarted daemon sends the same
+//! ones), and before each attempt to send writes a line to the egress log and syncs it. [`Cleared`], [`Departure`],
+//! [`ClearedReport`] and [`ClearedDecline`] can be made here only, and the [`crate::coordinator::Coordinator`] takes nothing else.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use bytes::Bytes;
+use concord_common::{
+    Clock, Digest, ErrorCode, JobId, RoundNumber, SiloId,
+    adapter::{AdapterLayout, AdapterVersion},
+    chunk::PayloadInspector,
+    code::Refusal,
+    wire::{MAX_METRICS, MetricPoint, MetricReport, is_metric_name},
+};
+use concord_learning::adapter::GlobalUpdate;
+
+use self::{
+    log::{EgressLog, Entry, What},
+    outbox::Outbox,
+};
+
+mod log;
+mod outbox;
+#[cfg(test)]
+mod tests;
+
+/// Longest sentence of a decline in bytes.
+const MAX_SENTENCE_BYTES: usize = 512;
+
+/// Why something may not leave.
+#[derive(Debug, thiserror::Error)]
+pub enum EgressError {
+    /// It is not what the job asked for, or beyond a bound.
+    #[error("the egress gate holds the update back: {0}")]
+    Held(Refusal),
+    /// The job's byte budget would be exceeded.
+    #[error(
+        "the egress gate holds {wanted} bytes back: {spent} of the {budget} bytes for job {job} have left; raise egress.max_bytes_per_job to let it go on"
+    )]
+    Budget {
+        /// Job.
+        job: JobId,
+        /// Bytes that would leave now.
+        wanted: u64,
+        /// Bytes that have left.
+        spent: u64,
+        /// Bytes that may leave.
+        budget: u64,
+    },
+    /// A report that holds something else than named finite numbers.
+    #[error("the egress gate holds a report back: {0}")]
+    Report(String),
+    /// The log or the outbox cannot be written, so nothing may leave.
+    #[error("{}: {source}; nothing leaves without its log entry", .path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The log has a line that the gate did not write.
+    #[error("egress log {}: line {line} cannot be read ({reason}); move the file away to start a new one", .path.display())]
+    Log {
+        /// The file.
+        path: PathBuf,
+        /// The line.
+        line: u64,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// Bounds of this silo, besides the job's own.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct GateLimits {
+    /// Most payload bytes that may leave for one job.
+    pub bytes_per_job: u64,
+    /// Largest L2 norm of an update.
+    pub max_update_norm: Option<f64>,
+}
+
+/// What a round lets out.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Assignment {
+    /// Job.
+    pub job: JobId,
+    /// Round.
+    pub round: RoundNumber,
+    /// The tensors that travel.
+    pub layout: AdapterLayout,
+    /// The adapter that the update must be a delta to.
+    pub base: AdapterVersion,
+    /// The job's bound on the L2 norm.
+    pub max_update_norm: Option<f64>,
+    /// The job's bound on the number of examples.
+    pub max_examples: u64,
+}
+
+/// An update that has passed every check.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Cleared {
+    job: JobId,
+    round: RoundNumber,
+    layout: AdapterLayout,
+    base: AdapterVersion,
+    payload: Bytes,
+    digest: Digest,
+    norm: f64,
+    examples: u64,
+}
+
+impl Cleared {
+    /// Job.
+    pub fn job(&self) -> &JobId {
+        &self.job
+    }
+
+    /// Round.
+    pub fn round(&self) -> RoundNumber {
+        self.round
+    }
+
+    /// The tensors.
+    pub fn layout(&self) -> &AdapterLayout {
+        &self.layout
+    }
+
+    /// What the payload is a delta to.
+    pub fn base(&self) -> AdapterVersion {
+        self.base
+    }
+
+    /// The bytes.
+    pub fn payload(&self) -> &Bytes {
+        &self.payload
+    }
+
+    /// BLAKE3 of the bytes.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// L2 norm of the update.
+    pub fn norm(&self) -> f64 {
+        self.norm
+    }
+
+    /// Training examples behind the update.
+    pub fn examples(&self) -> u64 {
+        self.examples
+    }
+}
+
+/// One attempt to send a cleared update, already in the log.
+#[derive(Debug)]
+pub struct Departure {
+    cleared: Cleared,
+    offset: u64,
+}
+
+impl Departure {
+    /// What is sent.
+    pub fn cleared(&self) -> &Cleared {
+        &self.cleared
+    }
+
+    /// From which byte on.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+}
+
+/// A report of named finite numbers, already in the log.
+#[derive(Debug)]
+pub struct ClearedReport(MetricReport);
+
+impl ClearedReport {
+    /// The numbers.
+    pub fn report(&self) -> &MetricReport {
+        &self.0
+    }
+}
+
+/// A no to a job, already in the log.
+#[derive(Debug)]
+pub struct ClearedDecline {
+    job: JobId,
+    code: ErrorCode,
+    sentence: String,
+}
+
+impl ClearedDecline {
+    /// The job.
+    pub fn job(&self) -> &JobId {
+        &self.job
+    }
+
+    /// The reason for programs.
+    pub fn code(&self) -> ErrorCode {
+        self.code
+    }
+
+    /// The reason for people, without data and paths.
+    pub fn sentence(&self) -> &str {
+        &self.sentence
+    }
+}
+
+/// The gate.
+#[derive(Debug)]
+pub struct EgressGate {
+    silo: SiloId,
+    server: String,
+    limits: GateLimits,
+    clock: Arc<dyn Clock>,
+    log: Mutex<EgressLog>,
+    outbox: Outbox,
+}
+
+impl EgressGate {
+    /// Opens the log `egress.jsonl` and the outbox in the state folder. `server` stands in the log.
+    ///
+    /// # Errors
+    /// If the log cannot be opened or read, or the outbox cannot be made.
+    pub fn open(
+        state_folder: &Path,
+        silo: SiloId,
+        server: String,
+        limits: GateLimits,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, EgressError> {
+        Ok(Self {
+            silo,
+            server,
+            limits,
+            clock,
+            log: Mutex::new(EgressLog::open(&state_folder.join("egress.jsonl"))?),
+            outbox: Outbox::open(&state_folder.join("outbox"))?,
+        })
+    }
+
+    /// Checks an update and keeps it in the outbox until [`EgressGate::done`].
+    ///
+    /// # Errors
+    /// [`EgressError::Held`] with the layout's, `NOT_FINITE`, `NORM_TOO_LARGE`, `WRONG_BASE_VERSION` or `BAD_WEIGHT`.
+    pub fn pass(
+        &self,
+        assignment: &Assignment,
+        update: GlobalUpdate,
+        examples: u64,
+    ) -> Result<Cleared, EgressError> {
+        assignment
+            .layout
+            .check_same(&update.layout().to_proto())
+            .map_err(EgressError::Held)?;
+        let base = update.base();
+        let cleared = self.check(assignment, base, update.into_payload().into(), examples)?;
+        self.outbox.keep(&cleared)?;
+        Ok(cleared)
+    }
+
+    /// The update that an earlier life of this daemon passed for the same round and did not finish sending.
+    ///
+    /// # Errors
+    /// If the outbox cannot be read. What no longer passes the checks is not given out but removed.
+    pub fn pending(&self, assignment: &Assignment) -> Result<Option<Cleared>, EgressError> {
+        let Some((payload, examples)) = self.outbox.find(assignment)? else {
+            return Ok(None);
+        };
+        match self.check(assignment, assignment.base, payload, examples) {
+            Ok(cleared) => Ok(Some(cleared)),
+            Err(error) => {
+                tracing::warn!(%error, job.id = %assignment.job, "what was left in the outbox is thrown away");
+                self.outbox.remove(&assignment.job)?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Writes and syncs the log entry for sending `cleared` from byte `offset` on.
+    ///
+    /// # Errors
+    /// [`EgressError::Budget`], or [`EgressError::Io`]: then nothing may be sent.
+    pub fn depart(&self, cleared: &Cleared, offset: u64) -> Result<Departure, EgressError> {
+        let bytes = (cleared.payload.len() as u64).saturating_sub(offset);
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        let spent = log.spent(&cleared.job);
+        if spent.saturating_add(bytes) > self.limits.bytes_per_job {
+            return Err(EgressError::Budget {
+                job: cleared.job.clone(),
+                wanted: bytes,
+                spent,
+                budget: self.limits.bytes_per_job,
+            });
+        }
+        log.write(&self.entry(
+            &cleared.job,
+            What::Contribution {
+                round: cleared.round,
+                tensors: cleared.layout.tensors().len() as u64,
+                offset,
+                bytes,
+                digest: cleared.digest,
+                norm: cleared.norm,
+                examples: cleared.examples,
+            },
+        ))?;
+        Ok(Departure {
+            cleared: cleared.clone(),
+            offset,
+        })
+    }
+
+    /// Forgets the update of a job: the server has answered for its round.
+    ///
+    /// # Errors
+    /// If the file cannot be removed.
+    pub fn done(&self, job: &JobId) -> Result<(), EgressError> {
+        self.outbox.remove(job)
+    }
+
+    /// Checks and logs a report.
+    ///
+    /// # Errors
+    /// [`EgressError::Report`] for anything but 1 to [`MAX_METRICS`] finite numbers with proper names, or for too many bytes.
+    pub fn report(
+        &self,
+        job: &JobId,
+        round: RoundNumber,
+        point: MetricPoint,
+        metrics: BTreeMap<String, f64>,
+    ) -> Result<ClearedReport, EgressError> {
+        let hold = |reason: String| Err(EgressError::Report(reason));
+        if metrics.is_empty() || metrics.len() > MAX_METRICS {
+            return hold(format!("it has {} numbers, 1 to {MAX_METRICS} may leave", metrics.len()));
+        }
+        if metrics.keys().any(|name| !is_metric_name(name)) {
+            return hold("the name of a number is not made of [a-z0-9_]".to_owned());
+        }
+        if let Some((name, value)) = metrics.iter().find(|(_, value)| !value.is_finite()) {
+            return hold(format!("`{name}` is {value}"));
+        }
+        let entry = self.entry(
+            job,
+            What::Metrics {
+                round,
+                point: point.as_str().to_owned(),
+                metrics: metrics.clone(),
+            },
+        );
+        self.log
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .write(&entry)?;
+        Ok(ClearedReport(MetricReport {
+            silo: self.silo.clone(),
+            job: job.clone(),
+            round,
+            point,
+            metrics,
+        }))
+    }
+
+    /// Logs a no. The sentence must hold no data and no paths; it is cut to what the protocol takes.
+    ///
+    /// # Errors
+    /// [`EgressError::Io`].
+    pub fn decline(&self, job: &JobId, refusal: &Refusal) -> Result<ClearedDecline, EgressError> {
+        let mut sentence = refusal.message.clone();
+        while sentence.len() > MAX_SENTENCE_BYTES {
+            sentence.pop();
+        }
+        let entry = self.entry(
+            job,
+            What::Decline {
+                code: refusal.code,
+                sentence: sentence.clone(),
+            },
+        );
+        self.log
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .write(&entry)?;
+        Ok(ClearedDecline {
+            job: job.clone(),
+            code: refusal.code,
+            sentence,
+        })
+    }
+
+    /// Payload bytes that have left for a job.
+    pub fn spent(&self, job: &JobId) -> u64 {
+        self.log
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .spent(job)
+    }
+
+    fn entry(&self, job: &JobId, what: What) -> Entry {
+        Entry {
+            time: self.clock.now().to_string(),
+            server: self.server.clone(),
+            job: job.clone(),
+            what,
+        }
+    }
+
+    fn check(
+        &self,
+        assignment: &Assignment,
+        base: AdapterVersion,
+        payload: Bytes,
+        examples: u64,
+    ) -> Result<Cleared, EgressError> {
+        let hold = |code, message| Err(EgressError::Held(Refusal::new(code, message)));
+        if base != assignment.base {
+            return hold(
+                ErrorCode::WrongBaseVersion,
+                format!("it is a delta to {base}, the round starts from {}", assignment.base),
+            );
+        }
+        if examples == 0 || examples > assignment.max_examples {
+            return hold(
+                ErrorCode::BadWeight,
+                format!(
+                    "it stands for {examples} examples, the job takes 1 to {}",
+                    assignment.max_examples
+                ),
+            );
+        }
+        let bounds = [assignment.max_update_norm, self.limits.max_update_norm];
+        let bound = bounds.into_iter().flatten().reduce(f64::min);
+        let norm = check_payload(&assignment.layout, &payload, bound).map_err(EgressError::Held)?;
+        Ok(Cleared {
+            job: assignment.job.clone(),
+            round: assignment.round,
+            layout: assignment.layout.clone(),
+            base,
+            digest: Digest::of(&payload),
+            payload,
+            norm,
+            examples,
+        })
+    }
+}
+
+/// The L2 norm of a payload that has the layout's size, finite values and at most the bound.
+fn check_payload(layout: &AdapterLayout, payload: &[u8], bound: Option<f64>) -> Result<f64, Refusal> {
+    if payload.len() as u64 != layout.payload_bytes() {
+        return Err(Refusal::new(
+            ErrorCode::PayloadSize,
+            format!(
+                "the layout has {} bytes, the update {}",
+                layout.payload_bytes(),
+                payload.len()
+            ),
+        ));
+    }
+    let norm = PayloadInspector::new().then(payload, layout)?.norm();
+    match bound {
+        Some(bound) if norm > bound => Err(Refusal::new(
+            ErrorCode::NormTooLarge,
+            format!("the update's L2 norm is {norm:.3}, above the bound of {bound}"),
+        )),
+        _ => Ok(norm),
+    }
+}

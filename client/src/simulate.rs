@@ -1,0 +1,455 @@
+//! Many silos in one process: the session, the trainer, the round machine and the aggregator of a real federation, one silo after
+//! the other over one shared backbone, with [`crate::coordinator::memory`] in place of the network.
+//!
+//! The same job, silos, rows and number of libtorch threads give the same adapter bytes as daemons over TLS.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use concord_common::{
+    Clock, JobId, SiloId, SystemClock,
+    clock::MockClock,
+    code::Refusal,
+    job::{AlgorithmSpec, JobSpec},
+    round::job::JobState,
+    telemetry::peak_rss_bytes,
+};
+use concord_learning::{LearningError, cache::CacheSettings};
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    bench::Workbench,
+    config::{BackboneEntry, PolicySection, SettingsError, TaskConfig},
+    coordinator::{
+        CallError, Coordinator as _,
+        memory::{Federation, FederationError, MemoryCoordinator},
+    },
+    data::DataError,
+    egress::{EgressError, EgressGate, GateLimits},
+    patience::Pace,
+    profile::Profile,
+    session::{Session, SessionError},
+    status::StatusBoard,
+    transfer::Downloads,
+    vault::{Vault, VaultError},
+};
+
+mod silos;
+#[cfg(test)]
+mod tests;
+
+pub use silos::{SimulatedSilos, SilosError};
+
+/// A simulation that could not be run to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum SimulateError {
+    /// The specification is refused.
+    #[error(transparent)]
+    Spec(#[from] Refusal),
+    /// The federation cannot be set up.
+    #[error(transparent)]
+    Federation(#[from] FederationError),
+    /// The silos' settings cannot be used.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// A silo's data cannot be used.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// libtorch cannot be started.
+    #[error(transparent)]
+    Learning(#[from] LearningError),
+    /// A silo failed.
+    #[error("silo {silo}: {source}")]
+    Silo {
+        /// Which.
+        silo: SiloId,
+        /// Why.
+        source: SessionError,
+    },
+    /// The federation refused a silo.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// A silo's state cannot be kept.
+    #[error(transparent)]
+    Vault(#[from] VaultError),
+    /// A silo's gate cannot be opened.
+    #[error(transparent)]
+    Egress(#[from] EgressError),
+    /// The state folder cannot be used.
+    #[error("{}: {source}", .path.display())]
+    Io {
+        /// The folder.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// No silo of the job has data here.
+    #[error("none of the job's silos is in the silos' file")]
+    NoSilos,
+    /// The job waits for something that does not come.
+    #[error("the job does not go on: {0}")]
+    Stalled(String),
+}
+
+/// What is run.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The job's specification, TOML.
+    pub spec_toml: String,
+    /// In place of the job's algorithm, with its default settings.
+    pub algorithm: Option<String>,
+    /// In place of the job's seed.
+    pub seed: Option<u64>,
+}
+
+impl Plan {
+    /// The specification with what is replaced, as TOML. Untouched text stays as it is.
+    ///
+    /// # Errors
+    /// `INVALID_JOB_SPEC`.
+    pub fn spec(&self) -> Result<String, Refusal> {
+        let spec = JobSpec::parse(&self.spec_toml)?;
+        let JobSpec::FederatedTraining(mut training) = spec;
+        let mut changed = false;
+        if let Some(name) = &self.algorithm
+            && training.algorithm.name() != name
+        {
+            training.algorithm = algorithm(name)?;
+            changed = true;
+        }
+        if let Some(seed) = self.seed {
+            training.seed = seed;
+            changed = true;
+        }
+        if !changed {
+            return Ok(self.spec_toml.clone());
+        }
+        let text = JobSpec::FederatedTraining(training).to_toml()?;
+        JobSpec::parse(&text)?;
+        Ok(text)
+    }
+}
+
+/// An algorithm with its default settings.
+fn algorithm(name: &str) -> Result<AlgorithmSpec, Refusal> {
+    toml::Table::from_iter([("name".to_owned(), toml::Value::String(name.to_owned()))])
+        .try_into()
+        .map_err(|error: toml::de::Error| {
+            Refusal::new(
+                concord_common::ErrorCode::InvalidJobSpec,
+                format!("there is no algorithm `{name}`: {}", error.message()),
+            )
+        })
+}
+
+/// What came out; written as JSON.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SimulationReport {
+    /// Name of the job.
+    pub job: String,
+    /// Algorithm.
+    pub algorithm: &'static str,
+    /// Seed.
+    pub seed: u64,
+    /// Rounds.
+    pub rounds: u32,
+    /// How the job ended.
+    pub state: JobState,
+    /// Why it failed; empty otherwise.
+    pub reason: String,
+    /// The first adapter's version, then each round's.
+    pub versions: Vec<String>,
+    /// Bytes of one adapter.
+    pub payload_bytes: u64,
+    /// The silos.
+    pub silos: Vec<SiloReport>,
+    /// Everything that the silos reported, in order.
+    pub metrics: Vec<MetricEntry>,
+    /// Wall-clock seconds.
+    pub seconds: f64,
+    /// Largest resident memory of this process so far.
+    pub peak_rss_bytes: Option<u64>,
+}
+
+/// A silo at the end.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SiloReport {
+    /// Silo.
+    pub silo_id: SiloId,
+    /// Training rows in use.
+    pub examples: u64,
+    /// Accuracy of the most frequent class on the test rows; `null` for regression.
+    pub majority: Option<f64>,
+    /// Round of the best personal model.
+    pub best_round: Option<u32>,
+    /// The best personal model on the validation rows.
+    pub best_validation: BTreeMap<String, f64>,
+    /// The best personal model on the test rows.
+    pub best_test: BTreeMap<String, f64>,
+    /// The model of the last round on the test rows.
+    pub last_test: BTreeMap<String, f64>,
+}
+
+/// A report in the operator's form.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct MetricEntry {
+    /// Silo.
+    pub silo_id: SiloId,
+    /// Round.
+    pub round: u32,
+    /// Point, as `after_training`.
+    pub point: &'static str,
+    /// Numbers by name.
+    pub metrics: BTreeMap<String, f64>,
+}
+
+/// Silos, their torch thread and the folder that their state is kept in.
+#[derive(Debug)]
+pub struct Simulator {
+    silos: SimulatedSilos,
+    bench: Workbench,
+    folder: PathBuf,
+    stop: CancellationToken,
+}
+
+/// What a running simulation tells.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Told {
+    /// Silo that has just ended a round.
+    pub silo: SiloId,
+    /// The round.
+    pub round: u32,
+    /// Rounds of the job.
+    pub rounds: u32,
+}
+
+impl Simulator {
+    /// Starts the torch thread. Each job gets a folder of its own inside `folder`.
+    ///
+    /// # Errors
+    /// If there are no silos, or libtorch cannot be started.
+    pub fn start(silos: SimulatedSilos, folder: &Path, stop: CancellationToken) -> Result<Self, SimulateError> {
+        Ok(Self {
+            bench: Workbench::start(silos.threads)?,
+            silos,
+            folder: folder.to_path_buf(),
+            stop,
+        })
+    }
+
+    /// Runs one job to its end. Jobs that follow each other share prepared rows and their prefix cache where they can.
+    ///
+    /// # Errors
+    /// [`SimulateError`]. A job that ends as failed is no error but a report that says so.
+    pub async fn run(
+        &self,
+        plan: &Plan,
+        number: usize,
+        mut tell: impl FnMut(&Told),
+    ) -> Result<SimulationReport, SimulateError> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let started = clock.now();
+        let spec_toml = plan.spec()?;
+        let JobSpec::FederatedTraining(spec) = JobSpec::parse(&spec_toml)?;
+        let job: JobId = format!("simulation-{number}")
+            .parse()
+            .expect("lowercase letters, a dash and digits are a job id");
+        let chosen: BTreeSet<SiloId> = self
+            .silos
+            .tasks
+            .keys()
+            .filter(|silo| spec.silos.is_empty() || spec.silos.contains(silo))
+            .cloned()
+            .collect();
+        if chosen.is_empty() {
+            return Err(SimulateError::NoSilos);
+        }
+        // Time stands still for the rounds: a slow machine must not close one.
+        let still = Arc::new(MockClock::new(started));
+        let federation = Federation::new(job.clone(), &spec_toml, chosen.clone(), still)?;
+        let sessions = chosen
+            .iter()
+            .map(|silo| Ok((silo.clone(), self.session(&job, silo, &spec.task, &federation, &clock)?)))
+            .collect::<Result<BTreeMap<_, _>, SimulateError>>()?;
+
+        self.run_rounds(&job, &federation, &sessions, |silo, round| {
+            tell(&Told {
+                silo: silo.clone(),
+                round,
+                rounds: spec.rounds.count,
+            });
+        })
+        .await?;
+        let mut silos = Vec::new();
+        for (silo, session) in &sessions {
+            silos.push(self.finish(silo, session).await?);
+        }
+        let (state, reason) = federation.outcome();
+        Ok(SimulationReport {
+            job: spec.name.clone(),
+            algorithm: spec.algorithm.name(),
+            seed: spec.seed,
+            rounds: spec.rounds.count,
+            state,
+            reason,
+            versions: federation.versions().iter().map(ToString::to_string).collect(),
+            payload_bytes: federation.newest().len() as u64,
+            silos,
+            metrics: federation
+                .reports()
+                .into_iter()
+                .map(|report| MetricEntry {
+                    silo_id: report.silo,
+                    round: report.round.0,
+                    point: report.point.as_str(),
+                    metrics: report.metrics,
+                })
+                .collect(),
+            seconds: clock.now().since(started).as_secs_f64(),
+            peak_rss_bytes: peak_rss_bytes(),
+        })
+    }
+
+    /// Lets every silo work in turn until the job has ended.
+    async fn run_rounds(
+        &self,
+        job: &JobId,
+        federation: &Arc<Federation>,
+        sessions: &BTreeMap<SiloId, Session<MemoryCoordinator>>,
+        mut done: impl FnMut(&SiloId, u32),
+    ) -> Result<(), SimulateError> {
+        while !federation.outcome().0.is_over() {
+            let mut worked = false;
+            for (silo, session) in sessions {
+                let notices = session.coordinator.poll().await?;
+                let Some(round) = notices
+                    .iter()
+                    .find(|notice| notice.wants_work())
+                    .and_then(|notice| notice.round)
+                else {
+                    continue;
+                };
+                worked = true;
+                session
+                    .round(job, round)
+                    .await
+                    .map_err(|source| SimulateError::Silo {
+                        silo: silo.clone(),
+                        source,
+                    })?;
+                done(silo, round.0);
+            }
+            if !worked {
+                return Err(SimulateError::Stalled("no silo has anything to do".to_owned()));
+            }
+        }
+        Ok(())
+    }
+
+    async fn finish(&self, silo: &SiloId, session: &Session<MemoryCoordinator>) -> Result<SiloReport, SimulateError> {
+        let failed = |source| SimulateError::Silo {
+            silo: silo.clone(),
+            source,
+        };
+        let notices = session.coordinator.poll().await?;
+        let finished = match notices.first() {
+            Some(notice) => session.finish(notice).await.map_err(failed)?,
+            None => None,
+        };
+        Ok(match finished {
+            Some(finished) => SiloReport {
+                silo_id: silo.clone(),
+                examples: finished.examples,
+                majority: finished.majority,
+                best_round: Some(finished.best.round),
+                best_validation: finished.best.validation.metrics,
+                best_test: finished.best.test.metrics,
+                last_test: finished.last_test.map(|test| test.metrics).unwrap_or_default(),
+            },
+            None => SiloReport {
+                silo_id: silo.clone(),
+                examples: 0,
+                majority: None,
+                best_round: None,
+                best_validation: BTreeMap::new(),
+                best_test: BTreeMap::new(),
+                last_test: BTreeMap::new(),
+            },
+        })
+    }
+
+    fn session(
+        &self,
+        job: &JobId,
+        silo: &SiloId,
+        task: &str,
+        federation: &Arc<Federation>,
+        clock: &Arc<dyn Clock>,
+    ) -> Result<Session<MemoryCoordinator>, SimulateError> {
+        let folder = self.folder.join(job.as_str()).join(silo.as_str());
+        crate::vault::private_folder(&folder)?;
+        let named = TaskConfig {
+            name: task.to_owned(),
+            ..self.silos.tasks[silo].clone()
+        };
+        let server = "memory".to_owned();
+        let limits = GateLimits {
+            bytes_per_job: u64::MAX,
+            max_update_norm: None,
+        };
+        let gate = EgressGate::open(&folder, silo.clone(), server.clone(), limits, Arc::clone(clock))?;
+        Ok(Session {
+            coordinator: Arc::new(federation.coordinator(silo.clone())),
+            receipt_key: federation.receipt_key().to_vec(),
+            silo: silo.clone(),
+            profile: Arc::new(Profile {
+                backbones: self.silos.backbones.clone(),
+                tasks: vec![named],
+                policy: PolicySection {
+                    max_rounds: u32::MAX,
+                    ..PolicySection::default()
+                },
+                cache: self.silos.cache_of_one(),
+                reports_metrics: true,
+                takes_local: true,
+                shares_rows: true,
+            }),
+            bench: self.bench.clone(),
+            vault: Vault::open(&folder)?,
+            gate: Arc::new(gate),
+            downloads: Downloads::open(&folder).map_err(|source| SimulateError::Io {
+                path: folder.clone(),
+                source,
+            })?,
+            board: Arc::new(StatusBoard::new(&folder, silo.clone(), server, Arc::clone(clock), None)),
+            pace: Pace::default(),
+            clock: Arc::clone(clock),
+            stop: self.stop.clone(),
+        })
+    }
+}
+
+impl SimulatedSilos {
+    /// Each silo's share of the memory for prefixes.
+    fn cache_of_one(&self) -> CacheSettings {
+        let silos = self.tasks.len().max(1) as u64;
+        CacheSettings {
+            memory_bytes: self.cache.memory_bytes / silos,
+            ..self.cache.clone()
+        }
+    }
+
+    /// A backbone by name, for callers that name it on the command line.
+    pub fn add_backbone(&mut self, name: &str, path: &Path) {
+        self.backbones.retain(|backbone| backbone.name != name);
+        self.backbones.push(BackboneEntry {
+            name: name.to_owned(),
+            path: path.to_path_buf(),
+        });
+    }
+}
