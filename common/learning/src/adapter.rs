@@ -13,11 +13,41 @@
 //!
 //! The same with a private adapter does not compile:
 //!
-//! ```compile_fail
-//! use concord_learning::adapter::{Adapter, Private, GlobalBase, GlobalUpdate};
+//! ```compile_fail,E0599
+//! use concord_learning::adapter::{Adapter, GlobalBase, GlobalUpdate, Private};
 //! fn may_leave(adapter: &Adapter<Private>, base: &GlobalBase) -> GlobalUpdate {
 //!     adapter.export(None, base).expect("it fits")
 //! }
+//! ```
+//!
+//! nor does handing a private head along,
+//!
+//! ```compile_fail,E0308
+//! use concord_learning::{
+//!     adapter::{Adapter, Global, GlobalBase, GlobalUpdate, Private},
+//!     head::Head,
+//! };
+//! fn may_leave(adapter: &Adapter<Global>, head: &Head<Private>, base: &GlobalBase) -> GlobalUpdate {
+//!     adapter.export(Some(head), base).expect("it fits")
+//! }
+//! ```
+//!
+//! nor making an update out of bytes,
+//!
+//! ```compile_fail,E0451
+//! use concord_common::adapter::{AdapterLayout, AdapterVersion};
+//! use concord_learning::adapter::GlobalUpdate;
+//! fn may_leave(layout: AdapterLayout, base: AdapterVersion, payload: Vec<u8>) -> GlobalUpdate {
+//!     GlobalUpdate { layout, base, payload }
+//! }
+//! ```
+//!
+//! nor inventing a third kind of adapter.
+//!
+//! ```compile_fail,E0277
+//! use concord_learning::adapter::Sharing;
+//! struct Loophole;
+//! impl Sharing for Loophole {}
 //! ```
 
 mod private;
@@ -102,7 +132,11 @@ impl<S: Sharing> Adapter<S> {
         shape: &AdapterShape,
         mut make: impl FnMut(&TensorSpec) -> Result<Tensor, LearningError>,
     ) -> Result<Self, LearningError> {
-        let layout = AdapterShape { shared_head: None, ..shape.clone() }.layout()?;
+        let layout = AdapterShape {
+            shared_head: None,
+            ..shape.clone()
+        }
+        .layout()?;
         let (groups, _) = layout.tensors().as_chunks::<PARTS>();
         let layers = shape
             .layers
@@ -118,7 +152,10 @@ impl<S: Sharing> Adapter<S> {
                 })
             })
             .collect::<Result<_, LearningError>>()?;
-        Ok(Self { layers, sharing: PhantomData })
+        Ok(Self {
+            layers,
+            sharing: PhantomData,
+        })
     }
 
     /// The bottlenecks, lowest layer first.

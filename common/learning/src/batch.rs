@@ -8,6 +8,16 @@ use concord_common::seed::Seed;
 /// Batches' worth of rows that are sorted together.
 const WINDOW: usize = 8;
 
+/// How training rows are put into batches.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Batching {
+    /// As [`training_batches`] does it.
+    #[default]
+    Bucketed,
+    /// As they stand, the same in every epoch: to compare the time of a step with programs that do so.
+    InOrder,
+}
+
 /// Batches of training rows, `batch_size` rows each. `rows` are row numbers, `lengths` is indexed by them.
 ///
 /// The last batch has what is left over. If that is fewer than `least` rows it joins the batch before it, because the unbiased CKA is not
@@ -44,7 +54,10 @@ pub fn training_batches(
 pub fn evaluation_batches(lengths: &[usize], batch_size: usize) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..lengths.len()).collect();
     order.sort_by_key(|&row| lengths[row]);
-    order.chunks(batch_size.max(1)).map(<[usize]>::to_vec).collect()
+    order
+        .chunks(batch_size.max(1))
+        .map(<[usize]>::to_vec)
+        .collect()
 }
 
 #[cfg(test)]

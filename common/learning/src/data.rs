@@ -211,7 +211,11 @@ mod tests {
     use super::*;
 
     fn row(label: Label) -> Row {
-        Row { text: "a".to_owned(), pair: None, label }
+        Row {
+            text: "a".to_owned(),
+            pair: None,
+            label,
+        }
     }
 
     fn class(name: &str) -> Row {
@@ -226,20 +230,31 @@ mod tests {
 
     #[test]
     fn a_label_unseen_in_training_is_named() {
-        let problem = Problem::Classification { classes: vec!["a".to_owned(), "b".to_owned()] };
+        let problem = Problem::Classification {
+            classes: vec!["a".to_owned(), "b".to_owned()],
+        };
         let error = Targets::read(&problem, Split::Test, &[class("a"), class("c")]).unwrap_err();
         let text = error.to_string();
-        assert!(text.contains("test row 1") && text.contains("`c`"), "{text}");
+        assert!(
+            text.contains("test row 1") && text.contains("`c`"),
+            "{text}"
+        );
     }
 
     #[test]
     fn labels_of_the_other_kind_are_refused() {
-        let problem = Problem::Classification { classes: vec!["a".to_owned()] };
+        let problem = Problem::Classification {
+            classes: vec!["a".to_owned()],
+        };
         assert!(Targets::read(&problem, Split::Train, &[row(Label::Value(1.0))]).is_err());
         assert!(Targets::read(&Problem::Regression, Split::Train, &[class("a")]).is_err());
         assert!(
-            Targets::read(&Problem::Regression, Split::Train, &[row(Label::Value(f64::NAN))])
-                .is_err()
+            Targets::read(
+                &Problem::Regression,
+                Split::Train,
+                &[row(Label::Value(f64::NAN))]
+            )
+            .is_err()
         );
         assert!(TaskData::classes_of(&[row(Label::Value(1.0))]).is_err());
     }

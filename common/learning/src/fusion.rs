@@ -138,7 +138,8 @@ impl<'a> Parts<'a> {
                 })?;
                 let g = gate.f_select(0, index as i64)?.f_sigmoid()?;
                 let rest = g.f_neg()?.f_add_scalar(1.0)?;
-                let ((up_g, bias_g), (up_p, bias_p)) = (scaled(global, s_g)?, scaled(private, s_p)?);
+                let ((up_g, bias_g), (up_p, bias_p)) =
+                    (scaled(global, s_g)?, scaled(private, s_p)?);
                 (
                     (up_g.f_mul(&g)?, bias_g.f_mul(&g)?),
                     (up_p.f_mul(&rest)?, bias_p.f_mul(&rest)?),
@@ -195,7 +196,10 @@ pub(crate) struct Fusion<'a> {
 impl<'a> Fusion<'a> {
     /// Adapters alone.
     pub(crate) fn new(stacks: &'a [Stacked]) -> Self {
-        Self { stacks, watch: None }
+        Self {
+            stacks,
+            watch: None,
+        }
     }
 
     /// Takes the views as well. `weights` are the rows' token weights, `[n, t]`; `parts` must have both adapters.

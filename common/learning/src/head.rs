@@ -99,7 +99,10 @@ impl Head<Private> {
     }
 
     pub(crate) fn own(linear: Linear) -> Self {
-        Self { linear, sharing: PhantomData }
+        Self {
+            linear,
+            sharing: PhantomData,
+        }
     }
 }
 
@@ -157,10 +160,12 @@ mod tests {
         let hidden = Tensor::from_slice(&[1.0_f32, 3.0, 100.0, 4.0, 6.0, 8.0]).view([2, 3, 1]);
         let mask = Tensor::from_slice(&[1_i64, 1, 0, 1, 1, 1]).view([2, 3]);
         let weights = token_weights(&mask, Kind::Float).unwrap();
-        let mean = HostTensor::from_tensor(&pooled(Pool::Mean, &hidden, &weights).unwrap()).unwrap();
+        let mean =
+            HostTensor::from_tensor(&pooled(Pool::Mean, &hidden, &weights).unwrap()).unwrap();
         assert_eq!(mean.shape, [2, 1]);
         assert!((mean.values[0] - 2.0).abs() < 1e-6 && (mean.values[1] - 6.0).abs() < 1e-6);
-        let first = HostTensor::from_tensor(&pooled(Pool::Cls, &hidden, &weights).unwrap()).unwrap();
+        let first =
+            HostTensor::from_tensor(&pooled(Pool::Cls, &hidden, &weights).unwrap()).unwrap();
         assert_eq!(first.values, [1.0, 4.0]);
     }
 }

@@ -37,7 +37,9 @@ pub(crate) fn task_loss(logits: &Tensor, targets: &BatchTargets) -> Result<Tenso
         BatchTargets::Classes(classes) => {
             logits.f_cross_entropy_loss::<Tensor>(classes, None, Reduction::Mean, -100, 0.0)?
         }
-        BatchTargets::Values(values) => logits.f_squeeze_dim(1)?.f_mse_loss(values, Reduction::Mean)?,
+        BatchTargets::Values(values) => logits
+            .f_squeeze_dim(1)?
+            .f_mse_loss(values, Reduction::Mean)?,
     })
 }
 
@@ -51,9 +53,10 @@ pub(crate) fn half_squared_distance(pairs: &[(&Tensor, &Tensor)]) -> Result<Tens
             Some(sum) => sum.f_add(&term)?,
         });
     }
-    total
-        .map(|sum| sum.f_mul_scalar(0.5).map_err(LearningError::from))
-        .unwrap_or_else(|| Ok(Tensor::f_zeros([] as [i64; 0], (Kind::Float, tch::Device::Cpu))?))
+    Ok(match total {
+        Some(sum) => sum.f_mul_scalar(0.5)?,
+        None => Tensor::f_zeros([] as [i64; 0], (Kind::Float, tch::Device::Cpu))?,
+    })
 }
 
 /// softplus((push − pull) / tau): small when `pull` is the larger. Scalars or vectors of one length.

@@ -91,7 +91,10 @@ impl Confusion {
         let n = self.total() as f64;
         let (mut agreement, mut truths, mut predictions) = (self.right() as f64 * n, n * n, n * n);
         for class in 0..self.classes {
-            let (t, p) = (self.of_truth(class) as f64, self.of_prediction(class) as f64);
+            let (t, p) = (
+                self.of_truth(class) as f64,
+                self.of_prediction(class) as f64,
+            );
             agreement -= t * p;
             truths -= t * t;
             predictions -= p * p;
@@ -121,12 +124,15 @@ pub fn spearman(x: &[f64], y: &[f64]) -> f64 {
 
 /// Ranks from 1, ties averaged.
 fn ranks(values: &[f64]) -> Vec<f64> {
+    // 0 and -0 are equal.
+    let values: Vec<f64> = values.iter().map(|value| value + 0.0).collect();
     let mut order: Vec<usize> = (0..values.len()).collect();
     order.sort_by(|&a, &b| values[a].total_cmp(&values[b]));
     let mut ranks = vec![0.0; values.len()];
     let mut start = 0;
-    for group in order.chunk_by(|&a, &b| values[a] == values[b]) {
-        let rank = start as f64 + (group.len() as f64 + 1.0) / 2.0;
+    for group in order.chunk_by(|&a, &b| values[a].total_cmp(&values[b]).is_eq()) {
+        // The mean of start + 1 ..= start + n.
+        let rank = f64::midpoint((start + 1) as f64, (start + group.len()) as f64);
         for &place in group {
             ranks[place] = rank;
         }

@@ -195,12 +195,18 @@ impl PersonalModel {
     /// [`LearningError::State`] if the tensors do not fit the facts.
     pub fn head(&self) -> Result<(HostTensor, HostTensor), LearningError> {
         let head = self.load(Kind::Float)?.head;
-        Ok((HostTensor::from_tensor(&head.weight)?, HostTensor::from_tensor(&head.bias)?))
+        Ok((
+            HostTensor::from_tensor(&head.weight)?,
+            HostTensor::from_tensor(&head.bias)?,
+        ))
     }
 
     /// Parameters that were trained: all elements of all tensors.
     pub fn parameters(&self) -> usize {
-        self.tensors.values().map(|tensor| tensor.values.len()).sum()
+        self.tensors
+            .values()
+            .map(|tensor| tensor.values.len())
+            .sum()
     }
 
     /// The model as one safetensors file with the facts as JSON in its metadata; equal models give equal bytes.

@@ -40,7 +40,11 @@ impl HostTensor {
         let count = values.len();
         flat.f_copy_data(&mut values, count)?;
         Ok(Self {
-            shape: tensor.size().into_iter().map(|size| size as usize).collect(),
+            shape: tensor
+                .size()
+                .into_iter()
+                .map(|size| size as usize)
+                .collect(),
             values,
         })
     }
@@ -74,7 +78,11 @@ impl Taker {
     }
 
     /// The tensor of that name, which must have that shape and finite values.
-    pub(crate) fn host(&mut self, name: &str, shape: &[usize]) -> Result<HostTensor, LearningError> {
+    pub(crate) fn host(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+    ) -> Result<HostTensor, LearningError> {
         let tensor = self
             .tensors
             .remove(name)
@@ -140,7 +148,13 @@ pub fn to_safetensors(tensors: &NamedTensors, facts: &str) -> Result<Vec<u8>, Le
     let broken = |error: &dyn Display| LearningError::State(format!("cannot be written: {error}"));
     let bytes: Vec<(&String, &HostTensor, Vec<u8>)> = tensors
         .iter()
-        .map(|(name, tensor)| (name, tensor, concord_common::adapter::encode_f32(&tensor.values)))
+        .map(|(name, tensor)| {
+            (
+                name,
+                tensor,
+                concord_common::adapter::encode_f32(&tensor.values),
+            )
+        })
         .collect();
     let views = bytes
         .iter()
@@ -203,8 +217,20 @@ mod tests {
 
     fn sample() -> NamedTensors {
         NamedTensors::from([
-            ("a".to_owned(), HostTensor { shape: vec![2, 2], values: vec![1.0, -0.0, 1e-40, 3.5] }),
-            ("b.c".to_owned(), HostTensor { shape: vec![1], values: vec![f32::MAX] }),
+            (
+                "a".to_owned(),
+                HostTensor {
+                    shape: vec![2, 2],
+                    values: vec![1.0, -0.0, 1e-40, 3.5],
+                },
+            ),
+            (
+                "b.c".to_owned(),
+                HostTensor {
+                    shape: vec![1],
+                    values: vec![f32::MAX],
+                },
+            ),
         ])
     }
 

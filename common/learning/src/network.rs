@@ -75,7 +75,10 @@ impl Network<'_> {
 
 /// All elements, as f64.
 pub(crate) fn flat(tensor: &Tensor) -> Result<Vec<f64>, LearningError> {
-    let tensor = tensor.f_to_kind(Kind::Double)?.f_contiguous()?.f_view([-1])?;
+    let tensor = tensor
+        .f_to_kind(Kind::Double)?
+        .f_contiguous()?
+        .f_view([-1])?;
     let mut values = vec![0.0; tensor.numel()];
     let count = values.len();
     tensor.f_copy_data(&mut values, count)?;
@@ -141,7 +144,10 @@ pub(crate) fn score(
             }
         }
     }
-    Ok(Evaluation { rows: rows as u64, metrics })
+    Ok(Evaluation {
+        rows: rows as u64,
+        metrics,
+    })
 }
 
 #[cfg(test)]
@@ -154,24 +160,41 @@ mod tests {
 
     #[test]
     fn classes_are_scored_by_loss_and_the_largest_output() {
-        let problem = Problem::Classification { classes: vec!["a".into(), "b".into()] };
+        let problem = Problem::Classification {
+            classes: vec!["a".into(), "b".into()],
+        };
         let outputs = [0.0, 0.0, 2.0, 1.0];
-        let evaluation =
-            score(&problem, &Targets::Classes(vec![0, 1]), TargetScale { mean: 0.0, std: 1.0 }, &outputs)
-                .unwrap();
+        let evaluation = score(
+            &problem,
+            &Targets::Classes(vec![0, 1]),
+            TargetScale {
+                mean: 0.0,
+                std: 1.0,
+            },
+            &outputs,
+        )
+        .unwrap();
         assert_eq!(evaluation.rows, 2);
         close(evaluation.metrics["accuracy"], 0.5);
         close(
             evaluation.metrics["loss"],
-            (2.0_f64.ln() + (1.0 + 1.0_f64.exp()).ln()) / 2.0,
+            f64::midpoint(2.0_f64.ln(), (1.0 + 1.0_f64.exp()).ln()),
         );
     }
 
     #[test]
     fn numbers_are_scored_on_the_standard_scale() {
-        let scale = TargetScale { mean: 10.0, std: 2.0 };
-        let evaluation =
-            score(&Problem::Regression, &Targets::Values(vec![10.0, 12.0]), scale, &[1.0, 2.0]).unwrap();
+        let scale = TargetScale {
+            mean: 10.0,
+            std: 2.0,
+        };
+        let evaluation = score(
+            &Problem::Regression,
+            &Targets::Values(vec![10.0, 12.0]),
+            scale,
+            &[1.0, 2.0],
+        )
+        .unwrap();
         close(evaluation.metrics["loss"], 1.0);
         close(evaluation.metrics["spearman"], 1.0);
     }
@@ -181,7 +204,10 @@ mod tests {
         let evaluation = score(
             &Problem::Regression,
             &Targets::Values(Vec::new()),
-            TargetScale { mean: 0.0, std: 1.0 },
+            TargetScale {
+                mean: 0.0,
+                std: 1.0,
+            },
             &[],
         )
         .unwrap();
@@ -191,9 +217,22 @@ mod tests {
 
     #[test]
     fn outputs_that_are_no_numbers_are_an_error() {
-        let problem = Problem::Classification { classes: vec!["a".into(), "b".into()] };
-        let scale = TargetScale { mean: 0.0, std: 1.0 };
-        assert!(score(&problem, &Targets::Classes(vec![0]), scale, &[f64::NAN, 1.0]).is_err());
+        let problem = Problem::Classification {
+            classes: vec!["a".into(), "b".into()],
+        };
+        let scale = TargetScale {
+            mean: 0.0,
+            std: 1.0,
+        };
+        assert!(
+            score(
+                &problem,
+                &Targets::Classes(vec![0]),
+                scale,
+                &[f64::NAN, 1.0]
+            )
+            .is_err()
+        );
     }
 
     #[test]

@@ -79,7 +79,10 @@ pub struct AdamW {
 impl AdamW {
     /// Without any state.
     pub fn new(settings: AdamWSettings) -> Self {
-        Self { settings, slots: BTreeMap::new() }
+        Self {
+            settings,
+            slots: BTreeMap::new(),
+        }
     }
 
     /// Updates every parameter by its gradient (`gradients` in the parameters' order; an undefined one counts as 0 and its parameter is left alone)
@@ -102,17 +105,27 @@ impl AdamW {
         }
         let clip = self.settings.clip_norm;
         // As `torch.nn.utils.clip_grad_norm_`.
-        let factor = if clip > 0.0 { (clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
+        let factor = if clip > 0.0 {
+            (clip / (norm + 1e-6)).min(1.0)
+        } else {
+            1.0
+        };
         for (parameter, gradient) in parameters.iter_mut().zip(gradients) {
             if gradient.defined() {
-                let scaled = (factor < 1.0).then(|| gradient.f_mul_scalar(factor)).transpose()?;
+                let scaled = (factor < 1.0)
+                    .then(|| gradient.f_mul_scalar(factor))
+                    .transpose()?;
                 self.update(parameter, scaled.as_ref().unwrap_or(gradient))?;
             }
         }
         Ok(norm)
     }
 
-    fn update(&mut self, parameter: &mut Parameter, gradient: &Tensor) -> Result<(), LearningError> {
+    fn update(
+        &mut self,
+        parameter: &mut Parameter,
+        gradient: &Tensor,
+    ) -> Result<(), LearningError> {
         let slot = self.slots.entry(parameter.name.clone()).or_default();
         slot.counters.step += 1;
         slot.counters.lifetime += 1;
@@ -122,7 +135,11 @@ impl AdamW {
         };
         let t = slot.counters.step as f64;
         let warmup = f64::from(self.settings.warmup_steps);
-        let warm = if warmup > 0.0 { (slot.counters.lifetime as f64 / warmup).min(1.0) } else { 1.0 };
+        let warm = if warmup > 0.0 {
+            (slot.counters.lifetime as f64 / warmup).min(1.0)
+        } else {
+            1.0
+        };
         let rate = parameter.learning_rate * warm;
 
         let w = &mut parameter.tensor;
@@ -135,7 +152,9 @@ impl AdamW {
             .f_sqrt()?
             .f_div_scalar_((1.0 - BETA2.powf(t)).sqrt())?
             .f_add_scalar_(EPSILON)?;
-        let change = m.f_div(&denominator)?.f_mul_scalar_(rate / (1.0 - BETA1.powf(t)))?;
+        let change = m
+            .f_div(&denominator)?
+            .f_mul_scalar_(rate / (1.0 - BETA1.powf(t)))?;
         let _ = w.f_sub_(&change)?;
         Ok(())
     }

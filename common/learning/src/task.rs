@@ -37,12 +37,19 @@ pub(crate) struct TargetScale {
 }
 
 impl TargetScale {
-    const NONE: Self = Self { mean: 0.0, std: 1.0 };
+    const NONE: Self = Self {
+        mean: 0.0,
+        std: 1.0,
+    };
 
     fn of(values: &[f64]) -> Self {
         let n = values.len().max(1) as f64;
         let mean = values.iter().sum::<f64>() / n;
-        let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / n;
+        let variance = values
+            .iter()
+            .map(|value| (value - mean).powi(2))
+            .sum::<f64>()
+            / n;
         // Equal targets have nothing to scale by.
         let std = if variance > 0.0 { variance.sqrt() } else { 1.0 };
         Self { mean, std }
@@ -129,7 +136,9 @@ impl PreparedTask {
         };
         for (index, class) in classes.iter().enumerate() {
             if classes[..index].contains(class) {
-                return Err(LearningError::Data(format!("the class `{class}` is listed twice")));
+                return Err(LearningError::Data(format!(
+                    "the class `{class}` is listed twice"
+                )));
             }
             if !train.contains(&(index as i64)) {
                 return Err(LearningError::Data(format!(
@@ -162,7 +171,10 @@ impl PreparedTask {
 
     /// What the prefix cache has done so far.
     pub fn cache_stats(&self) -> CacheStats {
-        self.cache.lock().unwrap_or_else(PoisonError::into_inner).stats()
+        self.cache
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .stats()
     }
 
     /// Accuracy on a split of the class that is the most frequent in training (the first of several); `None` for numbers or no rows.
@@ -175,7 +187,8 @@ impl PreparedTask {
         else {
             return Ok(None);
         };
-        let count = |labels: &[i64], class: i64| labels.iter().filter(|&&label| label == class).count();
+        let count =
+            |labels: &[i64], class: i64| labels.iter().filter(|&&label| label == class).count();
         let majority = (0..self.problem.outputs() as i64)
             .max_by_key(|&class| (count(train, class), -class))
             .unwrap_or(0);

@@ -86,7 +86,10 @@ pub(crate) fn spec(algorithm: &str) -> TrainingSpec {
 /// The job's first global adapter.
 pub(crate) fn first_payload(spec: &TrainingSpec) -> Vec<u8> {
     spec.adapter_shape()
-        .initial_payload(spec.initial_scale(), Seed(spec.seed).derive("global-adapter"))
+        .initial_payload(
+            spec.initial_scale(),
+            Seed(spec.seed).derive("global-adapter"),
+        )
         .unwrap()
 }
 
@@ -108,7 +111,8 @@ pub(crate) fn classification(train: usize, other: usize) -> TaskData {
         let mut rng = Seed(seed).rng();
         (0..n)
             .map(|index| {
-                let (word, class) = [("rain", "weather"), ("apples", "food"), ("boat", "travel")][index % 3];
+                let (word, class) =
+                    [("rain", "weather"), ("apples", "food"), ("boat", "travel")][index % 3];
                 Row {
                     text: sentence(&mut rng, word),
                     pair: None,
@@ -120,7 +124,9 @@ pub(crate) fn classification(train: usize, other: usize) -> TaskData {
     let train = rows(train, 1);
     TaskData {
         kind: InputKind::Single,
-        problem: Problem::Classification { classes: TaskData::classes_of(&train).unwrap() },
+        problem: Problem::Classification {
+            classes: TaskData::classes_of(&train).unwrap(),
+        },
         train,
         validation: rows(other, 2),
         test: rows(other, 3),
@@ -194,8 +200,15 @@ pub(crate) fn applied(payload: &[u8], update: &[u8]) -> Vec<u8> {
 /// Standard normal draws of our own generator, `[n, d]`.
 pub(crate) fn normal(seed: u64, shape: &[usize], kind: Kind) -> Tensor {
     let mut rng = Seed(seed).rng();
-    let values = (0..shape.iter().product()).map(|_| rng.normal() as f32).collect();
-    HostTensor { shape: shape.to_vec(), values }.to_tensor(kind).unwrap()
+    let values = (0..shape.iter().product())
+        .map(|_| rng.normal() as f32)
+        .collect();
+    HostTensor {
+        shape: shape.to_vec(),
+        values,
+    }
+    .to_tensor(kind)
+    .unwrap()
 }
 
 pub(crate) fn number(tensor: &Tensor) -> f64 {
@@ -203,11 +216,7 @@ pub(crate) fn number(tensor: &Tensor) -> f64 {
 }
 
 /// Checks the gradient of a scalar function of f64 leaves against central differences.
-pub(crate) fn check_gradient(
-    leaves: &[Tensor],
-    tolerance: f64,
-    f: impl Fn(&[Tensor]) -> Tensor,
-) {
+pub(crate) fn check_gradient(leaves: &[Tensor], tolerance: f64, f: impl Fn(&[Tensor]) -> Tensor) {
     let tracked: Vec<Tensor> = leaves
         .iter()
         .map(|leaf| leaf.copy().set_requires_grad(true))

@@ -11,8 +11,8 @@
 //! | batches | `silo/<silo>` then `round/<round>/epoch/<epoch>` |
 //!
 //! The order within a round: take the received adapter as w and, frozen, as w^t; run the algorithm's phases (see [`crate::loss`]); export w − w^t;
-//! evaluate the personal model on the validation rows; keep it if it is the best so far. After the server has aggregated, the caller hands in the
-//! published adapter with [`LocalTrainer::after_aggregation`], which evaluates the personal model with it, and keeps it if it is the best.
+//! evaluate the personal model on the validation rows. After the server has aggregated, the caller hands in the published adapter with
+//! [`LocalTrainer::after_aggregation`], which evaluates the personal model with it on the same rows and keeps it if it is the best so far.
 //!
 //! | algorithm | what is averaged | what stays | personal model |
 //! |---|---|---|---|
@@ -42,17 +42,18 @@ use concord_common::{
     seed::Seed,
 };
 
-pub use self::{
-    round::{Continue, Progress, RoundResult},
-    state::SavedState,
-};
 use self::{
     personal::{Personal, Sizes},
     plan::{Adapters, HeadUse, Plan},
 };
+pub use self::{
+    round::{Continue, Progress, RoundResult},
+    state::SavedState,
+};
 use crate::{
     adapter::{Adapter, Global, GlobalBase},
     backbone::Backbone,
+    batch::Batching,
     cache::{CacheSettings, CacheStats},
     data::{Problem, Split, TaskData},
     error::LearningError,
@@ -103,6 +104,7 @@ pub struct LocalTrainer {
     optimiser: AdamW,
     best: Option<PersonalModel>,
     last_round: u32,
+    batching: Batching,
 }
 
 /// The averaged part of the model as it stands: just received, or in training.
@@ -126,10 +128,7 @@ impl LocalTrainer {
     ///
     /// # Errors
     /// Those of [`PreparedTask::new`] and [`LocalTrainer::with_task`].
-    pub fn new(
-        setup: TrainerSetup<'_>,
-        saved: Option<SavedState>,
-    ) -> Result<Self, LearningError> {
+    pub fn new(setup: TrainerSetup<'_>, saved: Option<SavedState>) -> Result<Self, LearningError> {
         let task = PreparedTask::new(
             setup.data,
             &setup.backbone,
@@ -138,7 +137,13 @@ impl LocalTrainer {
             first_layer(setup.spec),
             setup.cache,
         )?;
-        Self::with_task(setup.spec, setup.silo, setup.backbone, Arc::new(task), saved)
+        Self::with_task(
+            setup.spec,
+            setup.silo,
+            setup.backbone,
+            Arc::new(task),
+            saved,
+        )
     }
 
     /// Takes up the job on rows that are prepared already: several jobs (an experiment's arms) can share them and their prefix cache.
@@ -185,7 +190,9 @@ impl LocalTrainer {
             plan,
             rule: FusionRule::from(&spec.adapter),
             sizes: Sizes {
-                outputs: shape.shared_head.map_or(outputs, |classes| classes as usize),
+                outputs: shape
+                    .shared_head
+                    .map_or(outputs, |classes| classes as usize),
                 kind: backbone.kind(),
                 gate: spec.adapter.combine == Combine::Gate,
                 global: shape,
@@ -197,6 +204,7 @@ impl LocalTrainer {
             optimiser: AdamW::new(optimiser_settings(spec)),
             best: None,
             last_round: 0,
+            batching: Batching::default(),
         };
         if let Some(saved) = saved {
             trainer.restore(saved)?;
@@ -222,6 +230,11 @@ impl LocalTrainer {
     /// What the prefix cache has done so far.
     pub fn cache_stats(&self) -> CacheStats {
         self.task.cache_stats()
+    }
+
+    /// Changes how training rows are put into batches. For benchmarks: it is not part of the saved state.
+    pub fn set_batching(&mut self, batching: Batching) {
+        self.batching = batching;
     }
 
     /// The personal model with the given global adapter on a split, with the fusion that training uses.
@@ -257,13 +270,16 @@ impl LocalTrainer {
     ///
     /// # Errors
     /// [`LearningError::Payload`] if the payload is not of the job's layout.
-    pub fn personal_model(&mut self, global_payload: &[u8]) -> Result<PersonalModel, LearningError> {
+    pub fn personal_model(
+        &mut self,
+        global_payload: &[u8],
+    ) -> Result<PersonalModel, LearningError> {
         let averaged = self.receive(global_payload)?.1;
         self.snapshot(&averaged, self.last_round, None)
     }
 
-    /// The best personal model so far by the job's metric on the validation rows; the newest one if there are none. `None` before the first
-    /// round has been trained.
+    /// The best personal model so far, among those that [`LocalTrainer::after_aggregation`] has seen, by the job's metric on the validation rows
+    /// (the first of several); the newest one if there are no such rows. `None` before the first.
     pub fn best(&self) -> Option<&PersonalModel> {
         self.best.as_ref()
     }
@@ -305,7 +321,11 @@ impl LocalTrainer {
         }
     }
 
-    fn head<'a>(&'a self, averaged: &'a Averaged, which: HeadUse) -> Result<&'a Linear, LearningError> {
+    fn head<'a>(
+        &'a self,
+        averaged: &'a Averaged,
+        which: HeadUse,
+    ) -> Result<&'a Linear, LearningError> {
         let personal = self.personal();
         let (own, path) = (&personal.head, &personal.path_head);
         match which {
@@ -333,17 +353,23 @@ impl LocalTrainer {
         .evaluate(&self.backbone, &self.task, split)
     }
 
+    /// `None` without validation rows.
+    fn validate(&self, averaged: &Averaged) -> Result<Option<Evaluation>, LearningError> {
+        let any = self.task.rows(Split::Validation) > 0;
+        any.then(|| self.evaluate_with(averaged, Split::Validation))
+            .transpose()
+    }
+
     /// Evaluates on the validation rows and keeps the model if it is better than the best so far.
     fn consider(
         &mut self,
         averaged: &Averaged,
         round: u32,
     ) -> Result<Option<Evaluation>, LearningError> {
-        if self.task.rows(Split::Validation) == 0 {
+        let Some(evaluation) = self.validate(averaged)? else {
             self.best = Some(self.snapshot(averaged, round, None)?);
             return Ok(None);
-        }
-        let evaluation = self.evaluate_with(averaged, Split::Validation)?;
+        };
         let (metric, problem) = (self.spec.training.metric, self.task.problem());
         let value = evaluation.chosen(metric, problem)?;
         let best = self
@@ -426,7 +452,9 @@ impl LocalTrainer {
 
 /// The lowest layer that carries an adapter in a job: where prefix and adapters meet.
 pub fn first_layer(spec: &TrainingSpec) -> usize {
-    spec.adapter_layers().first().map_or(0, |&layer| layer as usize)
+    spec.adapter_layers()
+        .first()
+        .map_or(0, |&layer| layer as usize)
 }
 
 /// The training rows in use, ascending.
@@ -487,8 +515,12 @@ fn check_task(
             "the rows were prepared for another backbone, first adapter layer or `training.max_length` than the job's".to_owned(),
         ));
     }
-    if *task.problem() == Problem::Regression && spec.head.classes.is_some_and(|classes| classes < 1) {
-        return Err(LearningError::Config("a shared head needs an output".to_owned()));
+    if *task.problem() == Problem::Regression
+        && spec.head.classes.is_some_and(|classes| classes < 1)
+    {
+        return Err(LearningError::Config(
+            "a shared head needs an output".to_owned(),
+        ));
     }
     Ok(())
 }

@@ -65,6 +65,10 @@ impl Adapter<Private> {
 fn standard_deviation(values: &[f32]) -> f64 {
     let n = values.len().max(1) as f64;
     let mean = values.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
-    let variance = values.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / n;
+    let variance = values
+        .iter()
+        .map(|&x| (f64::from(x) - mean).powi(2))
+        .sum::<f64>()
+        / n;
     variance.sqrt()
 }

@@ -16,7 +16,9 @@ fn shape(shared_head: Option<u64>) -> AdapterShape {
 }
 
 fn payload(shape: &AdapterShape) -> Vec<u8> {
-    shape.initial_payload(InitialScale::default(), Seed(1)).unwrap()
+    shape
+        .initial_payload(InitialScale::default(), Seed(1))
+        .unwrap()
 }
 
 fn received(shape: &AdapterShape) -> GlobalBase {
@@ -80,7 +82,10 @@ fn a_head_that_does_not_fit_the_layout_is_refused_by_name() {
     let error = adapter.export(None, &with_head).unwrap_err().to_string();
     assert!(error.contains("head.weight"), "{error}");
     let head = with_head.head(Kind::Float).unwrap();
-    let error = adapter.export(head.as_ref(), &bare).unwrap_err().to_string();
+    let error = adapter
+        .export(head.as_ref(), &bare)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("head.bias"), "{error}");
 }
 
@@ -108,7 +113,10 @@ fn a_payload_of_another_size_is_refused() {
     let cut = &payload(&shape)[4..];
     assert!(matches!(
         GlobalBase::receive(&shape, cut),
-        Err(LearningError::Payload(Refusal { code: ErrorCode::PayloadSize, .. }))
+        Err(LearningError::Payload(Refusal {
+            code: ErrorCode::PayloadSize,
+            ..
+        }))
     ));
 }
 
@@ -116,18 +124,32 @@ fn a_payload_of_another_size_is_refused() {
 fn an_independent_private_adapter_follows_from_its_seed() {
     let shape = shape(None);
     let draw = |seed| {
-        let adapter =
-            Adapter::<Private>::independent(&shape, InitialScale::default(), Seed(seed), Kind::Float);
+        let adapter = Adapter::<Private>::independent(
+            &shape,
+            InitialScale::default(),
+            Seed(seed),
+            Kind::Float,
+        );
         host(&adapter.unwrap())
     };
     assert_eq!(draw(1), draw(1));
-    assert_ne!(draw(1)["layer.1.down.weight"], draw(2)["layer.1.down.weight"]);
-    assert_ne!(draw(1)["layer.1.down.weight"], draw(1)["layer.4.down.weight"]);
+    assert_ne!(
+        draw(1)["layer.1.down.weight"],
+        draw(2)["layer.1.down.weight"]
+    );
+    assert_ne!(
+        draw(1)["layer.1.down.weight"],
+        draw(1)["layer.4.down.weight"]
+    );
 }
 
 #[test]
 fn noise_near_the_global_adapter_is_relative_to_each_tensor() {
-    let wide = AdapterShape { hidden: 200, bottleneck: 20, ..shape(None) };
+    let wide = AdapterShape {
+        hidden: 200,
+        bottleneck: 20,
+        ..shape(None)
+    };
     let base = received(&wide);
     let global = base.adapter(Kind::Float).unwrap();
     let near = Adapter::near(&global, 0.1, Seed(3), Kind::Float).unwrap();
@@ -167,7 +189,16 @@ fn a_private_adapter_survives_its_saved_form_and_shares_no_memory_with_the_globa
 fn a_private_head_has_small_weights_and_no_bias() {
     let head = Head::draw(5, 400, Seed(1), Kind::Float).unwrap();
     let weight = HostTensor::from_tensor(&head.linear.weight).unwrap();
-    let spread = (weight.values.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / 2000.0).sqrt();
+    let spread = (weight
+        .values
+        .iter()
+        .map(|x| f64::from(*x).powi(2))
+        .sum::<f64>()
+        / 2000.0)
+        .sqrt();
     assert!((spread - 0.02).abs() < 0.002, "{spread}");
-    assert_eq!(HostTensor::from_tensor(&head.linear.bias).unwrap().values, [0.0; 5]);
+    assert_eq!(
+        HostTensor::from_tensor(&head.linear.bias).unwrap().values,
+        [0.0; 5]
+    );
 }

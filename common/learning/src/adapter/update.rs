@@ -60,7 +60,9 @@ impl GlobalBase {
     /// # Errors
     /// [`LearningError::Torch`] if libtorch gives no memory.
     pub fn adapter(&self, kind: Kind) -> Result<Adapter<Global>, LearningError> {
-        Adapter::build(&self.shape, |spec| self.tensor(&spec.name, &spec.shape, kind))
+        Adapter::build(&self.shape, |spec| {
+            self.tensor(&spec.name, &spec.shape, kind)
+        })
     }
 
     /// A fresh shared head with these values, if the head travels in this job.

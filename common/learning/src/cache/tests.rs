@@ -7,25 +7,41 @@ const LAYER: usize = 1;
 
 fn rows(backbone: &Backbone) -> Vec<Encoded> {
     let tokenizer = tokenizer(backbone);
-    ["rain", "the old town and the boat", "apples", "a letter to the town", "clock"]
-        .iter()
-        .map(|text| tokenizer.encode(text).unwrap())
-        .collect()
+    [
+        "rain",
+        "the old town and the boat",
+        "apples",
+        "a letter to the town",
+        "clock",
+    ]
+    .iter()
+    .map(|text| tokenizer.encode(text).unwrap())
+    .collect()
 }
 
 fn setup(settings: CacheSettings) -> (Arc<Backbone>, Vec<Encoded>, PrefixCache) {
     let backbone = backbone(Kind::Float);
     let encoded = rows(&backbone);
-    (backbone, encoded, PrefixCache::new(LAYER, settings).unwrap())
+    (
+        backbone,
+        encoded,
+        PrefixCache::new(LAYER, settings).unwrap(),
+    )
 }
 
 fn memory(bytes: u64) -> CacheSettings {
-    CacheSettings { memory_bytes: bytes, ..CacheSettings::default() }
+    CacheSettings {
+        memory_bytes: bytes,
+        ..CacheSettings::default()
+    }
 }
 
 fn on_disk(folder: &tempfile::TempDir, bytes: u64) -> CacheSettings {
     CacheSettings {
-        disk: Some(DiskBudget { folder: folder.path().to_owned(), bytes }),
+        disk: Some(DiskBudget {
+            folder: folder.path().to_owned(),
+            bytes,
+        }),
         ..memory(0)
     }
 }
@@ -38,11 +54,18 @@ fn bytes(t: usize) -> u64 {
 #[test]
 fn a_cached_batch_is_the_uncached_one_at_every_real_token() {
     let (backbone, encoded, mut cache) = setup(CacheSettings::default());
-    let off = CacheSettings { mode: CacheMode::Off, ..CacheSettings::default() };
+    let off = CacheSettings {
+        mode: CacheMode::Off,
+        ..CacheSettings::default()
+    };
     let mut uncached = PrefixCache::new(LAYER, off).unwrap();
     let chosen = [3, 0, 1];
-    let want = uncached.batch(&backbone, Split::Train, &chosen, &encoded).unwrap();
-    let got = cache.batch(&backbone, Split::Train, &chosen, &encoded).unwrap();
+    let want = uncached
+        .batch(&backbone, Split::Train, &chosen, &encoded)
+        .unwrap();
+    let got = cache
+        .batch(&backbone, Split::Train, &chosen, &encoded)
+        .unwrap();
     assert_eq!(got.mask, want.mask);
     assert_eq!(got.prefix.layer, LAYER);
     let real = want.mask.unsqueeze(-1).to_kind(Kind::Float);
@@ -64,11 +87,20 @@ fn a_rows_bits_do_not_depend_on_its_company_or_on_where_it_was_kept() {
     let mut on_disk = PrefixCache::new(LAYER, on_disk(&folder, 1 << 20)).unwrap();
     let mut nowhere = PrefixCache::new(LAYER, memory(0)).unwrap();
     // Warm the caches in unlike company.
-    let _ = in_memory.batch(&backbone, Split::Train, &[0, 1, 2, 3, 4], &encoded).unwrap();
-    let _ = on_disk.batch(&backbone, Split::Train, &[4, 2], &encoded).unwrap();
-    let _ = on_disk.batch(&backbone, Split::Train, &[1, 3], &encoded).unwrap();
+    let _ = in_memory
+        .batch(&backbone, Split::Train, &[0, 1, 2, 3, 4], &encoded)
+        .unwrap();
+    let _ = on_disk
+        .batch(&backbone, Split::Train, &[4, 2], &encoded)
+        .unwrap();
+    let _ = on_disk
+        .batch(&backbone, Split::Train, &[1, 3], &encoded)
+        .unwrap();
     let batch = |cache: &mut PrefixCache| {
-        cache.batch(&backbone, Split::Train, &[2, 1, 4], &encoded).unwrap().prefix
+        cache
+            .batch(&backbone, Split::Train, &[2, 1, 4], &encoded)
+            .unwrap()
+            .prefix
     };
     let want = batch(&mut in_memory);
     for cache in [&mut on_disk, &mut nowhere] {
@@ -83,8 +115,12 @@ fn a_rows_bits_do_not_depend_on_its_company_or_on_where_it_was_kept() {
 #[test]
 fn splits_do_not_get_into_each_others_way() {
     let (backbone, encoded, mut cache) = setup(CacheSettings::default());
-    let _ = cache.batch(&backbone, Split::Train, &[0], &encoded).unwrap();
-    let _ = cache.batch(&backbone, Split::Test, &[0], &encoded[1..]).unwrap();
+    let _ = cache
+        .batch(&backbone, Split::Train, &[0], &encoded)
+        .unwrap();
+    let _ = cache
+        .batch(&backbone, Split::Test, &[0], &encoded[1..])
+        .unwrap();
     assert_eq!(cache.stats().misses, 2);
 }
 
@@ -99,7 +135,9 @@ fn neither_memory_nor_disk_grows_beyond_its_budget() {
     };
     let mut cache = PrefixCache::new(LAYER, settings).unwrap();
     for _ in 0..2 {
-        let _ = cache.batch(&backbone, Split::Train, &[0, 1, 2, 3, 4], &encoded).unwrap();
+        let _ = cache
+            .batch(&backbone, Split::Train, &[0, 1, 2, 3, 4], &encoded)
+            .unwrap();
     }
     let stats = cache.stats();
     assert_eq!(stats.memory_bytes, lengths[0]);
@@ -112,7 +150,9 @@ fn the_file_has_no_name_that_could_outlive_the_process() {
     let folder = tempfile::tempdir().unwrap();
     let (backbone, encoded, _) = setup(CacheSettings::default());
     let mut cache = PrefixCache::new(LAYER, on_disk(&folder, 1 << 20)).unwrap();
-    let _ = cache.batch(&backbone, Split::Train, &[0, 1], &encoded).unwrap();
+    let _ = cache
+        .batch(&backbone, Split::Train, &[0, 1], &encoded)
+        .unwrap();
     assert!(cache.stats().disk_bytes > 0);
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }
@@ -122,7 +162,10 @@ fn a_folder_that_is_not_there_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let missing = folder.path().join("missing");
     let settings = CacheSettings {
-        disk: Some(DiskBudget { folder: missing.clone(), bytes: 1 }),
+        disk: Some(DiskBudget {
+            folder: missing.clone(),
+            bytes: 1,
+        }),
         ..CacheSettings::default()
     };
     let error = PrefixCache::new(LAYER, settings).unwrap_err().to_string();

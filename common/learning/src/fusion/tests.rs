@@ -35,7 +35,10 @@ fn shape() -> AdapterShape {
 }
 
 fn init() -> InitialScale {
-    InitialScale { up: 0.3, ..InitialScale::default() }
+    InitialScale {
+        up: 0.3,
+        ..InitialScale::default()
+    }
 }
 
 fn base() -> GlobalBase {
@@ -44,17 +47,30 @@ fn base() -> GlobalBase {
 }
 
 fn private(kind: Kind) -> Adapter<Private> {
-    let narrow = AdapterShape { bottleneck: 2, ..shape() };
+    let narrow = AdapterShape {
+        bottleneck: 2,
+        ..shape()
+    };
     Adapter::independent(&narrow, init(), Seed(2), kind).unwrap()
 }
 
 fn batch(backbone: &Arc<Backbone>) -> Batch {
-    let texts = ["rain", "the old town", "apples and a boat", "letter", "clock at the town"];
+    let texts = [
+        "rain",
+        "the old town",
+        "apples and a boat",
+        "letter",
+        "clock at the town",
+    ];
     let encoded: Vec<Encoded> = texts
         .iter()
         .map(|text| tokenizer(backbone).encode(text).unwrap())
         .collect();
-    pad(&encoded.iter().collect::<Vec<_>>(), backbone.config().pad_id).unwrap()
+    pad(
+        &encoded.iter().collect::<Vec<_>>(),
+        backbone.config().pad_id,
+    )
+    .unwrap()
 }
 
 /// The definition: each adapter apart, then joined.
@@ -95,7 +111,11 @@ fn the_fused_bottleneck_is_both_adapters_in_every_way_of_joining() {
             ],
         ),
     ] {
-        let rule = FusionRule { combine, scale_global: 2.0, scale_private: -0.5 };
+        let rule = FusionRule {
+            combine,
+            scale_global: 2.0,
+            scale_private: -0.5,
+        };
         let parts = Parts {
             global: Some(global.layers()),
             private: Some(private.layers()),
@@ -121,7 +141,11 @@ fn an_adapter_alone_has_the_global_scale() {
     let batch = batch(&backbone);
     let global = base().adapter(Kind::Double).unwrap();
     let private = private(Kind::Double);
-    let rule = FusionRule { combine: Combine::Mean, scale_global: 1.5, scale_private: 9.0 };
+    let rule = FusionRule {
+        combine: Combine::Mean,
+        scale_global: 1.5,
+        scale_private: 9.0,
+    };
     let alone = Parts::alone(&global).stack(rule).unwrap();
     let got = backbone.forward(&batch, &mut Fusion::new(&alone)).unwrap();
     let mut book = ByTheBook {
@@ -137,7 +161,10 @@ fn an_adapter_alone_has_the_global_scale() {
 fn layers_without_an_adapter_pass_through() {
     let backbone = backbone(Kind::Double);
     let batch = batch(&backbone);
-    let top = AdapterShape { layers: vec![1], ..shape() };
+    let top = AdapterShape {
+        layers: vec![1],
+        ..shape()
+    };
     let adapter = Adapter::<Private>::independent(&top, init(), Seed(2), Kind::Double).unwrap();
     let stacks = Parts::alone(&adapter).stack(SUM).unwrap();
     let whole = backbone.forward(&batch, &mut Fusion::new(&stacks)).unwrap();
@@ -157,11 +184,22 @@ fn a_gate_without_numbers_is_an_error() {
         private: Some(private.layers()),
         gate: None,
     };
-    assert!(parts.stack(FusionRule { combine: Combine::Gate, ..SUM }).is_err());
+    assert!(
+        parts
+            .stack(FusionRule {
+                combine: Combine::Gate,
+                ..SUM
+            })
+            .is_err()
+    );
 }
 
 /// Every parameter of both adapters, the gate and a head, as leaves for a gradient check.
-fn leaves(global: &Adapter<Global>, private: &Adapter<Private>, head: &Head<Private>) -> Vec<Tensor> {
+fn leaves(
+    global: &Adapter<Global>,
+    private: &Adapter<Private>,
+    head: &Head<Private>,
+) -> Vec<Tensor> {
     global
         .named()
         .into_iter()
@@ -178,13 +216,15 @@ fn bottlenecks(leaves: &[Tensor]) -> Vec<Bottleneck> {
     groups
         .iter()
         .enumerate()
-        .map(|(layer, [down_weight, down_bias, up_weight, up_bias])| Bottleneck {
-            layer,
-            down_weight: down_weight.shallow_clone(),
-            down_bias: down_bias.shallow_clone(),
-            up_weight: up_weight.shallow_clone(),
-            up_bias: up_bias.shallow_clone(),
-        })
+        .map(
+            |(layer, [down_weight, down_bias, up_weight, up_bias])| Bottleneck {
+                layer,
+                down_weight: down_weight.shallow_clone(),
+                down_bias: down_bias.shallow_clone(),
+                up_weight: up_weight.shallow_clone(),
+                up_bias: up_bias.shallow_clone(),
+            },
+        )
         .collect()
 }
 
@@ -197,12 +237,19 @@ fn gradients_of_the_whole_objective_agree_with_differences() {
     let received = base().adapter(kind).unwrap();
     // Not where the round began, or the similarity to what was received would be at its maximum.
     let other = shape().initial_payload(init(), Seed(9)).unwrap();
-    let global = GlobalBase::receive(&shape(), &other).unwrap().adapter(kind).unwrap();
+    let global = GlobalBase::receive(&shape(), &other)
+        .unwrap()
+        .adapter(kind)
+        .unwrap();
     let private = private(kind);
     let head = Head::draw(3, 24, Seed(3), kind).unwrap();
     let targets = BatchTargets::Classes(Tensor::from_slice(&[0_i64, 2, 1, 1, 0]));
     for combine in [Combine::Sum, Combine::Gate] {
-        let rule = FusionRule { combine, scale_global: 1.2, scale_private: 0.7 };
+        let rule = FusionRule {
+            combine,
+            scale_global: 1.2,
+            scale_private: 0.7,
+        };
         check_gradient(&leaves(&global, &private, &head), 1e-5, |leaves| {
             let (global, private) = (bottlenecks(&leaves[..8]), bottlenecks(&leaves[8..16]));
             let parts = Parts {
@@ -221,7 +268,11 @@ fn gradients_of_the_whole_objective_agree_with_differences() {
                 let push = similar(&view.private);
                 // z_g^t is a constant to the loss by design. Above the lowest layer h moves with the adapters below, and differences would see it
                 // move too, so the whole term is checked in the lowest layer and the other part in both.
-                let pull = if layer == 0 { similar(&view.received) } else { push.zeros_like() };
+                let pull = if layer == 0 {
+                    similar(&view.received)
+                } else {
+                    push.zeros_like()
+                };
                 loss += contrast(&pull, &push, 0.5).unwrap();
             }
             loss
@@ -275,7 +326,7 @@ fn the_views_are_token_means_of_the_adapters_outputs_at_one_input() {
 }
 
 /// Trains two adapters side by side on three classes and gives their largest difference before and after.
-fn trained_apart(private: Adapter<Private>) -> (f64, f64) {
+fn trained_apart(private: &Adapter<Private>) -> (f64, f64) {
     let backbone = backbone(Kind::Float);
     let batch = batch(&backbone);
     let weights = token_weights(&batch.mask, Kind::Float).unwrap();
@@ -295,14 +346,23 @@ fn trained_apart(private: Adapter<Private>) -> (f64, f64) {
         .named()
         .into_iter()
         .map(|(name, tensor)| (format!("global.{name}"), tensor))
-        .chain(private.named().into_iter().map(|(name, tensor)| (format!("private.{name}"), tensor)))
+        .chain(
+            private
+                .named()
+                .into_iter()
+                .map(|(name, tensor)| (format!("private.{name}"), tensor)),
+        )
         .map(|(name, tensor)| Parameter {
             name,
             tensor: tensor.set_requires_grad(true),
             learning_rate: 0.01,
         })
         .collect();
-    let mut adam = AdamW::new(AdamWSettings { weight_decay: 0.01, warmup_steps: 0, clip_norm: 0.0 });
+    let mut adam = AdamW::new(AdamWSettings {
+        weight_decay: 0.01,
+        warmup_steps: 0,
+        clip_norm: 0.0,
+    });
     for _ in 0..10 {
         let parts = Parts {
             global: Some(global.layers()),
@@ -316,7 +376,10 @@ fn trained_apart(private: Adapter<Private>) -> (f64, f64) {
             .forward(&pooled(Pool::Mean, &hidden, &weights).unwrap(), 3)
             .unwrap();
         let loss = task_loss(&logits, &targets).unwrap();
-        let tensors: Vec<&Tensor> = parameters.iter().map(|parameter| &parameter.tensor).collect();
+        let tensors: Vec<&Tensor> = parameters
+            .iter()
+            .map(|parameter| &parameter.tensor)
+            .collect();
         let gradients = Tensor::f_run_backward(&[loss], &tensors, false, false).unwrap();
         adam.step(&mut parameters, &gradients).unwrap();
     }
@@ -326,7 +389,7 @@ fn trained_apart(private: Adapter<Private>) -> (f64, f64) {
 #[test]
 fn trap_3_adapters_that_start_equal_receive_equal_gradients_and_never_separate() {
     let global = base().adapter(Kind::Float).unwrap();
-    let (before, after) = trained_apart(Adapter::copy_of(&global).unwrap());
+    let (before, after) = trained_apart(&Adapter::copy_of(&global).unwrap());
     assert!(before == 0.0 && after < 1e-6, "{after}");
 }
 
@@ -334,10 +397,10 @@ fn trap_3_adapters_that_start_equal_receive_equal_gradients_and_never_separate()
 fn trap_3_our_two_ways_to_start_separate() {
     let global = base().adapter(Kind::Float).unwrap();
     let near = Adapter::near(&global, 0.1, Seed(5), Kind::Float).unwrap();
-    let (before, after) = trained_apart(near);
+    let (before, after) = trained_apart(&near);
     assert!(before > 0.0 && after > before, "{before} then {after}");
     let independent = Adapter::independent(&shape(), init(), Seed(5), Kind::Float).unwrap();
-    let (before, _) = trained_apart(independent);
+    let (before, _) = trained_apart(&independent);
     assert!(before > 0.1);
 }
 
@@ -346,11 +409,17 @@ fn trap_2_a_new_adapter_has_outputs_that_can_be_compared() {
     let backbone = backbone(Kind::Float);
     let batch = batch(&backbone);
     let weights = token_weights(&batch.mask, Kind::Float).unwrap();
-    let payload = shape().initial_payload(InitialScale::default(), Seed(1)).unwrap();
+    let payload = shape()
+        .initial_payload(InitialScale::default(), Seed(1))
+        .unwrap();
     let base = GlobalBase::receive(&shape(), &payload).unwrap();
-    let (global, received) = (base.adapter(Kind::Float).unwrap(), base.adapter(Kind::Float).unwrap());
+    let (global, received) = (
+        base.adapter(Kind::Float).unwrap(),
+        base.adapter(Kind::Float).unwrap(),
+    );
     let private =
-        Adapter::<Private>::independent(&shape(), InitialScale::default(), Seed(2), Kind::Float).unwrap();
+        Adapter::<Private>::independent(&shape(), InitialScale::default(), Seed(2), Kind::Float)
+            .unwrap();
     let parts = Parts {
         global: Some(global.layers()),
         private: Some(private.layers()),
@@ -360,9 +429,18 @@ fn trap_2_a_new_adapter_has_outputs_that_can_be_compared() {
     let mut hook = Fusion::watching(&stacks, parts, &received, &weights);
     let _ = backbone.forward(&batch, &mut hook).unwrap();
     for view in hook.into_views() {
-        assert!(HostTensor::from_tensor(&view.global).unwrap().values.iter().any(|z| *z != 0.0));
+        assert!(
+            HostTensor::from_tensor(&view.global)
+                .unwrap()
+                .values
+                .iter()
+                .any(|z| *z != 0.0)
+        );
         let pull = number(&cka(&view.global, &view.received, CkaEstimator::Unbiased).unwrap());
         let push = number(&cka(&view.global, &view.private, CkaEstimator::Unbiased).unwrap());
-        assert!((pull - 1.0).abs() < 1e-3 && push.is_finite(), "{pull}, {push}");
+        assert!(
+            (pull - 1.0).abs() < 1e-3 && push.is_finite(),
+            "{pull}, {push}"
+        );
     }
 }

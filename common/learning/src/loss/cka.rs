@@ -67,7 +67,9 @@ fn normalised(x: &Tensor) -> Result<Tensor, LearningError> {
 /// n(n−3) · HSIC_1; the factor cancels in the quotient.
 fn unbiased(n: f64, a: &Side, b: &Side) -> Result<Tensor, LearningError> {
     // tr(K~L~) = tr(KL) - sum_i K_ii L_ii;  K~1 = K1 - diag(K)
-    let trace = a.trace_of_product(b)?.f_sub(&a.diagonal.f_dot(&b.diagonal)?)?;
+    let trace = a
+        .trace_of_product(b)?
+        .f_sub(&a.diagonal.f_dot(&b.diagonal)?)?;
     let (a_rows, b_rows) = (
         a.row_sums.f_sub(&a.diagonal)?,
         b.row_sums.f_sub(&b.diagonal)?,

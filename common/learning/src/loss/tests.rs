@@ -15,7 +15,11 @@ fn rows(x: &Tensor) -> Vec<Vec<f64>> {
 
 fn gram(x: &[Vec<f64>]) -> Vec<Vec<f64>> {
     x.iter()
-        .map(|a| x.iter().map(|b| a.iter().zip(b).map(|(p, q)| p * q).sum()).collect())
+        .map(|a| {
+            x.iter()
+                .map(|b| a.iter().zip(b).map(|(p, q)| p * q).sum())
+                .collect()
+        })
         .collect()
 }
 
@@ -36,9 +40,7 @@ fn hsic_by_the_book(x: &Tensor, y: &Tensor) -> f64 {
     for i in 0..n {
         for j in 0..n {
             trace += k[i][j] * l[j][i];
-            for m in 0..n {
-                cross += k[i][j] * l[j][m];
-            }
+            cross += k[i][j] * l[j].iter().sum::<f64>();
         }
     }
     (trace + all(&k) * all(&l) / ((nf - 1.0) * (nf - 2.0)) - 2.0 / (nf - 2.0) * cross)
@@ -67,8 +69,10 @@ fn close(got: f64, want: f64, tolerance: f64) {
 /// Two matrices that have something in common, with offsets that centring must remove.
 fn related(n: usize, p: usize, q: usize) -> (Tensor, Tensor) {
     let common = normal(1, &[n, 3], Kind::Double);
-    let x = common.matmul(&normal(2, &[3, p], Kind::Double)) + normal(3, &[n, p], Kind::Double) * 0.5;
-    let y = common.matmul(&normal(4, &[3, q], Kind::Double)) + normal(5, &[n, q], Kind::Double) * 0.5;
+    let x =
+        common.matmul(&normal(2, &[3, p], Kind::Double)) + normal(3, &[n, p], Kind::Double) * 0.5;
+    let y =
+        common.matmul(&normal(4, &[3, q], Kind::Double)) + normal(5, &[n, q], Kind::Double) * 0.5;
     (x + 2.0, y - 1.0)
 }
 
@@ -101,7 +105,12 @@ fn trap_1_biased_cka_cannot_tell_random_adapters_apart_at_batch_size() {
 #[test]
 fn trap_1_batches_that_are_too_short_for_the_unbiased_estimate_are_refused() {
     let x = normal(1, &[3, 8], Kind::Float);
-    assert!(cka(&x, &x, Unbiased).unwrap_err().to_string().contains("at least 4"));
+    assert!(
+        cka(&x, &x, Unbiased)
+            .unwrap_err()
+            .to_string()
+            .contains("at least 4")
+    );
     assert!(cka(&x, &x, Biased).is_ok());
     let y = normal(1, &[5, 8], Kind::Float);
     assert!(cka(&x, &y, Biased).is_err());
@@ -129,10 +138,20 @@ fn trap_4_the_gram_form_equals_the_feature_form() {
     // Columns of zeros change neither Gram matrix, but make the sides wide enough for the Gram form.
     let (x, y) = related(12, 5, 4);
     let wide = |x: &Tensor| {
-        Tensor::cat(&[x.shallow_clone(), Tensor::zeros([12, 20], (Kind::Double, tch::Device::Cpu))], 1)
+        Tensor::cat(
+            &[
+                x.shallow_clone(),
+                Tensor::zeros([12, 20], (Kind::Double, tch::Device::Cpu)),
+            ],
+            1,
+        )
     };
     for estimator in [Unbiased, Biased] {
-        close(value(&x, &y, estimator), value(&wide(&x), &wide(&y), estimator), 1e-12);
+        close(
+            value(&x, &y, estimator),
+            value(&wide(&x), &wide(&y), estimator),
+            1e-12,
+        );
     }
 }
 
@@ -244,7 +263,7 @@ fn task_losses_are_cross_entropy_and_mean_squared_error() {
     let first = -(3.0_f64.exp() / (1.0_f64.exp() + 2.0_f64.exp() + 3.0_f64.exp())).ln();
     close(
         number(&task_loss(&logits, &classes).unwrap()),
-        (first + 3.0_f64.ln()) / 2.0,
+        f64::midpoint(first, 3.0_f64.ln()),
         1e-12,
     );
     let outputs = Tensor::from_slice(&[1.0, 3.0]).view([2, 1]);

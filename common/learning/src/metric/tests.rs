@@ -19,7 +19,10 @@ fn three_classes_agree_with_scikit_learn() {
     // F1: 2*2/(3+3), 2*2/(3+4), 2*2/(4+3).
     close(counts.macro_f1(), (4.0 / 6.0 + 4.0 / 7.0 + 4.0 / 7.0) / 3.0);
     // c = 6, s = 10, sum p t = 3*3 + 3*4 + 4*3 = 33, sum p^2 = 34, sum t^2 = 34.
-    close(counts.mcc(), (60.0 - 33.0) / ((100.0 - 34.0_f64) * (100.0 - 34.0)).sqrt());
+    close(
+        counts.mcc(),
+        (60.0 - 33.0) / ((100.0 - 34.0_f64) * (100.0 - 34.0)).sqrt(),
+    );
 }
 
 #[test]
@@ -77,9 +80,14 @@ fn rank_correlation_agrees_with_scipy() {
 
 #[test]
 fn a_metric_of_the_other_kind_of_task_is_refused() {
-    let classes = Problem::Classification { classes: vec!["a".to_owned()] };
+    let classes = Problem::Classification {
+        classes: vec!["a".to_owned()],
+    };
     assert_eq!(metric_key(MetricName::Auto, &classes).unwrap(), "accuracy");
-    assert_eq!(metric_key(MetricName::Auto, &Problem::Regression).unwrap(), "spearman");
+    assert_eq!(
+        metric_key(MetricName::Auto, &Problem::Regression).unwrap(),
+        "spearman"
+    );
     assert!(metric_key(MetricName::Spearman, &classes).is_err());
     assert!(metric_key(MetricName::Mcc, &Problem::Regression).is_err());
 }

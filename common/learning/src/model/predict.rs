@@ -59,7 +59,12 @@ impl Predictor {
             )));
         }
         let loaded = model.load(backbone.kind())?;
-        let first_layer = loaded.stacks.iter().map(|stack| stack.layer).min().unwrap_or(0);
+        let first_layer = loaded
+            .stacks
+            .iter()
+            .map(|stack| stack.layer)
+            .min()
+            .unwrap_or(0);
         Ok(Self {
             model,
             loaded,
@@ -108,7 +113,12 @@ impl Predictor {
             mean: facts.target_mean,
             std: facts.target_std,
         };
-        score(&facts.problem, &targets, scale, &self.outputs(tokenizer, &texts)?)
+        score(
+            &facts.problem,
+            &targets,
+            scale,
+            &self.outputs(tokenizer, &texts)?,
+        )
     }
 
     /// The head's outputs before softmax or scaling, row after row: one for each class, or one.
@@ -121,7 +131,10 @@ impl Predictor {
         texts: &[(&str, Option<&str>)],
     ) -> Result<Vec<f64>, LearningError> {
         let pairs = self.model.facts.input == InputKind::Pair;
-        if let Some(index) = texts.iter().position(|(_, second)| second.is_some() != pairs) {
+        if let Some(index) = texts
+            .iter()
+            .position(|(_, second)| second.is_some() != pairs)
+        {
             return Err(LearningError::Data(format!(
                 "input {index} is {}, but the model takes {}",
                 if pairs { "a single text" } else { "a pair" },

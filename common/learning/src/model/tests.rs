@@ -38,14 +38,21 @@ fn texts(data: &TaskData) -> Vec<(&str, Option<&str>)> {
 
 #[test]
 fn a_model_survives_its_file_and_equal_models_give_equal_bytes() {
-    let model = model("name = \"fedmcp\"", "combine = \"gate\"", &classification(30, 9));
+    let model = model(
+        "name = \"fedmcp\"",
+        "combine = \"gate\"",
+        &classification(30, 9),
+    );
     let bytes = model.to_bytes().unwrap();
     let again = PersonalModel::from_bytes(&bytes).unwrap();
     assert_eq!(again, model);
     assert_eq!(again.to_bytes().unwrap(), bytes);
     assert_eq!(model.facts.validation, None);
     // 2 layers of 2dr + r + d for two adapters, the gate, the head.
-    assert_eq!(model.parameters(), 2 * 2 * (2 * 24 * 4 + 4 + 24) + 2 + 3 * 24 + 3);
+    assert_eq!(
+        model.parameters(),
+        2 * 2 * (2 * 24 * 4 + 4 + 24) + 2 + 3 * 24 + 3
+    );
 }
 
 #[test]
@@ -54,7 +61,9 @@ fn a_model_whose_tensors_are_not_those_of_its_facts_is_refused() {
     let refused = |change: &dyn Fn(&mut PersonalModel)| {
         let mut changed = model.clone();
         change(&mut changed);
-        PersonalModel::from_bytes(&changed.to_bytes().unwrap()).unwrap_err().to_string()
+        PersonalModel::from_bytes(&changed.to_bytes().unwrap())
+            .unwrap_err()
+            .to_string()
     };
     assert!(refused(&|m| drop(m.tensors.remove("head.bias"))).contains("`head.bias`"));
     assert!(refused(&|m| m.facts.private_bottleneck = None).contains("private.layer.0"));
@@ -66,7 +75,10 @@ fn a_model_whose_tensors_are_not_those_of_its_facts_is_refused() {
 fn predictions_are_those_of_the_trainers_evaluation() {
     for (algorithm, adapter) in [
         ("name = \"fedmcp\"", ""),
-        ("name = \"fedmcp\"", "combine = \"mean\"\nscale_global = 0.5"),
+        (
+            "name = \"fedmcp\"",
+            "combine = \"mean\"\nscale_global = 0.5",
+        ),
         ("name = \"fedmcp\"", "combine = \"gate\"\nlayers = [1]"),
         ("name = \"ditto\"", ""),
         ("name = \"local\"", "private_bottleneck = 8"),
@@ -79,23 +91,39 @@ fn predictions_are_those_of_the_trainers_evaluation() {
         let backbone = backbone(Kind::Float);
         let tokenizer = tokenizer(&backbone);
         let predictor = Predictor::new(model, backbone).unwrap();
-        assert_eq!(predictor.evaluate(trainer.task(), Split::Test).unwrap(), want);
+        assert_eq!(
+            predictor.evaluate(trainer.task(), Split::Test).unwrap(),
+            want
+        );
         let rows = predictor.evaluate_rows(&tokenizer, &data.test).unwrap();
-        assert!((rows.metrics["accuracy"] - want.metrics["accuracy"]).abs() < 1e-12, "{algorithm}");
-        assert!((rows.metrics["loss"] - want.metrics["loss"]).abs() < 1e-5, "{algorithm}");
+        assert!(
+            (rows.metrics["accuracy"] - want.metrics["accuracy"]).abs() < 1e-12,
+            "{algorithm}"
+        );
+        assert!(
+            (rows.metrics["loss"] - want.metrics["loss"]).abs() < 1e-5,
+            "{algorithm}"
+        );
         let predictions = predictor.predict(&tokenizer, &texts(&data)).unwrap();
         let right = predictions
             .iter()
             .zip(&data.test)
             .filter(|(prediction, row)| {
-                let Prediction::Class { label, probabilities } = prediction else {
+                let Prediction::Class {
+                    label,
+                    probabilities,
+                } = prediction
+                else {
                     panic!("a class is due");
                 };
                 assert!((probabilities.iter().sum::<f64>() - 1.0).abs() < 1e-9);
                 matches!(&row.label, Label::Class(class) if class == label)
             })
             .count();
-        assert!((right as f64 / 12.0 - want.metrics["accuracy"]).abs() < 1e-12, "{algorithm}");
+        assert!(
+            (right as f64 / 12.0 - want.metrics["accuracy"]).abs() < 1e-12,
+            "{algorithm}"
+        );
     }
 }
 
@@ -117,7 +145,10 @@ fn numbers_come_back_on_the_scale_of_the_labels() {
 
 #[test]
 fn a_prediction_is_a_flat_line_of_json() {
-    let class = Prediction::Class { label: "food".to_owned(), probabilities: vec![0.25, 0.75] };
+    let class = Prediction::Class {
+        label: "food".to_owned(),
+        probabilities: vec![0.25, 0.75],
+    };
     assert_eq!(
         serde_json::to_string(&class).unwrap(),
         r#"{"label":"food","probabilities":[0.25,0.75]}"#
@@ -147,7 +178,10 @@ fn labels_unseen_in_training_are_named_at_evaluation() {
     let model = model("name = \"fedavg\"", "", &data);
     data.test[2].label = Label::Class("music".to_owned());
     let predictor = Predictor::new(model, backbone).unwrap();
-    let error = predictor.evaluate_rows(&tokenizer, &data.test).unwrap_err().to_string();
+    let error = predictor
+        .evaluate_rows(&tokenizer, &data.test)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("`music`"), "{error}");
 }
 
@@ -184,14 +218,19 @@ fn the_two_adapters_are_exactly_one_bottleneck() {
     ] {
         let data = classification(30, 12);
         let model = model("name = \"fedmcp\"", adapter, &data);
-        let fused: Vec<FusedBottleneck> =
-            (0..2).map(|layer| model.fused_bottleneck(layer).unwrap()).collect();
+        let fused: Vec<FusedBottleneck> = (0..2)
+            .map(|layer| model.fused_bottleneck(layer).unwrap())
+            .collect();
         assert_eq!(fused[0].down_weight.shape, [width, 24]);
         assert_eq!(fused[0].up_weight.shape, [24, width]);
         let backbone: Arc<Backbone> = backbone(Kind::Float);
         let tokenizer = tokenizer(&backbone);
         let encoded = tokenizer.encode_all(&texts(&data)).unwrap();
-        let batch = pad(&encoded.iter().collect::<Vec<_>>(), backbone.config().pad_id).unwrap();
+        let batch = pad(
+            &encoded.iter().collect::<Vec<_>>(),
+            backbone.config().pad_id,
+        )
+        .unwrap();
         let hidden = backbone.forward(&batch, &mut Exported(fused)).unwrap();
         let weights = token_weights(&batch.mask, Kind::Float).unwrap();
         let (weight, bias) = model.head().unwrap();
@@ -219,5 +258,11 @@ fn the_two_adapters_are_exactly_one_bottleneck() {
 fn a_layer_without_adapters_cannot_be_exported() {
     let model = model("name = \"fedmcp\"", "layers = [1]", &classification(30, 0));
     assert!(model.fused_bottleneck(1).is_ok());
-    assert!(model.fused_bottleneck(0).unwrap_err().to_string().contains("[1]"));
+    assert!(
+        model
+            .fused_bottleneck(0)
+            .unwrap_err()
+            .to_string()
+            .contains("[1]")
+    );
 }

@@ -2,7 +2,11 @@ use tch::Kind;
 
 use super::*;
 
-const PLAIN: AdamWSettings = AdamWSettings { weight_decay: 0.01, warmup_steps: 0, clip_norm: 0.0 };
+const PLAIN: AdamWSettings = AdamWSettings {
+    weight_decay: 0.01,
+    warmup_steps: 0,
+    clip_norm: 0.0,
+};
 
 fn parameter(name: &str, values: &[f64]) -> Parameter {
     Parameter {
@@ -42,11 +46,15 @@ fn by_hand(mut w: f64, gradients: &[f64], rate: f64, decay: f64) -> f64 {
 fn the_first_step_moves_by_the_learning_rate_against_the_gradient() {
     let mut parameters = [parameter("w", &[1.0, -2.0])];
     let mut adam = AdamW::new(PLAIN);
-    adam.step(&mut parameters, &[Tensor::from_slice(&[0.5, -4.0])]).unwrap();
+    adam.step(&mut parameters, &[Tensor::from_slice(&[0.5, -4.0])])
+        .unwrap();
     // w (1 - 0.1 * 0.01) - 0.1 * sign(g), up to eps.
     close(
         &values(&parameters[0]),
-        &[0.999 - 0.1 * 0.5 / (0.5 + 1e-8), -1.998 + 0.1 * 4.0 / (4.0 + 1e-8)],
+        &[
+            0.999 - 0.1 * 0.5 / (0.5 + 1e-8),
+            -1.998 + 0.1 * 4.0 / (4.0 + 1e-8),
+        ],
     );
 }
 
@@ -55,14 +63,22 @@ fn three_steps_equal_the_formula() {
     let mut parameters = [parameter("w", &[1.0])];
     let mut adam = AdamW::new(PLAIN);
     for g in [0.5, -0.25, 2.0] {
-        adam.step(&mut parameters, &[Tensor::from_slice(&[g])]).unwrap();
+        adam.step(&mut parameters, &[Tensor::from_slice(&[g])])
+            .unwrap();
     }
-    close(&values(&parameters[0]), &[by_hand(1.0, &[0.5, -0.25, 2.0], 0.1, 0.01)]);
+    close(
+        &values(&parameters[0]),
+        &[by_hand(1.0, &[0.5, -0.25, 2.0], 0.1, 0.01)],
+    );
 }
 
 #[test]
 fn warm_up_is_counted_over_the_job_and_survives_forgotten_moments() {
-    let settings = AdamWSettings { warmup_steps: 4, weight_decay: 0.0, ..PLAIN };
+    let settings = AdamWSettings {
+        warmup_steps: 4,
+        weight_decay: 0.0,
+        ..PLAIN
+    };
     let mut adam = AdamW::new(settings);
     let mut parameters = [parameter("global.w", &[0.0])];
     let mut moved = Vec::new();
@@ -71,23 +87,36 @@ fn warm_up_is_counted_over_the_job_and_survives_forgotten_moments() {
             adam.forget_moments("global.");
         }
         let before = values(&parameters[0])[0];
-        adam.step(&mut parameters, &[Tensor::from_slice(&[1.0])]).unwrap();
+        adam.step(&mut parameters, &[Tensor::from_slice(&[1.0])])
+            .unwrap();
         moved.push(before - values(&parameters[0])[0]);
     }
     // A constant gradient of 1 moves by the learning rate itself.
     for (got, want) in moved.iter().zip([0.025, 0.05, 0.075, 0.1, 0.1]) {
         assert!((got - want).abs() < 1e-8, "{moved:?}");
     }
-    assert_eq!(adam.counters()["global.w"], Counters { step: 3, lifetime: 5 });
+    assert_eq!(
+        adam.counters()["global.w"],
+        Counters {
+            step: 3,
+            lifetime: 5
+        }
+    );
 }
 
 #[test]
 fn gradients_are_clipped_by_their_common_norm() {
-    let settings = AdamWSettings { clip_norm: 1.0, ..PLAIN };
+    let settings = AdamWSettings {
+        clip_norm: 1.0,
+        ..PLAIN
+    };
     let mut adam = AdamW::new(settings);
     let mut parameters = [parameter("a", &[0.0]), parameter("b", &[0.0])];
     let norm = adam
-        .step(&mut parameters, &[Tensor::from_slice(&[3.0]), Tensor::from_slice(&[4.0])])
+        .step(
+            &mut parameters,
+            &[Tensor::from_slice(&[3.0]), Tensor::from_slice(&[4.0])],
+        )
         .unwrap();
     assert!((norm - 5.0).abs() < 1e-12);
     let moments = adam.moments("").unwrap();
@@ -101,7 +130,10 @@ fn gradients_that_are_not_finite_change_nothing() {
     let mut parameters = [parameter("a", &[1.0]), parameter("b", &[1.0])];
     let mut adam = AdamW::new(PLAIN);
     let error = adam
-        .step(&mut parameters, &[Tensor::from_slice(&[1.0]), Tensor::from_slice(&[f64::NAN])])
+        .step(
+            &mut parameters,
+            &[Tensor::from_slice(&[1.0]), Tensor::from_slice(&[f64::NAN])],
+        )
         .unwrap_err();
     assert!(matches!(error, LearningError::Training(_)));
     close(&values(&parameters[0]), &[1.0]);
@@ -147,8 +179,15 @@ fn a_restored_optimiser_goes_on_to_the_bit() {
 
 #[test]
 fn a_state_of_another_job_is_refused_by_name() {
-    let counters = BTreeMap::from([("private.layer.9.up.bias".to_owned(), Counters { step: 1, lifetime: 1 })]);
+    let counters = BTreeMap::from([(
+        "private.layer.9.up.bias".to_owned(),
+        Counters {
+            step: 1,
+            lifetime: 1,
+        },
+    )]);
     let mut taker = Taker::new("the test", NamedTensors::new());
-    let error = AdamW::restore(PLAIN, &counters, "", &mut taker, Kind::Float, |_| None).unwrap_err();
+    let error =
+        AdamW::restore(PLAIN, &counters, "", &mut taker, Kind::Float, |_| None).unwrap_err();
     assert!(error.to_string().contains("private.layer.9.up.bias"));
 }

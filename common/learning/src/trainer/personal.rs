@@ -87,7 +87,9 @@ impl Personal {
             head: plan.own_head().then(own_head).transpose()?,
             path_head: plan.path_head.then(own_head).transpose()?,
             gate: (plan.private.is_some() && plan.personal.0.global() && sizes.gate)
-                .then(|| Tensor::f_zeros([sizes.global.layers.len() as i64], (kind, tch::Device::Cpu)))
+                .then(|| {
+                    Tensor::f_zeros([sizes.global.layers.len() as i64], (kind, tch::Device::Cpu))
+                })
                 .transpose()?,
             previous: None,
         })
@@ -142,7 +144,10 @@ impl Personal {
             .transpose()?;
         let mut head = |present: bool, prefix: &str| {
             present
-                .then(|| Linear::from_host(prefix, sizes.outputs, sizes.hidden(), taker, kind).map(Head::own))
+                .then(|| {
+                    Linear::from_host(prefix, sizes.outputs, sizes.hidden(), taker, kind)
+                        .map(Head::own)
+                })
                 .transpose()
         };
         let own = head(plan.own_head(), "head.")?;
@@ -152,7 +157,10 @@ impl Personal {
         } else {
             None
         };
-        let kept = taker.has(&format!("previous.layer.{}.up.bias", sizes.global.layers[0]));
+        let kept = taker.has(&format!(
+            "previous.layer.{}.up.bias",
+            sizes.global.layers[0]
+        ));
         let previous = (plan.keeps_previous && kept)
             .then(|| {
                 let shape = sizes.private_shape(sizes.global.bottleneck);

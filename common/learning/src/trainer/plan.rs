@@ -113,7 +113,11 @@ impl Plan {
     pub(super) fn of(spec: &TrainingSpec) -> Result<Self, LearningError> {
         let epochs = spec.training.epochs;
         let shared = spec.head.sharing == HeadSharing::Shared;
-        let common_head = if shared { HeadUse::Shared } else { HeadUse::Own };
+        let common_head = if shared {
+            HeadUse::Shared
+        } else {
+            HeadUse::Own
+        };
         let joint = |name, adapters, head, terms| Phase {
             name,
             epochs,
@@ -132,7 +136,12 @@ impl Plan {
         };
         Ok(match spec.algorithm {
             AlgorithmSpec::Local {} => Self {
-                phases: vec![joint("train", Adapters::PrivateAlone, HeadUse::Own, Terms::default())],
+                phases: vec![joint(
+                    "train",
+                    Adapters::PrivateAlone,
+                    HeadUse::Own,
+                    Terms::default(),
+                )],
                 private: Some(local_start(spec)),
                 personal: (Adapters::PrivateAlone, HeadUse::Own),
                 path_head: false,
@@ -140,7 +149,10 @@ impl Plan {
             },
             AlgorithmSpec::Fedavg {} => global(Terms::default()),
             AlgorithmSpec::Fedprox { mu } => global(Terms {
-                pull: Some(Pull { strength: mu, head: true }),
+                pull: Some(Pull {
+                    strength: mu,
+                    head: true,
+                }),
                 ..Terms::default()
             }),
             AlgorithmSpec::Moon { mu, tau } => Self {
@@ -154,10 +166,16 @@ impl Plan {
             AlgorithmSpec::Fedrep { head_epochs } => {
                 if shared {
                     return Err(LearningError::Config(
-                        "fedrep trains a head of the silo's own; set `head.sharing = \"private\"`".to_owned(),
+                        "fedrep trains a head of the silo's own; set `head.sharing = \"private\"`"
+                            .to_owned(),
                     ));
                 }
-                let rest = joint("representation", Adapters::GlobalAlone, HeadUse::Own, Terms::default());
+                let rest = joint(
+                    "representation",
+                    Adapters::GlobalAlone,
+                    HeadUse::Own,
+                    Terms::default(),
+                );
                 Self {
                     phases: vec![
                         Phase {
@@ -166,20 +184,36 @@ impl Plan {
                             trains_adapters: false,
                             ..rest
                         },
-                        Phase { trains_head: false, ..rest },
+                        Phase {
+                            trains_head: false,
+                            ..rest
+                        },
                     ],
                     ..global(Terms::default())
                 }
             }
-            AlgorithmSpec::Fedmcp { mu, tau, alpha, regulariser, cka } => {
+            AlgorithmSpec::Fedmcp {
+                mu,
+                tau,
+                alpha,
+                regulariser,
+                cka,
+            } => {
                 let mut terms = Terms {
-                    contrast: Some(Contrast { mu, tau, estimator: cka }),
+                    contrast: Some(Contrast {
+                        mu,
+                        tau,
+                        estimator: cka,
+                    }),
                     ..Terms::default()
                 };
                 if alpha > 0.0 {
                     match regulariser {
                         Regulariser::Distance => {
-                            terms.pull = Some(Pull { strength: alpha, head: false });
+                            terms.pull = Some(Pull {
+                                strength: alpha,
+                                head: false,
+                            });
                         }
                         Regulariser::GlobalLoss => terms.global_loss = Some(alpha),
                     }
@@ -207,9 +241,16 @@ impl Plan {
                     .to_owned(),
             ));
         }
-        let path = if shared { HeadUse::Shared } else { HeadUse::Path };
+        let path = if shared {
+            HeadUse::Shared
+        } else {
+            HeadUse::Path
+        };
         let pull = Terms {
-            pull: Some(Pull { strength: lambda, head: true }),
+            pull: Some(Pull {
+                strength: lambda,
+                head: true,
+            }),
             ..Terms::default()
         };
         Ok(Self {
@@ -231,22 +272,32 @@ impl Plan {
 
     /// Fewest training rows that the plan can work with.
     pub(super) fn least_rows(&self) -> usize {
-        let contrastive = self
-            .phases
-            .iter()
-            .any(|phase| phase.terms.contrast.is_some_and(|contrast| contrast.mu > 0.0));
-        if contrastive { crate::loss::MIN_ROWS } else { 1 }
+        let contrastive = self.phases.iter().any(|phase| {
+            phase
+                .terms
+                .contrast
+                .is_some_and(|contrast| contrast.mu > 0.0)
+        });
+        if contrastive {
+            crate::loss::MIN_ROWS
+        } else {
+            1
+        }
     }
 }
 
 fn private_bottleneck(spec: &TrainingSpec) -> u64 {
-    spec.adapter.private_bottleneck.unwrap_or(spec.adapter.bottleneck)
+    spec.adapter
+        .private_bottleneck
+        .unwrap_or(spec.adapter.bottleneck)
 }
 
 fn fedmcp_start(spec: &TrainingSpec) -> Start {
     match spec.adapter.private_start {
         PrivateStart::Independent => Start::Independent,
-        PrivateStart::NearGlobal => Start::Near { noise: spec.adapter.private_noise },
+        PrivateStart::NearGlobal => Start::Near {
+            noise: spec.adapter.private_noise,
+        },
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{Averaged, LocalTrainer, plan::Phase, step::StepReport};
 use crate::{
     adapter::{Adapter, GlobalBase, GlobalUpdate},
-    batch::training_batches,
+    batch::{Batching, training_batches},
     data::Split,
     error::LearningError,
     loss::MIN_ROWS,
@@ -82,7 +82,11 @@ impl LocalTrainer {
         let phases = self.plan.phases.clone();
         let batch_size = self.spec.training.batch_size as usize;
         let per_epoch = self.batches(round, 0, batch_size).len() as u64;
-        let steps = per_epoch * phases.iter().map(|phase| u64::from(phase.epochs)).sum::<u64>();
+        let steps = per_epoch
+            * phases
+                .iter()
+                .map(|phase| u64::from(phase.epochs))
+                .sum::<u64>();
         let mut done = 0;
         let mut means = Means::default();
         for phase in &phases {
@@ -90,9 +94,9 @@ impl LocalTrainer {
             self.set_trained(phase, &averaged)?;
             for epoch in 0..phase.epochs {
                 for rows in self.batches(round, epoch, batch_size) {
-                    let report = self.step(phase, &averaged, &received, &rows).map_err(|error| {
-                        located(error, round, phase, done)
-                    })?;
+                    let report = self
+                        .step(phase, &averaged, &received, &rows)
+                        .map_err(|error| located(error, round, phase, done))?;
                     done += 1;
                     let now = Progress {
                         round,
@@ -101,7 +105,7 @@ impl LocalTrainer {
                         steps,
                         loss: report.loss,
                     };
-                    means.add(report);
+                    means.add(&report);
                     if progress(now) == Continue::Stop {
                         return Err(LearningError::Cancelled);
                     }
@@ -128,7 +132,7 @@ impl LocalTrainer {
         let mut training = means.finish();
         training.push(("update_norm".to_owned(), norm(update.payload())));
         self.last_round = round;
-        let validation = self.consider(averaged, round)?;
+        let validation = self.validate(averaged)?;
         Ok(RoundResult {
             update,
             examples: self.examples(),
@@ -138,6 +142,13 @@ impl LocalTrainer {
     }
 
     fn batches(&self, round: u32, epoch: u32, batch_size: usize) -> Vec<Vec<usize>> {
+        if self.batching == Batching::InOrder {
+            return self
+                .rows
+                .chunks(batch_size)
+                .map(<[usize]>::to_vec)
+                .collect();
+        }
         training_batches(
             &self.rows,
             self.task.lengths(Split::Train),
@@ -177,7 +188,7 @@ struct Means {
 }
 
 impl Means {
-    fn add(&mut self, report: StepReport) {
+    fn add(&mut self, report: &StepReport) {
         self.steps += 1;
         for (name, value) in report.numbers() {
             *self.sums.entry(name).or_default() += value;

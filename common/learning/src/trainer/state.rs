@@ -115,7 +115,9 @@ impl LocalTrainer {
             ("backbone", facts.backbone == *self.backbone.digest()),
         ] {
             if !same {
-                return Err(LearningError::State(format!("it belongs to another {what}")));
+                return Err(LearningError::State(format!(
+                    "it belongs to another {what}"
+                )));
             }
         }
         let mut taker = Taker::new("the trainer's state", tensors);
@@ -128,7 +130,14 @@ impl LocalTrainer {
             .iter()
             .flat_map(Personal::named)
             .map(|(name, tensor)| {
-                (name, tensor.size().into_iter().map(|size| size as usize).collect())
+                (
+                    name,
+                    tensor
+                        .size()
+                        .into_iter()
+                        .map(|size| size as usize)
+                        .collect(),
+                )
             })
             .collect();
         let optimiser = AdamW::restore(
@@ -140,7 +149,10 @@ impl LocalTrainer {
             |name| shapes.get(name).cloned(),
         )?;
         taker.finish()?;
-        let best = facts.best.map(|facts| PersonalModel { facts, tensors: best_tensors });
+        let best = facts.best.map(|facts| PersonalModel {
+            facts,
+            tensors: best_tensors,
+        });
         if let Some(best) = &best {
             best.load(self.sizes.kind)?;
         }

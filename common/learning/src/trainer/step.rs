@@ -117,7 +117,9 @@ impl LocalTrainer {
         rows: &[usize],
     ) -> Result<StepReport, LearningError> {
         let inputs = self.task.inputs(&self.backbone, Split::Train, rows)?;
-        let targets = self.task.batch_targets(Split::Train, rows, self.sizes.kind)?;
+        let targets = self
+            .task
+            .batch_targets(Split::Train, rows, self.sizes.kind)?;
         let (loss, mut report) = self.objective(phase, averaged, received, &inputs, &targets)?;
         report.loss = loss.f_double_value(&[])?;
         if !report.loss.is_finite() {
@@ -127,7 +129,10 @@ impl LocalTrainer {
             )));
         }
         let mut parameters = self.parameters(phase, averaged)?;
-        let leaves: Vec<&Tensor> = parameters.iter().map(|parameter| &parameter.tensor).collect();
+        let leaves: Vec<&Tensor> = parameters
+            .iter()
+            .map(|parameter| &parameter.tensor)
+            .collect();
         let gradients = Tensor::f_run_backward(&[&loss], &leaves, false, false)?;
         let norm = self.optimiser.step(&mut parameters, &gradients)?;
         report.terms.push(("gradient_norm", norm));
@@ -179,8 +184,8 @@ impl LocalTrainer {
         received: &Averaged,
         inputs: &Inputs,
     ) -> Result<Pass, LearningError> {
-        // Only the head is trained: nothing below it needs a graph.
-        let _frozen = (!phase.trains_adapters).then(tch::no_grad_guard);
+        // If only the head is trained, nothing below it needs a graph.
+        let below = (!phase.trains_adapters).then(tch::no_grad_guard);
         let parts = self.parts(averaged, phase.adapters);
         let stacks = parts.stack(self.rule)?;
         // Fewer rows can only be a split that is smaller than that, with mu = 0.
@@ -195,11 +200,15 @@ impl LocalTrainer {
             .run_from_prefix(&inputs.prefix, &inputs.mask, &mut hook)?;
         let views = hook.into_views();
         let pooled = pooled(self.spec.head.pool, &hidden, &inputs.weights)?;
-        drop(_frozen);
+        drop(below);
         let logits = self
             .head(averaged, phase.head)?
             .forward(&pooled, self.task.problem().outputs())?;
-        Ok(Pass { pooled, logits, views })
+        Ok(Pass {
+            pooled,
+            logits,
+            views,
+        })
     }
 
     /// The task loss of h' = h + s_g A_g(h) under the same head.

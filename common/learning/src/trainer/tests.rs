@@ -24,12 +24,17 @@ fn number(metrics: &[(String, f64)], name: &str) -> f64 {
 }
 
 /// Trains some rounds of a federation of one and gives the last adapter and every round's update.
-fn federate(trainer: &mut LocalTrainer, payload: Vec<u8>, rounds: std::ops::RangeInclusive<u32>) -> (Vec<u8>, Vec<Vec<u8>>) {
+fn federate(
+    trainer: &mut LocalTrainer,
+    payload: Vec<u8>,
+    rounds: std::ops::RangeInclusive<u32>,
+) -> (Vec<u8>, Vec<Vec<u8>>) {
     let mut payload = payload;
     let mut updates = Vec::new();
     for round in rounds {
         let result = trainer.train_round(round, &payload, &mut go_on).unwrap();
         payload = applied(&payload, result.update.payload());
+        trainer.after_aggregation(round, &payload).unwrap();
         updates.push(result.update.into_payload());
     }
     (payload, updates)
@@ -95,14 +100,9 @@ fn silos_of_one_job_draw_unlike_batches_heads_and_private_adapters() {
     let spec = spec("fedmcp");
     let data = classification(30, 0);
     let state = |name: &str| {
-        let mut trainer =
-            try_trainer(&spec, name, &data, CacheSettings::default(), None).unwrap();
-        let update = trainer
-            .train_round(1, &first_payload(&spec), &mut go_on)
-            .unwrap()
-            .update;
-        let model = trainer.best().unwrap().clone();
-        (update, model)
+        let mut trainer = try_trainer(&spec, name, &data, CacheSettings::default(), None).unwrap();
+        let (last, updates) = federate(&mut trainer, first_payload(&spec), 1..=1);
+        (updates, trainer.personal_model(&last).unwrap())
     };
     let ((update_a, a), (update_b, b)) = (state("north"), state("south"));
     assert_ne!(update_a, update_b);
@@ -156,7 +156,11 @@ fn a_cancelled_round_leaves_no_trace() {
         let mut stop_at_third = |progress: Progress| {
             steps += 1;
             assert_eq!(progress.step, steps);
-            if steps == 3 { Continue::Stop } else { Continue::Yes }
+            if steps == 3 {
+                Continue::Stop
+            } else {
+                Continue::Yes
+            }
         };
         let outcome = stopped.train_round(1, &first_payload(&spec), &mut stop_at_third);
         assert!(matches!(outcome, Err(LearningError::Cancelled)));
@@ -183,7 +187,10 @@ fn progress_counts_every_step_of_every_phase() {
     // 30 rows in batches of 8 are 4 batches, 5 epochs.
     assert_eq!(seen.len(), 20);
     assert!(seen.iter().all(|(_, _, steps)| *steps == 20));
-    assert_eq!(seen.iter().filter(|(phase, ..)| *phase == "head").count(), 8);
+    assert_eq!(
+        seen.iter().filter(|(phase, ..)| *phase == "head").count(),
+        8
+    );
     assert_eq!(seen[19].1, 20);
 }
 
@@ -192,7 +199,9 @@ fn without_mu_the_contrastive_term_is_measured_and_changes_nothing() {
     let update = |algorithm: &str| {
         let spec = spec_with(algorithm, "", "", "");
         let mut trainer = trainer(&spec, &classification(30, 0));
-        let first = trainer.train_round(1, &first_payload(&spec), &mut go_on).unwrap();
+        let first = trainer
+            .train_round(1, &first_payload(&spec), &mut go_on)
+            .unwrap();
         let payload = applied(&first_payload(&spec), first.update.payload());
         trainer.train_round(2, &payload, &mut go_on).unwrap()
     };
@@ -210,7 +219,8 @@ fn without_mu_the_contrastive_term_is_measured_and_changes_nothing() {
     };
     assert!((number(&off.training, "loss") - sum(&off)).abs() < 1e-5);
     assert!(
-        (number(&on.training, "loss") - sum(&on) - number(&on.training, "contrastive")).abs() < 1e-5
+        (number(&on.training, "loss") - sum(&on) - number(&on.training, "contrastive")).abs()
+            < 1e-5
     );
 }
 
@@ -224,13 +234,18 @@ fn the_contrastive_term_draws_the_adapters_apart() {
             "epochs = 6",
         );
         let mut trainer = trainer(&spec, &classification(60, 0));
-        let result = trainer.train_round(1, &first_payload(&spec), &mut go_on).unwrap();
+        let result = trainer
+            .train_round(1, &first_payload(&spec), &mut go_on)
+            .unwrap();
         let last = applied(&first_payload(&spec), result.update.payload());
         let again = trainer.train_round(2, &last, &mut go_on).unwrap();
         number(&again.training, "cka_push")
     };
     let (without, with) = (push(0.0), push(5.0));
-    assert!(with < without - 0.1, "s- is {without} without the term and {with} with it");
+    assert!(
+        with < without - 0.1,
+        "s- is {without} without the term and {with} with it"
+    );
 }
 
 #[test]
@@ -254,7 +269,10 @@ fn the_update_holds_the_global_adapter_and_nothing_private() {
                 let found = travelling
                     .windows(values.len())
                     .any(|window| window == values.as_slice());
-                assert!(!found || values.iter().all(|value| *value == 0.0), "{algorithm}: {name}");
+                assert!(
+                    !found || values.iter().all(|value| *value == 0.0),
+                    "{algorithm}: {name}"
+                );
             }
         }
     }
@@ -266,7 +284,9 @@ fn state_tensors(state: &SavedState) -> Vec<(String, Vec<f32>)> {
     tensors
         .into_iter()
         .filter(|(name, _)| {
-            name.starts_with("private.") || name.starts_with("head.") || name.starts_with("path_head.")
+            name.starts_with("private.")
+                || name.starts_with("head.")
+                || name.starts_with("path_head.")
         })
         .map(|(name, tensor)| (name, tensor.values))
         .collect()
@@ -276,7 +296,9 @@ fn state_tensors(state: &SavedState) -> Vec<(String, Vec<f32>)> {
 fn local_contributes_exactly_nothing() {
     let spec = spec("local");
     let mut trainer = trainer(&spec, &classification(30, 0));
-    let result = trainer.train_round(1, &first_payload(&spec), &mut go_on).unwrap();
+    let result = trainer
+        .train_round(1, &first_payload(&spec), &mut go_on)
+        .unwrap();
     assert!(result.update.payload().iter().all(|byte| *byte == 0));
     assert_eq!(result.examples, 30);
 }
@@ -285,8 +307,7 @@ fn local_contributes_exactly_nothing() {
 fn local_of_another_width_is_a_parameter_matched_control() {
     let spec = spec_with("name = \"local\"", "private_bottleneck = 8", "", "");
     let mut trainer = trainer(&spec, &classification(30, 0));
-    trainer.train_round(1, &first_payload(&spec), &mut go_on).unwrap();
-    let model = trainer.best().unwrap();
+    let model = trainer.personal_model(&first_payload(&spec)).unwrap();
     assert_eq!(model.tensors["private.layer.0.down.weight"].shape, [8, 24]);
     assert_eq!(model.facts.global_bottleneck, None);
 }
@@ -294,16 +315,25 @@ fn local_of_another_width_is_a_parameter_matched_control() {
 #[test]
 fn fedprox_stays_nearer_to_where_it_began() {
     let moved = |mu: f64| {
-        let spec = spec_with(&format!("name = \"fedprox\"\nmu = {mu:?}"), "", "", "epochs = 4");
+        let spec = spec_with(
+            &format!("name = \"fedprox\"\nmu = {mu:?}"),
+            "",
+            "",
+            "epochs = 4",
+        );
         let mut trainer = trainer(&spec, &classification(30, 0));
-        let result = trainer.train_round(1, &first_payload(&spec), &mut go_on).unwrap();
+        let result = trainer
+            .train_round(1, &first_payload(&spec), &mut go_on)
+            .unwrap();
         number(&result.training, "update_norm")
     };
     assert!(moved(50.0) < 0.7 * moved(0.0));
     let fedavg = {
         let spec = spec_with("name = \"fedavg\"", "", "", "epochs = 4");
         let mut trainer = trainer(&spec, &classification(30, 0));
-        let result = trainer.train_round(1, &first_payload(&spec), &mut go_on).unwrap();
+        let result = trainer
+            .train_round(1, &first_payload(&spec), &mut go_on)
+            .unwrap();
         number(&result.training, "update_norm")
     };
     assert!((moved(0.0) - fedavg).abs() < 1e-12);
@@ -312,10 +342,16 @@ fn fedprox_stays_nearer_to_where_it_began() {
 #[test]
 fn a_strong_pull_keeps_dittos_personal_model_at_the_global_one() {
     let distance = |lambda: f64| {
-        let spec = spec_with(&format!("name = \"ditto\"\nlambda = {lambda:?}"), "", "", "epochs = 4");
+        let spec = spec_with(
+            &format!("name = \"ditto\"\nlambda = {lambda:?}"),
+            "",
+            "",
+            "epochs = 4",
+        );
         let mut trainer = trainer(&spec, &classification(30, 0));
         let first = first_payload(&spec);
         trainer.train_round(1, &first, &mut go_on).unwrap();
+        let model = trainer.personal_model(&first).unwrap();
         let received = decode_f32(&first).unwrap();
         let personal: Vec<f32> = spec
             .adapter_shape()
@@ -324,7 +360,9 @@ fn a_strong_pull_keeps_dittos_personal_model_at_the_global_one() {
             .tensors()
             .iter()
             .flat_map(|tensor| {
-                trainer.best().unwrap().tensors[&format!("private.{}", tensor.name)].values.clone()
+                model.tensors[&format!("private.{}", tensor.name)]
+                    .values
+                    .clone()
             })
             .collect();
         assert_eq!(personal.len(), received.len());
@@ -343,7 +381,10 @@ fn dittos_global_path_is_fedavg() {
     let update = |algorithm: &str| {
         let spec = spec(algorithm);
         let mut trainer = trainer(&spec, &classification(30, 0));
-        trainer.train_round(1, &first_payload(&spec), &mut go_on).unwrap().update
+        trainer
+            .train_round(1, &first_payload(&spec), &mut go_on)
+            .unwrap()
+            .update
     };
     assert_eq!(update("ditto"), update("fedavg"));
 }
@@ -369,7 +410,7 @@ fn the_head_phase_of_fedrep_leaves_the_adapter_and_the_other_the_head() {
         let first = first_payload(&spec);
         let head_before = trainer.personal_model(&first).unwrap().tensors["head.weight"].clone();
         let result = trainer.train_round(1, &first, &mut go_on).unwrap();
-        let head_after = trainer.best().unwrap().tensors["head.weight"].clone();
+        let head_after = trainer.personal_model(&first).unwrap().tensors["head.weight"].clone();
         let moved = head_before
             .values
             .iter()
@@ -392,7 +433,9 @@ fn the_global_loss_regulariser_trains_the_global_path() {
             "epochs = 6",
         );
         let mut trainer = trainer(&spec, &classification(60, 0));
-        let result = trainer.train_round(1, &first_payload(&spec), &mut go_on).unwrap();
+        let result = trainer
+            .train_round(1, &first_payload(&spec), &mut go_on)
+            .unwrap();
         result
             .training
             .iter()
@@ -408,9 +451,18 @@ fn the_cache_changes_no_bit_wherever_the_rows_are_kept() {
     let spec = spec_with("name = \"fedmcp\"", "layers = [1]", "", "epochs = 2");
     let data = classification(30, 9);
     let folder = tempfile::tempdir().unwrap();
-    let disk = |bytes| Some(DiskBudget { folder: folder.path().to_owned(), bytes });
+    let disk = |bytes| {
+        Some(DiskBudget {
+            folder: folder.path().to_owned(),
+            bytes,
+        })
+    };
     let run = |mode, memory_bytes, disk| {
-        let settings = CacheSettings { mode, memory_bytes, disk };
+        let settings = CacheSettings {
+            mode,
+            memory_bytes,
+            disk,
+        };
         let mut trainer = try_trainer(&spec, "north", &data, settings, None).unwrap();
         let updates = federate(&mut trainer, first_payload(&spec), 1..=2).1;
         (updates, trainer.cache_stats())
@@ -428,7 +480,10 @@ fn the_cache_changes_no_bit_wherever_the_rows_are_kept() {
 
     let (off, _) = run(CacheMode::Off, 0, None);
     let values = |updates: &[Vec<u8>]| -> Vec<f32> {
-        updates.iter().flat_map(|update| decode_f32(update).unwrap()).collect()
+        updates
+            .iter()
+            .flat_map(|update| decode_f32(update).unwrap())
+            .collect()
     };
     let largest = values(&off)
         .iter()
@@ -448,9 +503,7 @@ fn the_best_model_is_the_one_with_the_highest_metric() {
         let result = trainer.train_round(round, &payload, &mut go_on).unwrap();
         payload = applied(&payload, result.update.payload());
         let published = trainer.after_aggregation(round, &payload).unwrap().unwrap();
-        highest = highest
-            .max(result.validation.unwrap().metrics["accuracy"])
-            .max(published.metrics["accuracy"]);
+        highest = highest.max(published.metrics["accuracy"]);
         let (name, value) = trainer.best().unwrap().facts.validation.clone().unwrap();
         assert_eq!(name, "accuracy");
         assert!((value - highest).abs() < 1e-12);
@@ -461,11 +514,20 @@ fn the_best_model_is_the_one_with_the_highest_metric() {
 fn without_validation_rows_the_newest_model_is_kept() {
     let spec = spec("fedavg");
     let mut trainer = trainer(&spec, &classification(30, 0));
-    let result = trainer.train_round(1, &first_payload(&spec), &mut go_on).unwrap();
+    let result = trainer
+        .train_round(1, &first_payload(&spec), &mut go_on)
+        .unwrap();
     assert_eq!(result.validation, None);
-    assert_eq!(trainer.best().unwrap().facts.round, 1);
-    trainer.train_round(2, &first_payload(&spec), &mut go_on).unwrap();
-    assert_eq!(trainer.best().unwrap().facts.round, 2);
+    assert_eq!(trainer.best(), None);
+    for round in 1..=2 {
+        assert_eq!(
+            trainer
+                .after_aggregation(round, &first_payload(&spec))
+                .unwrap(),
+            None
+        );
+        assert_eq!(trainer.best().unwrap().facts.round, round);
+    }
 }
 
 #[test]
@@ -474,9 +536,17 @@ fn a_label_of_the_test_rows_that_is_unseen_in_training_is_an_error_at_evaluation
     let mut data = classification(30, 9);
     data.test[4].label = Label::Class("music".to_owned());
     let mut trainer = trainer(&spec, &data);
-    trainer.train_round(1, &first_payload(&spec), &mut go_on).unwrap();
-    let error = trainer.evaluate(&first_payload(&spec), Split::Test).unwrap_err().to_string();
-    assert!(error.contains("test row 4") && error.contains("`music`"), "{error}");
+    trainer
+        .train_round(1, &first_payload(&spec), &mut go_on)
+        .unwrap();
+    let error = trainer
+        .evaluate(&first_payload(&spec), Split::Test)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("test row 4") && error.contains("`music`"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -503,10 +573,20 @@ fn what_cannot_be_trained_on_is_refused_before_it_starts() {
     pair.train[0].pair = Some("rain".to_owned());
     assert!(refuse(&spec("fedavg"), &pair).contains("train row 0"));
 
-    let narrow = spec_with("name = \"fedavg\"", "", "sharing = \"shared\"\nclasses = 2", "");
+    let narrow = spec_with(
+        "name = \"fedavg\"",
+        "",
+        "sharing = \"shared\"\nclasses = 2",
+        "",
+    );
     assert!(refuse(&narrow, &data).contains("head.classes"));
 
-    let shared = spec_with("name = \"fedrep\"", "", "sharing = \"shared\"\nclasses = 3", "");
+    let shared = spec_with(
+        "name = \"fedrep\"",
+        "",
+        "sharing = \"shared\"\nclasses = 3",
+        "",
+    );
     assert!(refuse(&shared, &data).contains("head.sharing"));
 
     let unequal = spec_with("name = \"ditto\"", "private_bottleneck = 2", "", "");
@@ -524,7 +604,9 @@ fn what_cannot_be_trained_on_is_refused_before_it_starts() {
 fn fedmcp_without_mu_works_with_fewer_rows_than_the_estimate_needs() {
     let spec = spec_with("name = \"fedmcp\"\nmu = 0.0", "", "", "");
     let mut trainer = trainer(&spec, &classification(3, 0));
-    trainer.train_round(1, &first_payload(&spec), &mut go_on).unwrap();
+    trainer
+        .train_round(1, &first_payload(&spec), &mut go_on)
+        .unwrap();
 }
 
 #[test]
@@ -532,24 +614,43 @@ fn another_silos_jobs_or_damaged_states_are_refused() {
     let spec_a = spec("fedmcp");
     let data = classification(30, 0);
     let mut original = trainer(&spec_a, &data);
-    original.train_round(1, &first_payload(&spec_a), &mut go_on).unwrap();
+    original
+        .train_round(1, &first_payload(&spec_a), &mut go_on)
+        .unwrap();
     let state = original.save_state().unwrap();
     let resume = |spec: &TrainingSpec, name: &str, state: &SavedState| {
-        try_trainer(spec, name, &data, CacheSettings::default(), Some(state.clone()))
-            .map(drop)
-            .map_err(|error| error.to_string())
+        try_trainer(
+            spec,
+            name,
+            &data,
+            CacheSettings::default(),
+            Some(state.clone()),
+        )
+        .map(drop)
+        .map_err(|error| error.to_string())
     };
     assert!(resume(&spec_a, "north", &state).is_ok());
-    assert!(resume(&spec_a, "south", &state).unwrap_err().contains("another silo"));
+    assert!(
+        resume(&spec_a, "south", &state)
+            .unwrap_err()
+            .contains("another silo")
+    );
     let other = spec_with("name = \"fedmcp\"\nmu = 0.0", "", "", "");
-    assert!(resume(&other, "north", &state).unwrap_err().contains("another specification"));
+    assert!(
+        resume(&other, "north", &state)
+            .unwrap_err()
+            .contains("another specification")
+    );
 
-    let (mut tensors, facts) =
-        crate::named::from_safetensors(&state.to_bytes().unwrap()).unwrap();
+    let (mut tensors, facts) = crate::named::from_safetensors(&state.to_bytes().unwrap()).unwrap();
     tensors.remove("adam.v.head.bias").unwrap();
     let damaged =
         SavedState::from_bytes(&crate::named::to_safetensors(&tensors, &facts).unwrap()).unwrap();
-    assert!(resume(&spec_a, "north", &damaged).unwrap_err().contains("adam.v.head.bias"));
+    assert!(
+        resume(&spec_a, "north", &damaged)
+            .unwrap_err()
+            .contains("adam.v.head.bias")
+    );
 }
 
 #[test]
@@ -560,19 +661,33 @@ fn a_payload_of_another_size_or_with_infinities_is_refused_and_training_goes_on(
     assert!(trainer.train_round(1, &good[4..], &mut go_on).is_err());
     let mut bad = good.clone();
     bad[..4].copy_from_slice(&f32::NAN.to_le_bytes());
-    let error = trainer.train_round(1, &bad, &mut go_on).unwrap_err().to_string();
+    let error = trainer
+        .train_round(1, &bad, &mut go_on)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("layer.0.down.weight"), "{error}");
     trainer.train_round(1, &good, &mut go_on).unwrap();
 }
 
 #[test]
 fn a_learning_rate_that_blows_up_is_reported_and_undone() {
-    let spec = spec_with("name = \"fedavg\"", "init_up = 1.0", "", "clip_norm = 0.0\nepochs = 5");
+    let spec = spec_with(
+        "name = \"fedavg\"",
+        "init_up = 1.0",
+        "",
+        "clip_norm = 0.0\nepochs = 5",
+    );
     let mut wild = spec.clone();
     wild.training.learning_rate = 1e30;
     let mut trainer = trainer(&wild, &classification(30, 0));
-    let error = trainer.train_round(1, &first_payload(&wild), &mut go_on).unwrap_err().to_string();
-    assert!(error.contains("round 1") && error.contains("learning rate"), "{error}");
+    let error = trainer
+        .train_round(1, &first_payload(&wild), &mut go_on)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("round 1") && error.contains("learning rate"),
+        "{error}"
+    );
     assert_eq!(trainer.last_round(), 0);
 }
 
@@ -582,7 +697,9 @@ fn only_the_wanted_number_of_rows_is_used() {
     let data = classification(30, 0);
     let mut north = trainer(&spec, &data);
     assert_eq!(north.examples(), 10);
-    north.train_round(1, &first_payload(&spec), &mut go_on).unwrap();
+    north
+        .train_round(1, &first_payload(&spec), &mut go_on)
+        .unwrap();
     assert_eq!(north.cache_stats().misses, 10);
     let south = try_trainer(&spec, "south", &data, CacheSettings::default(), None).unwrap();
     assert_ne!(north.rows, south.rows);
@@ -608,11 +725,18 @@ fn trainers_can_share_prepared_rows() {
         LocalTrainer::with_task(spec, &silo("north"), backbone.clone(), task.clone(), None)
     };
     let mut first = with(&spec).unwrap();
-    let alone = trainer(&spec, &data).train_round(1, &first_payload(&spec), &mut go_on).unwrap();
-    let shared = first.train_round(1, &first_payload(&spec), &mut go_on).unwrap();
+    let alone = trainer(&spec, &data)
+        .train_round(1, &first_payload(&spec), &mut go_on)
+        .unwrap();
+    let shared = first
+        .train_round(1, &first_payload(&spec), &mut go_on)
+        .unwrap();
     assert_eq!(shared.update, alone.update);
     let misses = task.cache_stats().misses;
-    let again = with(&spec).unwrap().train_round(1, &first_payload(&spec), &mut go_on).unwrap();
+    let again = with(&spec)
+        .unwrap()
+        .train_round(1, &first_payload(&spec), &mut go_on)
+        .unwrap();
     assert_eq!(again.update, alone.update);
     assert_eq!(task.cache_stats().misses, misses);
 
@@ -635,14 +759,27 @@ fn trap_6_silos_with_unlike_label_sets_share_an_adapter_and_no_head() {
     let spec = spec("fedmcp");
     let three = classification(30, 0);
     let mut two = three.clone();
-    two.train.retain(|row| row.label != Label::Class("food".to_owned()));
-    two.problem = Problem::Classification { classes: TaskData::classes_of(&two.train).unwrap() };
+    two.train
+        .retain(|row| row.label != Label::Class("food".to_owned()));
+    two.problem = Problem::Classification {
+        classes: TaskData::classes_of(&two.train).unwrap(),
+    };
     let first = first_payload(&spec);
     let outputs = |name: &str, data: &TaskData| {
         let mut trainer = try_trainer(&spec, name, data, CacheSettings::default(), None).unwrap();
         let update = trainer.train_round(1, &first, &mut go_on).unwrap().update;
-        assert!(update.layout().tensors().iter().all(|tensor| !tensor.name.contains("head")));
-        (update.payload().len(), trainer.best().unwrap().tensors["head.bias"].values.len())
+        assert!(
+            update
+                .layout()
+                .tensors()
+                .iter()
+                .all(|tensor| !tensor.name.contains("head"))
+        );
+        let model = trainer.personal_model(&first).unwrap();
+        (
+            update.payload().len(),
+            model.tensors["head.bias"].values.len(),
+        )
     };
     let ((bytes_a, classes_a), (bytes_b, classes_b)) =
         (outputs("north", &three), outputs("south", &two));
@@ -652,7 +789,12 @@ fn trap_6_silos_with_unlike_label_sets_share_an_adapter_and_no_head() {
 
 #[test]
 fn trap_6_a_shared_head_serves_unlike_label_sets_by_its_first_outputs() {
-    let spec = spec_with("name = \"fedavg\"", "", "sharing = \"shared\"\nclasses = 5", "");
+    let spec = spec_with(
+        "name = \"fedavg\"",
+        "",
+        "sharing = \"shared\"\nclasses = 5",
+        "",
+    );
     let mut trainer = trainer(&spec, &classification(30, 0));
     let first = first_payload(&spec);
     let result = trainer.train_round(1, &first, &mut go_on).unwrap();
@@ -662,5 +804,8 @@ fn trap_6_a_shared_head_serves_unlike_label_sets_by_its_first_outputs() {
     assert!(bias[..3].iter().all(|x| *x != 0.0), "{bias:?}");
     // The others see neither a gradient nor, being 0, decay.
     assert!(bias[3..].iter().all(|x| *x == 0.0), "{bias:?}");
-    assert_eq!(trainer.best().unwrap().tensors["head.bias"].shape, [3]);
+    assert_eq!(
+        trainer.personal_model(&first).unwrap().tensors["head.bias"].shape,
+        [3]
+    );
 }
