@@ -6,7 +6,7 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use concord_common::{
-    JobId, Timestamp, adapter::AdapterVersion, round::job::JobState, seed::Seed,
+    JobId, Timestamp, adapter::AdapterVersion, round::job::JobState,
 };
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -22,6 +22,9 @@ use crate::{
 mod aggregate;
 mod job;
 mod sweep;
+
+#[cfg(test)]
+pub(crate) use sweep::sweep as sweep_now;
 
 /// Wait before something that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -113,10 +116,7 @@ async fn start(context: &Arc<Context>, record: &JobRecord) -> Result<(), Failure
     let spec = decide::spec(record)?;
     let blobs = context.blobs.clone();
     let (version, payload_bytes) = tokio::task::spawn_blocking(move || {
-        let seed = Seed(spec.seed).derive("global-adapter");
-        let payload = spec
-            .adapter_shape()
-            .initial_payload(spec.initial_scale(), seed)?;
+        let payload = spec.initial_adapter()?;
         let digest = blobs
             .put(&payload)
             .map_err(Failure::io("cannot store a job's first adapter"))?;

@@ -11,9 +11,9 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use concord_common::{
     Clock,
     lifecycle::{Shutdown, StopOutcome},
-    tls::TlsError,
+    tls::{PeerIdentity, TlsError, TlsReload},
 };
-use tokio::sync::watch;
+use tokio_rustls::rustls;
 
 pub mod blobs;
 pub mod cli;
@@ -70,7 +70,7 @@ pub struct RunningServer {
     pub ops_addr: Option<SocketAddr>,
     context: Arc<Context>,
     shutdown: Shutdown,
-    tls: watch::Sender<Arc<tokio_rustls::rustls::ServerConfig>>,
+    tls: TlsReload<rustls::ServerConfig>,
 }
 
 impl Server {
@@ -95,7 +95,9 @@ impl Server {
         ids: Arc<dyn Ids>,
     ) -> Result<RunningServer, StartError> {
         config.check()?;
-        let (tls, newest_tls) = watch::channel(listener::server_tls(&config)?);
+        // First of all, so that nothing is counted before there is a recorder.
+        let recorder = config.ops.enabled.then(ops::recorder).flatten();
+        let tls = TlsReload::server(config.tls.clone(), &config.federation, clock.now())?;
         let context = Arc::new(Context::open(config, clock, ids).await?);
         let shutdown = Shutdown::new();
         let address = context.config.listen.address;
@@ -103,10 +105,13 @@ impl Server {
         let addr = bound
             .local_addr()
             .map_err(|source| listener::ListenError::Bind { address, source })?;
-        let ops_addr = ops::serve(&context, &shutdown).await?;
-        listener::serve(&context, bound, newest_tls, &shutdown).await?;
+        let ops_addr = ops::serve(&context, recorder, &shutdown).await?;
+        listener::serve(&context, bound, tls.subscribe(), &shutdown).await?;
         shutdown.spawn(driver::run(Arc::clone(&context), shutdown.token()));
-        tracing::info!(%addr, federation = %context.config.federation, "server started");
+        tracing::info!(address = %addr, federation = %context.config.federation, "listening");
+        if let Some(address) = ops_addr {
+            tracing::info!(%address, "serving metrics and probes");
+        }
         Ok(RunningServer {
             addr,
             ops_addr,
@@ -132,10 +137,8 @@ impl RunningServer {
     ///
     /// # Errors
     /// If they cannot be used; the old ones then stay.
-    pub fn reload_tls(&self) -> Result<(), TlsError> {
-        let config = listener::server_tls(&self.context.config)?;
-        self.tls.send_replace(config);
-        Ok(())
+    pub fn reload_tls(&self) -> Result<PeerIdentity, TlsError> {
+        self.tls.reload(self.context.now())
     }
 
     /// Stops: takes no new calls, ends streams, lets transfers finish until `deadline`, closes the database.

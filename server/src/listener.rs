@@ -3,19 +3,22 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use concord_common::{
+    ErrorCode,
+    code::Refusal,
     lifecycle::Shutdown,
-    tls::{self, Acceptor, TlsError},
+    tls::{Acceptor, TlsError},
 };
 use concord_proto::v1::{
     federation_service_server::FederationServiceServer,
     operator_service_server::OperatorServiceServer,
 };
 use tokio::{net::TcpListener, sync::watch};
-use tonic::{service::Routes, transport::Server};
+use tokio_rustls::rustls::ServerConfig;
+use tonic::{Code, Status, body::Body, service::Routes, transport::Server};
 use tonic_health::server::HealthReporter;
+use tower::util::MapResponseLayer;
 
 use crate::{
-    config::ServerConfig,
     context::Context,
     service::{federation::Federation, operator::Operator},
 };
@@ -43,17 +46,6 @@ pub enum ListenError {
     Reflection(#[from] tonic_reflection::server::Error),
 }
 
-/// The TLS configuration of the files that `config` names.
-///
-/// # Errors
-/// If a file cannot be read or used.
-pub(crate) fn server_tls(config: &ServerConfig) -> Result<Arc<tokio_rustls::rustls::ServerConfig>, TlsError> {
-    let (identity, roots) = config.tls.load()?;
-    metrics::gauge!(concord_common::telemetry::names::TLS_CERTIFICATE_EXPIRY)
-        .set(identity.not_after().as_millis() as f64 / 1000.0);
-    tls::server_config(&identity, &roots, &config.federation)
-}
-
 /// Binds the address of the section `[listen]`.
 ///
 /// # Errors
@@ -71,7 +63,7 @@ pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener, ListenError
 pub(crate) async fn serve(
     context: &Arc<Context>,
     listener: TcpListener,
-    tls: watch::Receiver<Arc<tokio_rustls::rustls::ServerConfig>>,
+    tls: watch::Receiver<Arc<ServerConfig>>,
     shutdown: &Shutdown,
 ) -> Result<(), ListenError> {
     let config = &context.config;
@@ -79,6 +71,7 @@ pub(crate) async fn serve(
     let acceptor = Acceptor::new(listener, tls, config.listen.limits());
     let limits = &config.limits;
     let mut server = Server::builder()
+        .layer(MapResponseLayer::new(explain_limit))
         .initial_stream_window_size(limits.stream_window.bytes() as u32)
         .initial_connection_window_size(limits.connection_window.bytes() as u32)
         .max_concurrent_streams(limits.max_streams)
@@ -105,6 +98,21 @@ pub(crate) async fn serve(
         }
     });
     Ok(())
+}
+
+/// Gives tonic's answer to a message beyond its bound the form of every other refusal.
+fn explain_limit(response: http::Response<Body>) -> http::Response<Body> {
+    let status = Status::from_header_map(response.headers());
+    match status {
+        Some(status) if status.code() == Code::OutOfRange && status.details().is_empty() => {
+            let refusal = Refusal::new(
+                ErrorCode::InvalidRequest,
+                format!("the message is too large: {}", status.message()),
+            );
+            Status::from(refusal).into_http()
+        }
+        _ => response,
+    }
 }
 
 async fn routes(

@@ -23,8 +23,8 @@ const BUCKETS: &[f64] = &[
 /// How often histograms are folded, so that they do not grow between two scrapes.
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// The process's metrics; the recorder is installed at the first call.
-fn recorder() -> Option<PrometheusHandle> {
+/// The process's metrics; the recorder is installed at the first call. None if another one was installed before.
+pub(crate) fn recorder() -> Option<PrometheusHandle> {
     static HANDLE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
     HANDLE
         .get_or_init(|| {
@@ -58,6 +58,7 @@ struct Ops {
 /// If the address cannot be bound.
 pub(crate) async fn serve(
     context: &Arc<Context>,
+    metrics: Option<PrometheusHandle>,
     shutdown: &Shutdown,
 ) -> Result<Option<SocketAddr>, ListenError> {
     let section = &context.config.ops;
@@ -70,7 +71,6 @@ pub(crate) async fn serve(
     };
     let listener = TcpListener::bind(section.address).await.map_err(bound)?;
     let address = listener.local_addr().map_err(bound)?;
-    let metrics = recorder();
     if let Some(handle) = metrics.clone() {
         let stop = shutdown.token();
         shutdown.spawn(async move {

@@ -16,6 +16,9 @@ pub mod transfer;
 mod upload;
 mod view;
 
+#[cfg(test)]
+pub(crate) use upload::record as record_upload;
+
 /// A silo's last call is written down again after this time.
 const SEEN_EVERY: std::time::Duration = std::time::Duration::from_secs(60);
 

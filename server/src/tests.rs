@@ -1,7 +1,7 @@
 //! The whole server in one process, over loopback TLS, with silos that only pretend to train.
 
 mod bad_input;
-mod harness;
+pub(crate) mod harness;
 mod jobs;
 mod restart;
 mod roles;

@@ -104,7 +104,7 @@ impl Federation {
             folder: TempDir::with_prefix("concord-test-")?,
             environment: options.environment.clone(),
         };
-        federation.pki(&["init", "--federation", &federation.name, "--dir", "pki"])?;
+        federation.pki(&["init", "--federation", &federation.name, "--folder", "pki"])?;
         let tls = federation.issue(Role::Server, "main")?;
         let text = server_config(&federation.name, federation.path(), &tls, options);
         fs::write(federation.path().join("server.toml"), text)?;
@@ -141,7 +141,15 @@ impl Federation {
     /// # Errors
     /// If the command fails.
     pub fn issue(&self, role: Role, name: &str) -> anyhow::Result<TlsSection> {
-        self.pki(&["issue", role.as_str(), name, "--dir", "pki"])?;
+        self.pki(&[
+            "issue",
+            "--role",
+            role.as_str(),
+            "--name",
+            name,
+            "--folder",
+            "pki",
+        ])?;
         let stem = self.pki_folder().join(format!("{role}-{name}"));
         let files = TlsSection {
             certificate: stem.with_extension("crt"),
@@ -180,8 +188,7 @@ impl Federation {
             &["run", "--config", "server.toml"],
             &variables,
         )?;
-        let pid = server.pid();
-        self.addresses = server.wait_for_log("ready server", PATIENCE, |log| ready(log, pid))?;
+        self.addresses = server.wait_for_log("ready server", PATIENCE, ready)?;
         self.server = Some(server);
         Ok(())
     }
@@ -248,8 +255,7 @@ impl Federation {
 }
 
 /// The addresses out of the newest start in a log, once it says that it is ready.
-fn ready(log: &str, pid: u32) -> Option<Addresses> {
-    let _ = pid;
+fn ready(log: &str) -> Option<Addresses> {
     let mut addresses = Addresses::default();
     let mut is_ready = false;
     for line in log.lines() {

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use concord_common::{
     ErrorCode, JobId, RoundNumber, SiloId,
-    chunk::Expected,
+    chunk::{Expected, MAX_CHUNK_BYTES},
     code::Refusal,
     round::{Contribution, Event},
     wire,
@@ -143,6 +143,10 @@ async fn next_message(
 ) -> Result<Option<v1::UploadContributionRequest>, Failure> {
     match tokio::time::timeout(idle, stream.message()).await {
         Ok(Ok(message)) => Ok(message),
+        Ok(Err(status)) if status.code() == tonic::Code::OutOfRange => refuse(
+            ErrorCode::BadChunk,
+            format!("a chunk has 1 to {MAX_CHUNK_BYTES} bytes, this one has more"),
+        ),
         Ok(Err(status)) => {
             tracing::debug!(%status, "an upload broke off");
             refuse(ErrorCode::Truncated, "the stream broke off; begin again and go on from there")
@@ -188,7 +192,7 @@ async fn delete_file(context: &Arc<Context>, id: UploadId) -> Result<(), Failure
 }
 
 /// The one transaction that makes a contribution count, or discards it.
-async fn record(context: &Context, upload: &UploadRecord) -> Result<Change, Failure> {
+pub(crate) async fn record(context: &Context, upload: &UploadRecord) -> Result<Change, Failure> {
     let (now, signer) = (context.now(), &context.signer);
     context
         .datastore

@@ -4,14 +4,15 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use concord_common::{
-    Clock, Digest, ErrorCode, Role, SpiffeId, SystemClock, Timestamp,
+    Clock, Digest, ErrorCode, Role, SpiffeId, SystemClock,
     adapter::{AdapterLayout, decode_f32, encode_f32},
     chunk,
+    clock::MockClock,
     code::Refusal,
     config::{ListenSection, LogSection, TlsSection},
     job::JobSpec,
     pki::{CertificateAuthority, DAY},
-    tls::{AcceptorLimits, ChannelOptions, Identity, TrustRoots, client_config, connect_channel},
+    tls::{AcceptorLimits, ChannelOptions, client_config, connect_channel},
     wire::SignedReceipt,
 };
 use concord_proto::v1::{
@@ -39,7 +40,7 @@ pub(crate) const FEDERATION: &str = "north";
 pub(crate) struct World {
     pub folder: TempDir,
     pub ca: CertificateAuthority,
-    pub clock: Arc<dyn Clock>,
+    pub clock: Arc<MockClock>,
     pub config: ServerConfig,
     pub server: Option<RunningServer>,
 }
@@ -58,7 +59,7 @@ impl World {
 
     fn stopped() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let clock = Arc::new(SystemClock);
+        let clock = Arc::new(MockClock::new(SystemClock.now()));
         let start = clock.now() - DAY;
         let ca = CertificateAuthority::create(FEDERATION, start, 30).unwrap();
         let written = ca.write(folder.path(), false).unwrap();
@@ -103,9 +104,8 @@ impl World {
     /// Stops the server if it runs and starts it again, on another port.
     pub(crate) async fn restart(&mut self) {
         self.stop().await;
-        let server = Server::start(self.config.clone(), Arc::clone(&self.clock))
-            .await
-            .unwrap();
+        let clock: Arc<dyn Clock> = self.clock.clone();
+        let server = Server::start(self.config.clone(), clock).await.unwrap();
         self.server = Some(server);
     }
 
@@ -120,16 +120,29 @@ impl World {
     }
 
     pub(crate) fn channel(&self, role: Role, name: &str) -> Channel {
-        let id = SpiffeId::new(FEDERATION, role, name).unwrap();
-        let start = self.clock.now() - DAY;
-        let issued = self.ca.issue(&id, &[], &[], start, DAY * 9).unwrap();
-        let identity =
-            Identity::from_pem(issued.certificate_pem.as_bytes(), issued.key_pem.as_bytes())
-                .unwrap();
-        let roots = TrustRoots::from_pem(self.ca.certificate_pem().as_bytes()).unwrap();
+        let (identity, roots) = self.issue(role, name).load().unwrap();
         let tls = client_config(&identity, &roots, FEDERATION).unwrap();
         let url = format!("https://{}", self.server().addr);
         connect_channel(&url, tls, ChannelOptions::default()).unwrap()
+    }
+
+    /// Moves the server's clock and wakes whoever waits for a deadline.
+    pub(crate) fn advance(&self, by: Duration) {
+        self.clock.advance(by);
+        self.server().context().hub.roster_changed();
+    }
+
+    /// The files of a new certificate.
+    pub(crate) fn issue(&self, role: Role, name: &str) -> TlsSection {
+        let id = SpiffeId::new(FEDERATION, role, name).unwrap();
+        let start = self.clock.now() - DAY;
+        let issued = self.ca.issue(&id, &[], &[], start, DAY * 9).unwrap();
+        let written = issued.write(self.folder.path(), true).unwrap();
+        TlsSection {
+            certificate: written.certificate,
+            key: written.key,
+            ca: self.config.tls.ca.clone(),
+        }
     }
 
     pub(crate) fn operator(&self) -> OperatorServiceClient<Channel> {
@@ -394,6 +407,29 @@ impl FakeSilo {
     }
 }
 
+/// What a round of these silos must publish; checks that it does.
+pub(crate) async fn expect_published(
+    world: &World,
+    silo: &mut FakeSilo,
+    job_id: &str,
+    round: u32,
+    updates: &[(&str, f32, u64)],
+) {
+    let updates = updates
+        .iter()
+        .map(|(name, value, examples)| (*name, (*value, *examples)))
+        .collect();
+    let published = eventually("the published round", async || {
+        let found = world.round(job_id, round).await.round.unwrap();
+        (found.phase() == v1::RoundPhase::Published).then_some(found)
+    })
+    .await;
+    let base = silo.download(job_id, &published.base_version, 0).await.unwrap();
+    let expected = weighted_mean(&base, &updates);
+    assert_eq!(published.published_version, Digest::of(&expected).to_vec());
+    assert_eq!(published.accepted as usize, updates.len());
+}
+
 /// The code that a call was refused with.
 pub(crate) fn code<T>(answer: Result<T, Status>) -> ErrorCode {
     let Err(status) = answer else {
@@ -418,9 +454,4 @@ pub(crate) fn weighted_mean(base: &[u8], updates: &BTreeMap<&str, (f32, u64)>) -
             .map(|value| (f64::from(*value) + step) as f32)
             .collect::<Vec<_>>(),
     )
-}
-
-/// A clock that tests move.
-pub(crate) fn now(world: &World) -> Timestamp {
-    world.clock.now()
 }

@@ -1,1 +1,221 @@
+//! The server may go away at any point: nothing is lost and nothing is counted twice.
 
+use std::sync::Arc;
+
+use concord_common::{Clock, Digest, RoundNumber, chunk, round::RoundPhase};
+use concord_proto::v1::{self, JobState, Outcome};
+use futures::stream;
+
+use super::harness::{World, constant, eventually, expect_published, spec};
+use crate::{context::Context, datastore::UploadRecord, error::Failure, ids::RandomIds};
+
+#[tokio::test]
+async fn a_round_goes_on_after_a_restart_and_receipts_stay_the_same() {
+    let mut world = World::start().await;
+    let [mut a, _b] = world.silos(["a", "b"]).await;
+    let job_id = world.submit(&spec(2, 2, "")).await;
+    let offer = a.offer(&job_id, 1, constant(1.25), 3).await;
+    let receipt = a.send(&offer).await.unwrap();
+    let key = a.public_key.clone();
+
+    world.restart().await;
+    let [mut a, mut b] = world.silos(["a", "b"]).await;
+    assert_eq!(a.public_key, key);
+    assert_eq!(a.send(&offer).await.unwrap(), receipt);
+    b.contribute(&job_id, 1, -0.5, 1).await;
+    expect_published(&world, &mut a, &job_id, 1, &[("a", 1.25, 3), ("b", -0.5, 1)]).await;
+
+    world.restart().await;
+    let [mut a, mut b] = world.silos(["a", "b"]).await;
+    a.contribute(&job_id, 2, 1.0, 1).await;
+    b.contribute(&job_id, 2, 1.0, 1).await;
+    world.wait_for_state(&job_id, JobState::Succeeded).await;
+}
+
+#[tokio::test]
+async fn an_upload_goes_on_where_it_was_cut_also_after_a_restart() {
+    let mut world = World::start().await;
+    let [mut a] = world.silos(["a"]).await;
+    let job_id = world.submit(&spec(1, 1, "")).await;
+    let offer = a.offer(&job_id, 1, constant(1.25), 3).await;
+    let begun = a.client.begin_contribution(offer.begin.clone()).await.unwrap().into_inner();
+    assert_eq!(begun.offset, 0);
+    let chunks: Vec<_> = chunk::chunks(&offer.payload, 0, 300).take(2).collect();
+    let (sender, receiver) = tokio::sync::mpsc::channel(4);
+    for chunk in chunks {
+        let message = v1::UploadContributionRequest {
+            upload_id: begun.upload_id.clone(),
+            chunk: Some(chunk),
+        };
+        sender.send(message).await.unwrap();
+    }
+    let mut client = a.client.clone();
+    let cut = tokio::task::spawn(async move {
+        let messages = tokio_stream::wrappers::ReceiverStream::new(receiver);
+        client.upload_contribution(messages).await
+    });
+    let spooled = world.config.state_dir.join("spool");
+    eventually("600 bytes in the spool", async || {
+        let file = std::fs::read_dir(&spooled).unwrap().next()?.unwrap();
+        (file.metadata().unwrap().len() == 600).then_some(())
+    })
+    .await;
+    // The connection is gone in the middle of the call.
+    cut.abort();
+    drop(sender);
+    let again = a.client.begin_contribution(offer.begin.clone()).await.unwrap().into_inner();
+    assert_eq!((again.offset, &again.upload_id), (600, &begun.upload_id));
+
+    world.restart().await;
+    let [mut a] = world.silos(["a"]).await;
+    let resumed = a.client.begin_contribution(offer.begin.clone()).await.unwrap().into_inner();
+    assert_eq!((resumed.offset, &resumed.upload_id), (600, &begun.upload_id));
+    assert_eq!(a.send(&offer).await.unwrap().outcome(), Outcome::Accepted);
+    expect_published(&world, &mut a, &job_id, 1, &[("a", 1.25, 3)]).await;
+}
+
+#[tokio::test]
+async fn an_upload_whose_last_byte_came_before_the_crash_needs_no_chunk_more() {
+    let mut world = World::start().await;
+    let [mut a] = world.silos(["a"]).await;
+    let job_id = world.submit(&spec(1, 1, "")).await;
+    let offer = a.offer(&job_id, 1, constant(1.25), 3).await;
+    let begun = a.client.begin_contribution(offer.begin.clone()).await.unwrap().into_inner();
+    world.stop().await;
+    let file = world.config.state_dir.join("spool").join(crate::ids::hex(&begun.upload_id));
+    std::fs::write(file, &offer.payload).unwrap();
+    world.restart().await;
+    let [mut a] = world.silos(["a"]).await;
+    assert_eq!(a.send(&offer).await.unwrap().outcome(), Outcome::Accepted);
+    world.wait_for_state(&job_id, JobState::Succeeded).await;
+}
+
+#[tokio::test]
+async fn a_round_that_was_closed_before_the_crash_is_aggregated_after_it() {
+    let mut world = World::start().await;
+    let [mut a] = world.silos(["a"]).await;
+    let job_id = world.submit(&spec(1, 1, "")).await;
+    let offer = a.offer(&job_id, 1, constant(1.25), 3).await;
+    let begun = a.client.begin_contribution(offer.begin.clone()).await.unwrap().into_inner();
+    world.stop().await;
+    record_without_a_driver(&world, &begun.upload_id, &offer.payload).await;
+    world.restart().await;
+    let [mut a] = world.silos(["a"]).await;
+    expect_published(&world, &mut a, &job_id, 1, &[("a", 1.25, 3)]).await;
+    assert_eq!(a.send(&offer).await.unwrap().outcome(), Outcome::Accepted);
+}
+
+/// What the server does up to the commit of a contribution that closes its round, and nothing after it.
+async fn record_without_a_driver(world: &World, upload_id: &[u8], payload: &[u8]) {
+    let clock: Arc<dyn Clock> = world.clock.clone();
+    let context = Context::open(world.config.clone(), clock, Arc::new(RandomIds))
+        .await
+        .unwrap();
+    let id: [u8; 16] = upload_id.try_into().unwrap();
+    std::fs::write(context.spool.path(&id), payload).unwrap();
+    let upload: UploadRecord = context
+        .datastore
+        .run_read("test", |tx| {
+            Box::pin(async move { Ok::<_, Failure>(tx.upload(&id).await?) })
+        })
+        .await
+        .unwrap()
+        .unwrap();
+    let change = crate::service::record_upload(&context, &upload).await.unwrap();
+    assert_eq!(change.phases, [RoundPhase::Aggregating]);
+    let round = context
+        .datastore
+        .run_read("test", |tx| {
+            let job_id = upload.job_id.clone();
+            Box::pin(async move {
+                Ok::<_, Failure>(tx.round(&job_id, RoundNumber(1)).await?)
+            })
+        })
+        .await
+        .unwrap();
+    assert_eq!(round.unwrap().phase, RoundPhase::Aggregating);
+    context.datastore.close().await;
+}
+
+#[tokio::test]
+async fn files_that_nothing_refers_to_are_swept_at_the_start() {
+    let mut world = World::start().await;
+    let job_id = world.submit(&spec(1, 1, "")).await;
+    let job = world.wait_for_state(&job_id, JobState::Running).await;
+    world.stop().await;
+    let (spool, adapters) = (
+        world.config.state_dir.join("spool"),
+        world.config.state_dir.join("adapters"),
+    );
+    std::fs::write(spool.join("00".repeat(16)), b"left over").unwrap();
+    std::fs::write(adapters.join(".tmp123"), b"left over").unwrap();
+    world.restart().await;
+    assert_eq!(std::fs::read_dir(spool).unwrap().count(), 0);
+    let kept: Vec<_> = std::fs::read_dir(adapters).unwrap().collect();
+    assert_eq!(kept.len(), 1);
+    let version = Digest::try_from(job.adapter_version.as_slice()).unwrap();
+    assert_eq!(kept[0].as_ref().unwrap().file_name().to_str(), Some(version.to_string().as_str()));
+}
+
+#[tokio::test]
+async fn an_expired_upload_is_forgotten_and_may_begin_again() {
+    let world = World::start().await;
+    let [mut a] = world.silos(["a"]).await;
+    let job_id = world.submit(&spec(1, 1, "max_time = \"1day\"")).await;
+    let offer = a.offer(&job_id, 1, constant(1.0), 1).await;
+    let begun = a.client.begin_contribution(offer.begin.clone()).await.unwrap().into_inner();
+    world.advance(world.config.spool.expiry * 2);
+    crate::driver::sweep_now(world.server().context()).await.unwrap();
+    let gone = a.upload(&begun.upload_id, Vec::new()).await;
+    assert_eq!(super::harness::code(gone), concord_common::ErrorCode::UnknownUpload);
+    let fresh = a.offer(&job_id, 1, constant(1.0), 1).await;
+    assert_eq!(a.send(&fresh).await.unwrap().outcome(), Outcome::Accepted);
+}
+
+#[tokio::test]
+async fn a_stop_lets_an_upload_finish_and_ends_streams_with_a_word() {
+    let mut world = World::start().await;
+    let [mut a, _b] = world.silos(["a", "b"]).await;
+    let job_id = world.submit(&spec(1, 2, "")).await;
+    let offer = a.offer(&job_id, 1, constant(1.0), 1).await;
+    let mut watching = a.client.watch_rounds(v1::WatchRoundsRequest {}).await.unwrap().into_inner();
+    watching.message().await.unwrap();
+    let begun = a.client.begin_contribution(offer.begin.clone()).await.unwrap().into_inner();
+    let mut chunks = chunk::chunks(&offer.payload, 0, 300).map(|chunk| v1::UploadContributionRequest {
+        upload_id: begun.upload_id.clone(),
+        chunk: Some(chunk),
+    });
+    let (sender, receiver) = tokio::sync::mpsc::channel(100);
+    sender.send(chunks.next().unwrap()).await.unwrap();
+    let mut client = a.client.clone();
+    let upload = tokio::task::spawn(async move {
+        let messages = tokio_stream::wrappers::ReceiverStream::new(receiver);
+        client.upload_contribution(messages).await
+    });
+    let spooled = world.config.state_dir.join("spool");
+    eventually("the first chunk in the spool", async || {
+        let file = std::fs::read_dir(&spooled).unwrap().next()?.unwrap();
+        (file.metadata().unwrap().len() == 300).then_some(())
+    })
+    .await;
+
+    let server = world.server.take().unwrap();
+    let stopping = tokio::task::spawn(server.stop(std::time::Duration::from_secs(10)));
+    let last = watching.message().await;
+    assert_eq!(super::harness::code(last), concord_common::ErrorCode::ShuttingDown);
+    let mut rest = stream::iter(chunks);
+    while let Some(message) = futures::StreamExt::next(&mut rest).await {
+        sender.send(message).await.unwrap();
+    }
+    drop(sender);
+    let receipt = upload.await.unwrap().unwrap().into_inner().receipt.unwrap();
+    assert_eq!(receipt.outcome(), Outcome::Accepted);
+    drop((a, _b));
+    let outcome = stopping.await.unwrap();
+    assert_eq!(outcome, concord_common::lifecycle::StopOutcome::Clean);
+
+    world.restart().await;
+    let [_a, mut b] = world.silos(["a", "b"]).await;
+    b.contribute(&job_id, 1, 1.0, 1).await;
+    world.wait_for_state(&job_id, JobState::Succeeded).await;
+}

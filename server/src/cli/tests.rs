@@ -1,0 +1,205 @@
+use clap::{CommandFactory as _, Parser as _};
+
+use super::{connect::Connection, *};
+
+fn resolve(words: &[&str], variables: &[(&str, &str)]) -> Result<Connection, CliError> {
+    let arguments =
+        Arguments::try_parse_from(["concord"].iter().chain(words).chain(&["silo", "list"])).unwrap();
+    Connection::resolve(&arguments.connection, |name| {
+        variables
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map(|(_, value)| (*value).to_owned())
+    })
+}
+
+#[test]
+fn the_command_line_is_consistent() {
+    Arguments::command().debug_assert();
+}
+
+#[test]
+fn options_go_before_variables_and_variables_before_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("concord.toml");
+    std::fs::write(
+        &file,
+        "server = \"file:1\"\ncertificate = \"f.crt\"\nkey = \"f.key\"\nca = \"f.ca\"\n",
+    )
+    .unwrap();
+    let found = resolve(
+        &["--config", file.to_str().unwrap(), "--key", "o.key"],
+        &[("CONCORD_KEY", "v.key"), ("CONCORD_SERVER", "variable:2")],
+    )
+    .unwrap();
+    assert_eq!(found.url, "https://variable:2");
+    assert_eq!(found.files.key, PathBuf::from("o.key"));
+    assert_eq!(found.files.ca, folder.path().join("f.ca"));
+}
+
+#[test]
+fn what_is_missing_is_named_with_its_option_and_its_variable() {
+    let error = resolve(&["--server", "here:1"], &[]).unwrap_err();
+    assert_eq!(error.exit(), Exit::Usage);
+    let text = error.to_string();
+    assert!(text.contains("--certificate") && text.contains("CONCORD_CERTIFICATE"), "{text}");
+}
+
+#[test]
+fn an_unknown_key_of_the_file_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("concord.toml");
+    std::fs::write(&file, "sever = \"here:1\"\n").unwrap();
+    let error = resolve(&["--config", file.to_str().unwrap()], &[]).unwrap_err();
+    assert!(error.to_string().contains("sever"), "{error}");
+}
+
+#[test]
+fn each_kind_of_failure_has_an_exit_code_of_its_own() {
+    for (code, exit) in [
+        (ErrorCode::UnknownJob, Exit::NotFound),
+        (ErrorCode::UnknownRound, Exit::NotFound),
+        (ErrorCode::InvalidJobSpec, Exit::Refused),
+        (ErrorCode::Busy, Exit::Busy),
+        (ErrorCode::ShuttingDown, Exit::Busy),
+        (ErrorCode::WrongRole, Exit::Refused),
+    ] {
+        let error = CliError::from(Status::from(Refusal::new(code, "because")));
+        assert_eq!(error.exit(), exit, "{code}");
+        assert!(error.to_string().contains("because"));
+    }
+    let away = CliError::from(Status::unavailable("no route"));
+    assert_eq!(away.exit(), Exit::Unreachable);
+}
+
+mod against_a_server {
+    use concord_common::Role;
+    use concord_proto::v1::JobState;
+
+    use super::*;
+    use crate::tests::harness::{World, spec};
+
+    /// Runs a command as operator `olga`; gives exit code and output.
+    async fn concord(world: &World, words: &[&str]) -> (Exit, String) {
+        let files = world.issue(Role::Operator, "olga");
+        let server = world.server().addr.to_string();
+        let connection = [
+            "concord",
+            "--server",
+            &server,
+            "--certificate",
+            files.certificate.to_str().unwrap(),
+            "--key",
+            files.key.to_str().unwrap(),
+            "--ca",
+            files.ca.to_str().unwrap(),
+        ];
+        let arguments = Arguments::try_parse_from(connection.iter().chain(words)).unwrap();
+        let mut out = Vec::new();
+        let exit = match commands::run(&arguments, &mut out).await {
+            Ok(exit) => exit,
+            Err(error) => {
+                out.extend(error.to_string().bytes());
+                error.exit()
+            }
+        };
+        (exit, String::from_utf8(out).unwrap())
+    }
+
+    fn json(text: &str) -> serde_json::Value {
+        serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+
+    #[tokio::test]
+    async fn a_job_is_submitted_watched_and_shown() {
+        let world = World::start().await;
+        let [mut a] = world.silos(["a"]).await;
+        let file = world.folder.path().join("job.toml");
+        std::fs::write(&file, spec(1, 1, "")).unwrap();
+        let file = file.to_str().unwrap();
+        let (exit, text) =
+            concord(&world, &["job", "submit", file, "--request-id", "once", "--json"]).await;
+        assert_eq!(exit, Exit::Done, "{text}");
+        let job_id = json(&text)["job"]["job_id"].as_str().unwrap().to_owned();
+        assert_eq!(json(&text)["job"]["algorithm"], "fedavg");
+        let (_, again) =
+            concord(&world, &["job", "submit", file, "--request-id", "once", "--json"]).await;
+        assert_eq!(json(&again)["existed"], true);
+
+        let work = async { a.contribute(&job_id, 1, 1.0, 1).await };
+        let watching = ["--json", "job", "watch", &job_id];
+        let ((exit, lines), _) = tokio::join!(concord(&world, &watching), work);
+        assert_eq!(exit, Exit::Done, "{lines}");
+        let last = json(lines.lines().last().unwrap());
+        assert_eq!(last["job"]["state"], "succeeded");
+        assert_eq!(last["silos"][0]["accepted"], 1);
+
+        let (exit, text) = concord(&world, &["job", "show", &job_id, "--json"]).await;
+        assert_eq!((exit, &json(&text)["job"]["state"]), (Exit::Done, &"succeeded".into()));
+        for (words, part) in [
+            (&["job", "list"][..], "succeeded"),
+            (&["job", "show", &job_id], "accepted"),
+            (&["job", "watch", &job_id], "has succeeded"),
+            (&["round", "list", &job_id], "published"),
+            (&["round", "show", &job_id, "1"], "accepted"),
+            (&["silo", "list"], "active"),
+        ] {
+            let (exit, text) = concord(&world, words).await;
+            assert_eq!(exit, Exit::Done, "{words:?}: {text}");
+            assert!(text.contains(part), "{words:?}: {text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_exit_code_says_what_happened() {
+        let mut world = World::start().await;
+        let job_id = world.submit(&spec(1, 1, "")).await;
+        world.wait_for_state(&job_id, JobState::Running).await;
+        let (exit, text) = concord(&world, &["job", "cancel", &job_id]).await;
+        assert_eq!(exit, Exit::Done, "{text}");
+        assert_eq!(concord(&world, &["job", "watch", &job_id]).await.0, Exit::Cancelled);
+        assert_eq!(concord(&world, &["job", "show", "nothing"]).await.0, Exit::NotFound);
+        assert_eq!(concord(&world, &["round", "show", &job_id, "1"]).await.0, Exit::NotFound);
+        let (exit, text) = concord(&world, &["job", "submit", "/no/such/file"]).await;
+        assert_eq!(exit, Exit::Usage, "{text}");
+        let file = world.folder.path().join("job.toml");
+        std::fs::write(&file, spec(1, 1, "colour = 1")).unwrap();
+        let (exit, text) = concord(&world, &["job", "submit", file.to_str().unwrap()]).await;
+        assert_eq!(exit, Exit::Refused);
+        assert!(text.contains("colour"), "{text}");
+        // A silo's certificate is no operator's.
+        let silo = world.issue(Role::Silo, "a");
+        let other = ["--certificate", silo.certificate.to_str().unwrap(), "--key", silo.key.to_str().unwrap()];
+        let addr = world.server().addr;
+        let arguments = Arguments::try_parse_from(
+            ["concord", "--server", &addr.to_string(), "--ca", silo.ca.to_str().unwrap(), "silo", "list"]
+                .iter()
+                .copied()
+                .chain(other),
+        )
+        .unwrap();
+        let error = commands::run(&arguments, &mut Vec::new()).await.unwrap_err();
+        assert_eq!(error.exit(), Exit::Usage);
+        assert!(error.to_string().contains("operator"), "{error}");
+
+        let files = world.issue(Role::Operator, "olga");
+        world.stop().await;
+        let arguments = Arguments::try_parse_from([
+            "concord",
+            "--server",
+            &addr.to_string(),
+            "--certificate",
+            files.certificate.to_str().unwrap(),
+            "--key",
+            files.key.to_str().unwrap(),
+            "--ca",
+            files.ca.to_str().unwrap(),
+            "silo",
+            "list",
+        ])
+        .unwrap();
+        let error = commands::run(&arguments, &mut Vec::new()).await.unwrap_err();
+        assert_eq!(error.exit(), Exit::Unreachable, "{error}");
+        assert!(error.to_string().contains("cannot be reached"), "{error}");
+    }
+}

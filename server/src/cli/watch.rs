@@ -1,0 +1,145 @@
+//! `job watch`: a live view, or one JSON object a line, until the job has ended.
+
+use std::{
+    collections::BTreeMap,
+    io::Write,
+    time::{Duration, Instant},
+};
+
+use concord_proto::v1;
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use tonic::Status;
+
+use super::{
+    CliError, Exit,
+    connect::Client,
+    exit_of,
+    output::{self, JobState, SiloProgress},
+    table,
+};
+
+/// How long a server may be away before watching is given up.
+const PATIENCE: Duration = Duration::from_secs(60);
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Watches a job; the exit code says how it ended. A server that goes away is waited for.
+pub(super) async fn watch(
+    client: &mut Client,
+    job_id: &str,
+    json: bool,
+    out: &mut dyn Write,
+) -> Result<Exit, CliError> {
+    let mut view = (!json).then(View::default);
+    let mut away_since: Option<Instant> = None;
+    loop {
+        let error = match follow(client, job_id, &mut view, out, &mut away_since).await {
+            Ok(Some(exit)) => return Ok(exit),
+            Ok(None) => Status::unavailable("the server ended the stream"),
+            Err(CliError::Status(status)) => *status,
+            Err(other) => return Err(other),
+        };
+        let since = *away_since.get_or_insert_with(Instant::now);
+        let may_return = matches!(exit_of(&error), Exit::Unreachable | Exit::Busy);
+        if !may_return || since.elapsed() > PATIENCE {
+            return Err(error.into());
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// Follows one stream to its end; none if it ended before the job.
+async fn follow(
+    client: &mut Client,
+    job_id: &str,
+    view: &mut Option<View>,
+    out: &mut dyn Write,
+    away_since: &mut Option<Instant>,
+) -> Result<Option<Exit>, CliError> {
+    let request = v1::WatchJobRequest {
+        job_id: job_id.to_owned(),
+    };
+    let mut stream = client.watch_job(request).await?.into_inner();
+    while let Some(message) = stream.message().await? {
+        *away_since = None;
+        let state = JobState::from(message);
+        match view {
+            None => output::line(out, &state)?,
+            Some(view) => view.show(&state),
+        }
+        let exit = match state.job.state.as_str() {
+            "succeeded" => Exit::Done,
+            "failed" => Exit::Refused,
+            "cancelled" => Exit::Cancelled,
+            _ => continue,
+        };
+        if let Some(view) = view.take() {
+            view.close();
+            let reason = state.job.reason.map(|reason| format!(": {reason}"));
+            let reason = reason.unwrap_or_default();
+            writeln!(out, "job {} has {}{reason}", state.job.job_id, state.job.state)?;
+        }
+        return Ok(Some(exit));
+    }
+    Ok(None)
+}
+
+/// A bar for the rounds and a line for each silo, on standard error.
+#[derive(Default)]
+struct View {
+    bars: MultiProgress,
+    rounds: Option<ProgressBar>,
+    silos: BTreeMap<String, ProgressBar>,
+    numbers: BTreeMap<String, String>,
+}
+
+impl View {
+    fn show(&mut self, state: &JobState) {
+        let job = &state.job;
+        let bars = &self.bars;
+        let rounds = self.rounds.get_or_insert_with(|| {
+            let style = ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} rounds  {msg}");
+            let bar = ProgressBar::new(u64::from(job.rounds));
+            bars.add(bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())))
+        });
+        rounds.set_prefix(job.name.clone());
+        let is_published = job.state == "succeeded";
+        rounds.set_position(u64::from(job.round) - u64::from(job.round > 0 && !is_published));
+        rounds.set_message(job.state.clone());
+        for report in &state.metrics {
+            let numbers: Vec<String> = report
+                .metrics
+                .iter()
+                .map(|(name, value)| format!("{name} {value:.3}"))
+                .collect();
+            let text = format!("round {} {}: {}", report.round, report.point, numbers.join(" "));
+            self.numbers.insert(report.silo_id.clone(), text);
+        }
+        for silo in &state.silos {
+            self.show_silo(silo);
+        }
+    }
+
+    fn show_silo(&mut self, silo: &SiloProgress) {
+        let bars = &self.bars;
+        let line = self.silos.entry(silo.silo_id.clone()).or_insert_with(|| {
+            let style = ProgressStyle::with_template("  {prefix:20} {msg}");
+            let bar = ProgressBar::new_spinner();
+            bars.add(bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner())))
+        });
+        line.set_prefix(silo.silo_id.clone());
+        let numbers = self.numbers.get(&silo.silo_id).map_or("", String::as_str);
+        line.set_message(format!(
+            "{:24} counted {:3}  sent {:>9}  {numbers}",
+            table::doing(silo),
+            silo.accepted,
+            table::bytes(silo.bytes_up),
+        ));
+    }
+
+    /// Leaves the last state on the screen.
+    fn close(self) {
+        for bar in self.silos.values().chain(self.rounds.iter()) {
+            bar.abandon();
+        }
+    }
+}
