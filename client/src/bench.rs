@@ -16,7 +16,7 @@ use concord_learning::{
     Kind, LearningError,
     backbone::{Backbone, BackboneConfig, BackboneFiles},
     cache::{CacheSettings, CacheStats},
-    data::{Split, TaskData},
+    data::{Row, Split, TaskData},
     metric::Evaluation,
     model::{PersonalModel, Prediction, Predictor},
     task::PreparedTask,
@@ -60,7 +60,7 @@ pub struct TrainerParts {
     pub saved: Option<Vec<u8>>,
 }
 
-/// A texts or a pair of texts to predict for.
+/// A text or a pair of texts to predict for.
 pub type Input = (String, Option<String>);
 
 #[derive(Default)]
@@ -329,6 +329,34 @@ impl Workbench {
                 .map(|(text, second)| (text.as_str(), second.as_deref()))
                 .collect();
             predictor.predict(tokenizer, &texts)
+        })
+        .await
+    }
+
+    /// The outputs of the model last taken up before softmax or scaling, row after row.
+    ///
+    /// # Errors
+    /// Those of [`Predictor::outputs`].
+    pub async fn outputs(&self, inputs: Vec<Input>) -> Result<Vec<f64>, LearningError> {
+        self.run("outputs", move |store| {
+            let (predictor, tokenizer) = store.model()?;
+            let texts: Vec<(&str, Option<&str>)> = inputs
+                .iter()
+                .map(|(text, second)| (text.as_str(), second.as_deref()))
+                .collect();
+            predictor.outputs(tokenizer, &texts)
+        })
+        .await
+    }
+
+    /// Loss and metrics of the model last taken up on labelled rows.
+    ///
+    /// # Errors
+    /// Those of [`Predictor::evaluate_rows`].
+    pub async fn evaluate_rows(&self, rows: Vec<Row>) -> Result<Evaluation, LearningError> {
+        self.run("evaluate rows", move |store| {
+            let (predictor, tokenizer) = store.model()?;
+            predictor.evaluate_rows(tokenizer, &rows)
         })
         .await
     }

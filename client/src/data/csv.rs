@@ -128,6 +128,8 @@ impl<R: Read> Iterator for CsvRows<R> {
         }
         if record.iter().next_back().is_some_and(|last| last.ends_with(format!("\n{END}\n").as_bytes())) {
             self.ended = true;
+            // This row has no end of its own that was counted.
+            let line = line + 1;
             return Some(Err(RowFault::Broken(format!(
                 "the quote that opens in the row at line {line} is never closed"
             ))));

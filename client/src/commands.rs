@@ -1,0 +1,110 @@
+//! The subcommands of `concord-client`. Each takes checked arguments and gives an error that says what to do.
+
+use std::{io, path::PathBuf};
+
+use concord_common::{JobId, telemetry::TelemetryError, tls::TlsError};
+use concord_learning::LearningError;
+
+use crate::{
+    config::SettingsError,
+    data::DataError,
+    egress::EgressError,
+    export::ExportError,
+    simulate::{SilosError, SimulateError},
+    vault::VaultError,
+};
+
+mod check;
+mod inference;
+mod run;
+mod simulated;
+mod state;
+
+pub use self::{
+    check::check_config,
+    inference::{EvaluateArgs, ExportArgs, InputFormat, PredictArgs, evaluate, export, predict},
+    run::run,
+    simulated::{SimulateArgs, simulate},
+    state::status,
+};
+
+/// A command that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// The configuration is not acceptable.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// The list of silos is not acceptable.
+    #[error(transparent)]
+    Silos(#[from] SilosError),
+    /// Certificate, key or CA cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// Logging cannot be switched on.
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
+    /// Something else in the configuration is wrong.
+    #[error("{0}")]
+    Unfit(String),
+    /// The vault cannot be used.
+    #[error(transparent)]
+    Vault(#[from] VaultError),
+    /// The egress gate cannot be opened.
+    #[error(transparent)]
+    Egress(#[from] EgressError),
+    /// libtorch, a backbone, a model.
+    #[error(transparent)]
+    Learning(#[from] LearningError),
+    /// Rows that cannot be read.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// A simulation that did not end.
+    #[error(transparent)]
+    Simulate(#[from] Box<SimulateError>),
+    /// An export that was not written.
+    #[error(transparent)]
+    Export(#[from] ExportError),
+    /// No job's model to use.
+    #[error("{0}")]
+    NoModel(String),
+    /// An input or output.
+    #[error("{}: {source}", .path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+}
+
+/// Exit code of a configuration that stays bad until someone corrects it (`EX_CONFIG`); systemd does not restart after it.
+pub const EXIT_CONFIG: u8 = 78;
+
+impl CommandError {
+    /// The process's exit code.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Settings(_) | Self::Silos(_) | Self::Tls(_) | Self::Telemetry(_) | Self::Unfit(_) => EXIT_CONFIG,
+            _ => 1,
+        }
+    }
+
+    fn io(path: impl Into<PathBuf>, source: io::Error) -> Self {
+        Self::Io {
+            path: path.into(),
+            source,
+        }
+    }
+
+    fn no_model(job: Option<&JobId>, there: &[JobId]) -> Self {
+        let listed: Vec<&str> = there.iter().map(JobId::as_str).collect();
+        Self::NoModel(match (job, there.is_empty()) {
+            (_, true) => "there is no finished job's model in the vault".to_owned(),
+            (None, false) => format!("name the job with --job; models are there for {}", listed.join(", ")),
+            (Some(job), false) => format!(
+                "there is no model of job {job} in the vault; models are there for {}",
+                listed.join(", ")
+            ),
+        })
+    }
+}

@@ -1,0 +1,97 @@
+//! The model card.
+
+use std::fmt::Write as _;
+
+use concord_common::job::Pool;
+use concord_learning::{
+    data::Problem,
+    model::{ModelFacts, PersonalModel},
+};
+
+use crate::vault::Header;
+
+/// The card of a plain export.
+pub(super) fn plain(model: &PersonalModel, header: &Header) -> String {
+    let mut card = opening(&[], "A personal model trained with Concord");
+    card += &facts(model, header);
+    card += "\n## Files\n\n\
+             `model.safetensors` holds `global.layer.<i>.{down,up}.{weight,bias}`, `private.layer.<i>.…` where the model has \
+             them, `gate` for `combine = \"gate\"`, `head.weight` and `head.bias`; its metadata entry `concord` holds the facts as \
+             JSON.\n\n\
+             In each adapter layer, after the feed-forward network and before its residual and LayerNorm: \
+             h' = h + c_g A_g(h) + c_p A_p(h), with A(h) = up · GELU(down · h + b_d) + b_u.\n";
+    card
+}
+
+/// The front matter and the title.
+pub(super) fn opening(tags: &[&str], title: &str) -> String {
+    let mut text = "---\ntags:\n- concord\n".to_owned();
+    for tag in tags {
+        let _ = writeln!(text, "- {tag}");
+    }
+    let _ = write!(text, "---\n\n# {title}\n\n");
+    text += "This folder holds a silo's private adapter and head. It was made for that silo's own use.\n";
+    text
+}
+
+/// What the model is, what it reached, and its labels.
+pub(super) fn facts(model: &PersonalModel, header: &Header) -> String {
+    let facts = &model.facts;
+    let mut text = "\n## Facts\n\n| | |\n|---|---|\n".to_owned();
+    for (name, value) in rows(facts, header) {
+        let _ = writeln!(text, "| {name} | {} |", cell(&value));
+    }
+    text += "\n## Metrics\n\n| split | metric | value |\n|---|---|---|\n";
+    for (split, metrics) in &header.metrics {
+        for (name, value) in metrics {
+            let _ = writeln!(text, "| {split} | {name} | {value:.4} |");
+        }
+    }
+    text += "\n## Labels\n\n";
+    match &facts.problem {
+        Problem::Classification { classes } => {
+            text += "| output | label |\n|---|---|\n";
+            for (index, class) in classes.iter().enumerate() {
+                let _ = writeln!(text, "| {index} | {} |", cell(class));
+            }
+        }
+        Problem::Regression => {
+            let _ = writeln!(
+                text,
+                "One output; the predicted number is output × {} + {}.",
+                facts.target_std, facts.target_mean
+            );
+        }
+    }
+    text
+}
+
+fn rows(facts: &ModelFacts, header: &Header) -> Vec<(&'static str, String)> {
+    let bottleneck = |size: Option<u64>| size.map_or_else(|| "none".to_owned(), |size| size.to_string());
+    vec![
+        ("job", format!("{} ({})", facts.job, header.binding.job)),
+        ("task", facts.task.clone()),
+        ("silo", facts.silo.clone()),
+        ("algorithm", facts.algorithm.clone()),
+        ("best round", facts.round.to_string()),
+        ("backbone", facts.backbone_name.clone()),
+        ("BLAKE3 of the backbone's weights", facts.backbone.to_string()),
+        ("adapter layers", format!("{:?}", facts.adapter_layers)),
+        ("global bottleneck", bottleneck(facts.global_bottleneck)),
+        ("private bottleneck", bottleneck(facts.private_bottleneck)),
+        ("combine", format!("{:?}", facts.combine).to_lowercase()),
+        (
+            "pooling",
+            match facts.pool {
+                Pool::Mean => "mean over the tokens that are not padding".to_owned(),
+                Pool::Cls => "first token".to_owned(),
+            },
+        ),
+        ("longest input in tokens", facts.max_length.to_string()),
+    ]
+}
+
+/// Text that cannot break a table.
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|").replace(['\n', '\r'], " ")
+}
