@@ -4,7 +4,8 @@
     run.py [--quick] [--out DIR] [--publish]
 
 writes `<out>/results.json`, `<out>/results.md` and plots. `--publish` also puts them into docs/experiments.md and
-docs/experiments/. An interrupted run goes on where it was; delete the folder to begin anew.
+docs/experiments/. What an interrupted run has finished is used again;
+delete the folder to begin anew.
 """
 
 from __future__ import annotations

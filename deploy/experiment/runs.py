@@ -32,7 +32,7 @@ class Sizes:
     jobs: int
 
 
-FULL = Sizes(train=256, validation=200, test=500, rounds=8, seeds=(1, 2, 3), selection_seed=100, jobs=2)
+FULL = Sizes(train=384, validation=150, test=400, rounds=6, seeds=(1, 2, 3), selection_seed=100, jobs=2)
 QUICK = Sizes(train=64, validation=50, test=100, rounds=2, seeds=(1,), selection_seed=100, jobs=2)
 
 
@@ -48,6 +48,9 @@ class Run:
         """A file name."""
         label = "".join(c if c.isalnum() or c in ".-" else "-" for c in self.setting.label())
         return f"{self.arm}--{label}--seed-{self.seed}"
+
+    def __hash__(self) -> int:
+        return hash(self.name())
 
 
 def toml_value(value: object) -> str:
@@ -102,36 +105,56 @@ class Bench:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return out
 
-    def run(self, run: Run) -> dict:
-        """Runs once, or takes what an earlier, equal run has left."""
-        spec = specification(run, self.sizes)
-        job, result = self.folder / f"{run.name()}.toml", self.folder / f"{run.name()}.json"
-        if result.exists() and job.exists() and job.read_text() == spec:
+    def kept(self, run: Run) -> dict | None:
+        """What an earlier, equal run has left."""
+        spec, result = self.folder / f"{run.name()}.toml", self.folder / f"{run.name()}.json"
+        if result.exists() and spec.exists() and spec.read_text() == specification(run, self.sizes):
             return json.loads(result.read_text())
-        job.write_text(spec)
-        unfinished = result.with_suffix(".unfinished")
-        command = [str(self.program), "simulate", "--job", str(job), "--silos", str(self.folder / f"tasks-{run.seed}")]
+        return None
+
+    def run(self, runs: list[Run]) -> list[dict]:
+        """Runs several with the same seed in one process, which computes the frozen layers only once."""
+        name = runs[0].name()
+        unfinished = self.folder / f"{name}.unfinished"
+        command = [str(self.program), "simulate", "--silos", str(self.folder / f"tasks-{runs[0].seed}")]
         command += ["--backbone", f"{BACKBONE}={self.backbone}", "--threads", "1", "--out", str(unfinished)]
-        with (self.folder / f"{run.name()}.log").open("wb") as log:
-            done = subprocess.run(command, stdout=log, stderr=log, check=False)
+        for run in runs:
+            job = self.folder / f"{run.name()}.toml"
+            (self.folder / f"{run.name()}.json").unlink(missing_ok=True)
+            job.write_text(specification(run, self.sizes))
+            command += ["--job", str(job)]
+        log = self.folder / f"{name}.log"
+        with log.open("wb") as out:
+            done = subprocess.run(command, stdout=out, stderr=out, check=False)
         if done.returncode != 0:
-            tail = (self.folder / f"{run.name()}.log").read_text(errors="replace")[-2000:]
+            tail = log.read_text(errors="replace")[-2000:]
             raise RuntimeError(f"{' '.join(command)} failed ({done.returncode}):\n{tail}")
-        os.replace(unfinished, result)
-        return json.loads(result.read_text())
+        reports = json.loads(unfinished.read_text())
+        unfinished.unlink()
+        reports = reports if isinstance(reports, list) else [reports]
+        for run, report in zip(runs, reports, strict=True):
+            (self.folder / f"{run.name()}.json").write_text(json.dumps(report))
+        return reports
 
     def run_all(self, runs: list[Run], what: str) -> dict[Run, dict]:
-        """Runs several, a few at a time, and says how far it is."""
-        results: dict[Run, dict] = {}
-        started = time.monotonic()
+        """All runs, a few processes at a time; says how far it is."""
+        results = {run: result for run in runs if (result := self.kept(run)) is not None}
+        left = [run for run in runs if run not in results]
+        batches = [
+            batch[start :: self.sizes.jobs]
+            for seed in sorted({run.seed for run in left})
+            for batch in [[run for run in left if run.seed == seed]]
+            for start in range(min(self.sizes.jobs, len(batch)))
+        ]
+        started, before = time.monotonic(), len(results)
         with ThreadPoolExecutor(self.sizes.jobs) as pool:
-            futures = {pool.submit(self.run, run): run for run in runs}
+            futures = {pool.submit(self.run, batch): batch for batch in batches}
             try:
                 for future in as_completed(futures):
-                    results[futures[future]] = future.result()
-                    spent = time.monotonic() - started
-                    left = spent / len(results) * (len(runs) - len(results))
-                    print(f"{what}: {len(results)} of {len(runs)} runs, about {left / 60:.0f} min left", flush=True)
+                    results.update(zip(futures[future], future.result(), strict=True))
+                    pace = (time.monotonic() - started) / (len(results) - before)
+                    minutes = pace * (len(runs) - len(results)) / 60
+                    print(f"{what}: {len(results)} of {len(runs)} runs, about {minutes:.0f} min left", flush=True)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
