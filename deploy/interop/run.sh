@@ -21,4 +21,7 @@ printf '\n--- MiniLM with adapters in every layer: Concord against transformers\
 "$python" "$here/minilm.py" "$CONCORD_MINILM" "$work/minilm.safetensors"
 (cd "$root" && "$cargo" run --quiet --locked -p concord-learning --example interop -- "$CONCORD_MINILM" "$work/minilm.safetensors")
 
+printf '\n--- exports of personal models, loaded with adapters\n'
+"$python" "$here/adapterhub.py" "${CARGO_TARGET_DIR:-$root/target}/debug/concord-client" "$CONCORD_MINILM"
+
 printf '\ninterop: all checks passed\n'
