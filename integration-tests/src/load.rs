@@ -331,13 +331,11 @@ fn check(kept: &Kept, load: &Load) -> anyhow::Result<(bool, f64)> {
         .map(|index| (constant(index), examples(index) as f64 / total as f64))
         .collect();
     let exact = base.iter().zip(&last).all(|(&base, &last)| {
-        // The aggregator's order: the base, then one silo after the other, in f64, rounded once.
-        let sum = weights
-            .iter()
-            .fold(f64::from(base), |sum, &(constant, weight)| {
-                sum + weight * f64::from((base + constant) - base)
-            });
-        (sum as f32).to_bits() == last.to_bits()
+        // The aggregator's order: one silo after the other, then the base, in f64, rounded once.
+        let step = weights.iter().fold(0.0, |step, &(constant, weight)| {
+            step + weight * f64::from((base + constant) - base)
+        });
+        ((f64::from(base) + step) as f32).to_bits() == last.to_bits()
     });
     let step: f64 = weights.iter().map(|&(c, p)| f64::from(c) * p).sum();
     let moved = step * f64::from(load.rounds + 1);
@@ -406,10 +404,10 @@ mod tests {
             durability: "process".to_owned(),
         };
         let mean = |base: f32, shares: [f64; 2]| {
-            let sum = (0..2_u32).fold(f64::from(base), |sum, index| {
-                sum + shares[index as usize] * f64::from((base + constant(index)) - base)
+            let step = (0..2_u32).fold(0.0, |step, index| {
+                step + shares[index as usize] * f64::from((base + constant(index)) - base)
             });
-            sum as f32
+            (f64::from(base) + step) as f32
         };
         let right = [1.0 / 3.0, 2.0 / 3.0];
         let rounds = |last: [f64; 2]| {

@@ -136,26 +136,21 @@ impl Federation {
             .with_context(|| format!("concord-server {}", all.join(" ")))
     }
 
-    /// A certificate for `name` in `role`, made by the real command.
+    /// A certificate for `name` in `role`, made by the real command when it is first asked for.
     ///
     /// # Errors
     /// If the command fails.
     pub fn issue(&self, role: Role, name: &str) -> anyhow::Result<TlsSection> {
-        self.pki(&[
-            "issue",
-            "--role",
-            role.as_str(),
-            "--name",
-            name,
-            "--folder",
-            "pki",
-        ])?;
         let stem = self.pki_folder().join(format!("{role}-{name}"));
         let files = TlsSection {
             certificate: stem.with_extension("crt"),
             key: stem.with_extension("key"),
             ca: self.pki_folder().join("ca.crt"),
         };
+        if !files.certificate.is_file() {
+            let (role, folder) = (role.as_str(), "pki");
+            self.pki(&["issue", "--role", role, "--name", name, "--folder", folder])?;
+        }
         ensure!(
             files.certificate.is_file(),
             "{} was not made",
@@ -254,22 +249,16 @@ impl Federation {
     }
 }
 
-/// The addresses out of the newest start in a log, once it says that it is ready.
+/// The addresses out of a server's log, once it says that it is ready.
 fn ready(log: &str) -> Option<Addresses> {
-    let mut addresses = Addresses::default();
-    let mut is_ready = false;
-    for line in log.lines() {
-        let Ok(event) = serde_json::from_str::<serde_json::Value>(line) else {
-            continue;
-        };
-        let address = || event["address"].as_str()?.parse().ok();
-        match event["message"].as_str() {
-            Some("starting") => (addresses, is_ready) = (Addresses::default(), false),
-            Some("listening") => addresses.grpc = address(),
-            Some("serving metrics and probes") => addresses.ops = address(),
-            Some("ready") => is_ready = true,
-            _ => {}
-        }
-    }
-    is_ready.then_some(addresses)
+    let events: Vec<serde_json::Value> = log
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect();
+    let find = |message: &str| events.iter().find(|event| event["message"] == message);
+    let address = |message: &str| find(message)?["address"].as_str()?.parse().ok();
+    find("ready").map(|_| Addresses {
+        grpc: address("listening"),
+        ops: address("serving metrics and probes"),
+    })
 }

@@ -20,6 +20,8 @@ pub struct Program {
     name: String,
     child: Child,
     log: PathBuf,
+    /// Length of the log when this run began.
+    earlier: usize,
 }
 
 impl Program {
@@ -40,6 +42,7 @@ impl Program {
             .append(true)
             .open(&log)
             .with_context(|| format!("cannot open {}", log.display()))?;
+        let earlier = file.metadata()?.len() as usize;
         let child = Command::new(program_path(name)?)
             .args(arguments)
             .envs(environment.iter().copied())
@@ -53,6 +56,7 @@ impl Program {
             name: log_name.to_owned(),
             child,
             log,
+            earlier,
         })
     }
 
@@ -61,10 +65,10 @@ impl Program {
         self.child.id()
     }
 
-    /// Everything it has written so far, with its earlier runs.
+    /// Everything it has written so far, without earlier runs.
     pub fn log(&self) -> String {
         let bytes = fs::read(&self.log).unwrap_or_default();
-        String::from_utf8_lossy(&bytes).into_owned()
+        String::from_utf8_lossy(bytes.get(self.earlier..).unwrap_or_default()).into_owned()
     }
 
     /// Waits until what it has written satisfies `wanted`.

@@ -12,35 +12,46 @@ mod rounds;
 mod server;
 mod tls;
 
-use concord_common::{SiloId, code::Refusal};
+use std::sync::LazyLock;
+
+use concord_common::{Role, SiloId, code::Refusal, config::TlsSection};
 use concord_integration_tests::{
     harness::Federation,
     silo::{Silo, operator},
 };
 use concord_proto::v1::{self, operator_service_client::OperatorServiceClient};
+use tokio::runtime::Runtime;
 use tonic::{Status, transport::Channel};
 
-/// A runtime for one test.
-fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap()
+/// The runtime that all tests of this process share.
+fn runtime() -> &'static Runtime {
+    static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap()
+    });
+    &RUNTIME
+}
+
+/// A silo with these files.
+fn silo_with(federation: &Federation, name: &str, files: &TlsSection) -> Silo {
+    let _inside = runtime().enter();
+    let id: SiloId = name.parse().unwrap();
+    Silo::new(id, files, federation.name(), &federation.url()).unwrap()
 }
 
 /// A silo with a certificate made for it.
 fn silo(federation: &Federation, name: &str) -> Silo {
-    let files = federation.issue(concord_common::Role::Silo, name).unwrap();
-    let id: SiloId = name.parse().unwrap();
-    Silo::new(id, &files, federation.name(), &federation.url()).unwrap()
+    let files = federation.issue(Role::Silo, name).unwrap();
+    silo_with(federation, name, &files)
 }
 
 /// An operator with a certificate made for it.
 fn operator_of(federation: &Federation) -> OperatorServiceClient<Channel> {
-    let files = federation
-        .issue(concord_common::Role::Operator, "test-operator")
-        .unwrap();
+    let files = federation.issue(Role::Operator, "test-operator").unwrap();
+    let _inside = runtime().enter();
     operator(&files, federation.name(), &federation.url()).unwrap()
 }
 

@@ -54,13 +54,11 @@ fn expected(base: &[u8], parts: &[(f32, u64)]) -> Vec<u8> {
         .unwrap()
         .into_iter()
         .map(|base| {
-            let sum = parts
-                .iter()
-                .fold(f64::from(base), |sum, (constant, examples)| {
-                    let delta = (base + constant) - base;
-                    sum + (*examples as f64 / total as f64) * f64::from(delta)
-                });
-            sum as f32
+            let step = parts.iter().fold(0.0, |step, (constant, examples)| {
+                let delta = (base + constant) - base;
+                step + (*examples as f64 / total as f64) * f64::from(delta)
+            });
+            (f64::from(base) + step) as f32
         })
         .collect();
     encode_f32(&values)
@@ -115,6 +113,8 @@ fn a_server_killed_in_the_middle_of_a_round_loses_and_doubles_nothing() {
         });
         federation.kill_server().unwrap();
         federation.start_server().unwrap();
+        // New connections: what a broken one tells its first caller is no concern of this test.
+        let mut silos: Vec<Silo> = NAMES.iter().map(|name| silo(&federation, name)).collect();
         runtime.block_on(async {
             // A retry of what is recorded gets the very same receipt.
             for index in 0..2 {
@@ -151,7 +151,7 @@ fn a_server_killed_in_the_middle_of_a_round_loses_and_doubles_nothing() {
 fn receipts_verify_with_the_servers_key_also_after_a_restart() {
     let mut federation = started("process");
     let mut operator = operator_of(&federation);
-    let mut silo = silo(&federation, "silo-a");
+    let mut first = silo(&federation, "silo-a");
     let runtime = runtime();
     let key = |silo: &mut Silo| {
         let info = runtime.block_on(silo.raw().get_server_info(v1::GetServerInfoRequest {}));
@@ -159,21 +159,22 @@ fn receipts_verify_with_the_servers_key_also_after_a_restart() {
     };
     let receipt = runtime.block_on(async {
         let job_id = submit(&mut operator, job_toml(&["silo-a"], 1)).await;
-        let lease = lease(&mut silo, &job_id, 0).await;
-        let base = silo
+        let lease = lease(&mut first, &job_id, 0).await;
+        let base = first
             .download(&job_id, &lease.layout, lease.base)
             .await
             .unwrap();
         let delta = added(&base, 1.0).unwrap();
-        silo.contribute(&lease, &delta, 1).await.unwrap()
+        first.contribute(&lease, &delta, 1).await.unwrap()
     });
-    receipt.verify(&key(&mut silo)).unwrap();
+    receipt.verify(&key(&mut first)).unwrap();
     federation.stop_server().unwrap();
     federation.start_server().unwrap();
-    receipt.verify(&key(&mut silo)).unwrap();
+    let mut again = silo(&federation, "silo-a");
+    receipt.verify(&key(&mut again)).unwrap();
     let mut forged = receipt;
     forged.receipt.round.0 += 1;
-    assert!(forged.verify(&key(&mut silo)).is_err());
+    assert!(forged.verify(&key(&mut again)).is_err());
 }
 
 /// Everything that a contribution's header can have wrong, and the code for each.
@@ -198,7 +199,7 @@ fn bad_headers(
             with(&|r| "../x".clone_into(&mut r.job_id)),
         ),
         ("INVALID_REQUEST", with(&|r| r.round = 0)),
-        ("WRONG_ROUND", with(&|r| r.round = 2)),
+        ("UNKNOWN_ROUND", with(&|r| r.round = 2)),
         ("LEASE_LOST", with(&|r| r.lease_token = vec![0; 16])),
         (
             "WRONG_BASE_VERSION",

@@ -162,6 +162,7 @@ fn jobs_survive_a_restart() {
     let job_id = runtime.block_on(submit(&mut operator, job_toml(&["silo-a"], 1)));
     federation.stop_server().unwrap();
     federation.start_server().unwrap();
+    let mut operator = operator_of(&federation);
     let jobs = runtime
         .block_on(operator.list_jobs(v1::ListJobsRequest { limit: 0 }))
         .unwrap()
