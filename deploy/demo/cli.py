@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Mapping, Optional, Sequence
@@ -53,6 +54,16 @@ class SiloView:
     bytes_up: int = 0
     bytes_down: int = 0
     metrics: dict[tuple[int, str], dict[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Doing:
+    """What a silo's daemon says of itself: a word such as "training", the round, and the steps done and to do in it."""
+
+    word: str
+    round: int
+    step: int = 0
+    steps: int = 0
 
 
 @dataclass
@@ -202,7 +213,7 @@ class Commands:
                         "max_length": settings.max_length,
                     },
                 ),
-                ("rounds", {"count": settings.rounds, "min_silos": len(silos), "weighting": "uniform", "max_time": "5m"}),
+                ("rounds", {"count": settings.rounds, "min_silos": 1 if local else len(silos), "weighting": "uniform", "max_time": "5m"}),
             ]
         )
 
@@ -220,6 +231,10 @@ class Commands:
         """Host, port and path that answer 200 when the server is ready."""
         return "127.0.0.1", self.operations_port, "/readyz"
 
+    def status_file(self, silo: str) -> Path:
+        """What a silo's daemon says of itself, renewed about once a second; only the silo's own machine has it."""
+        return self.work / f"silo-{silo}" / "status.json"
+
     def _operator(self, *words: str) -> list[str]:
         files = self._tls("operator", "demo")
         command = [self.operator, "--server", f"localhost:{self.port}"]
@@ -235,9 +250,9 @@ class Commands:
         """Shows the job."""
         return self._operator("job", "show", job)
 
-    def simulate(self, spec: Path, configs: Mapping[str, Path]) -> list[str]:
-        """Runs a job over the silos' own configurations in one process, in memory."""
-        command = [self.client, "simulate", "--job", str(spec), "--json"]
+    def simulate(self, spec: Path, configs: Mapping[str, Path], out: Path) -> list[str]:
+        """Runs a job over the silos' own configurations in one process, in memory; the result goes to a file."""
+        command = [self.client, "simulate", "--job", str(spec), "--out", str(out), "--log", "info"]
         for name, config in configs.items():
             command += ["--silo", f"{name}={config}"]
         return command
@@ -294,11 +309,26 @@ def add_metrics(silos: dict[str, SiloView], reports: Sequence[Mapping[str, Any]]
         silo.metrics[int(found["round"]), _word(found["point"])] = _metrics(found["metrics"])
 
 
+def parse_status(text: str) -> Optional[Doing]:
+    """What a daemon's status file says it is doing; None for nothing."""
+    work = json.loads(text)["work"]
+    return None if work is None else Doing(str(work["doing"]), int(work["round"]), int(work["step"]), int(work["steps"]))
+
+
 def parse_simulated(text: str) -> dict[str, SiloView]:
-    """What `concord-client simulate --json` prints: metric reports by silo."""
+    """What `concord-client simulate --out` writes: metric reports by silo."""
+    answer = json.loads(text)
+    if answer["state"] != "succeeded":
+        raise ValueError(f"the simulated job {answer['state']}: {answer['reason']}")
     silos: dict[str, SiloView] = {}
-    add_metrics(silos, json.loads(text)["metrics"])
+    add_metrics(silos, answer["metrics"])
     return silos
+
+
+def rounds_simulated(log: str) -> dict[str, int]:
+    """The rounds that each silo of a simulation has ended, by its log."""
+    found = re.findall(r'round done silo\.id="?([^\s"]+)"? round=(\d+)', log)
+    return {silo: int(number) for silo, number in found}
 
 
 def metric_of(view: Optional[SiloView], round_number: int, point: str, name: str) -> Optional[float]:

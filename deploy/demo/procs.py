@@ -140,6 +140,16 @@ class Processes:
             raise ProcessError(f"{name} failed with exit code {process.returncode}\n{log_tail(self.log_path(name))}")
         return output.decode("utf-8", "replace")
 
+    def finished(self, name: str) -> bool:
+        """Whether a started child has done its work; raises ProcessError if it failed."""
+        process = self._running.get(name)
+        if process is None or process.poll() is None:
+            return process is None
+        if process.returncode != 0:
+            raise ProcessError(f"{name} failed with exit code {process.returncode}\n{log_tail(self.log_path(name))}")
+        del self._running[name]
+        return True
+
     def check(self) -> None:
         """Raises ProcessError if a child has ended, and notes how much memory each has used."""
         for name, process in self._running.items():

@@ -11,7 +11,8 @@ import report
 
 @dataclass(frozen=True)
 class SiloLine:
-    """One silo's bar. `state`: a word such as "training"; `value`: its newest metric, None before the first."""
+    """One silo's bar. `state`: a word such as "training"; `value`: its newest metric, None before the first; `part`: how
+    much of the round after `done` is done, from 0 to 1."""
 
     title: str
     done: int
@@ -20,9 +21,10 @@ class SiloLine:
     metric: str = "accuracy"
     value: Optional[float] = None
     history: tuple[Optional[float], ...] = ()
+    part: float = 0.0
 
 
-def bar(done: int, total: int, width: int) -> str:
+def bar(done: float, total: int, width: int) -> str:
     """A bar of `width` cells, full for `done` of `total`."""
     full = 0 if total <= 0 else max(0, min(width, round(width * done / total)))
     return "█" * full + "░" * (width - full)
@@ -59,7 +61,7 @@ def frame(headline: str, elapsed: float, silos: Sequence[SiloLine], width: int =
             shown = report.metric_text({"metric": silo.metric}, silo.value)
             value = f"{report.METRICS[silo.metric]} {shown}  {spark(silo.history)}"
         count = f"{silo.done}/{silo.total}"
-        line = f"  {cut(silo.title, label):<{label}}  {bar(silo.done, silo.total, cells)}  {count:>5}  {silo.state:<10} {value}"
+        line = f"  {cut(silo.title, label):<{label}}  {bar(silo.done + silo.part, silo.total, cells)}  {count:>5}  {silo.state:<10} {value}"
         lines.append(cut(line.rstrip(), width))
     return lines
 
@@ -101,13 +103,14 @@ def table(finished: dict[str, Any]) -> list[str]:
 
 
 class Screen:
-    """Shows frames: drawn over one another on a terminal, and elsewhere only when a headline or a count changes."""
+    """Shows frames: drawn over one another on a terminal; elsewhere one for each headline, and the last one."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
         self._live = stream.isatty()
         self._drawn = 0
-        self._last: Optional[list[tuple[object, ...]]] = None
+        self._headline: Optional[str] = None
+        self._unseen: list[str] = []
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -116,16 +119,16 @@ class Screen:
 
     def show(self, headline: str, elapsed: float, silos: Sequence[SiloLine]) -> None:
         """The newest frame."""
+        lines = frame(headline, elapsed, silos, shutil.get_terminal_size().columns - 1 if self._live else 100)
         if self._live:
-            lines = frame(headline, elapsed, silos, shutil.get_terminal_size().columns - 1)
             self._clear()
             print("\n".join(lines), file=self._stream, flush=True)
             self._drawn = len(lines)
-            return
-        seen: list[tuple[object, ...]] = [(headline,), *((silo.title, silo.done, silo.value, silo.state == "done") for silo in silos)]
-        if seen != self._last:
-            self._last = seen
-            print("\n".join(frame(headline, elapsed, silos)), file=self._stream, flush=True)
+        elif headline != self._headline:
+            self._headline, self._unseen = headline, []
+            print("\n".join(lines), file=self._stream, flush=True)
+        else:
+            self._unseen = lines
 
     def _clear(self) -> None:
         if self._drawn:
@@ -136,3 +139,6 @@ class Screen:
     def keep(self) -> None:
         """Leaves the last frame on the screen."""
         self._drawn = 0
+        if self._unseen:
+            print("\n".join(self._unseen), file=self._stream, flush=True)
+            self._unseen = []

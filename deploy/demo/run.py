@@ -20,13 +20,28 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Callable, Mapping, Optional, Sequence
 
 import fetch
 import progress
 import report
 import tasks
-from cli import Commands, JobView, Settings, Silo, SiloView, metric_of, parse_job, parse_simulated, parse_submitted, program_folder
+from cli import (
+    Commands,
+    Doing,
+    JobView,
+    Settings,
+    Silo,
+    SiloView,
+    metric_of,
+    parse_job,
+    parse_simulated,
+    parse_status,
+    parse_submitted,
+    program_folder,
+    rounds_simulated,
+)
 from procs import Processes, ProcessError, free_ports, maps_library
 from progress import Screen, SiloLine
 
@@ -48,11 +63,11 @@ def metric_name(task: Mapping[str, Any]) -> str:
     return "spearman" if task["problem"] == "regression" else "accuracy"
 
 
-def silo_lines(job: JobView, silos: Sequence[Silo]) -> list[SiloLine]:
-    """The bars for what a job looks like now."""
+def silo_lines(job: JobView, silos: Sequence[Silo], doing: Mapping[str, Doing] = MappingProxyType({})) -> list[SiloLine]:
+    """The bars for what a job looks like now; `doing` is what the silos' daemons say of themselves."""
     lines = []
     for silo in silos:
-        view = job.silos.get(silo.name, SiloView())
+        view, own = job.silos.get(silo.name, SiloView()), doing.get(silo.name)
         name = metric_name(silo.task)
         history = tuple(metric_of(view, number, "after_aggregation", name) for number in range(1, job.rounds + 1))
         known = [value for value in history if value is not None]
@@ -61,13 +76,26 @@ def silo_lines(job: JobView, silos: Sequence[Silo]) -> list[SiloLine]:
         elif job.ended:
             state = "testing" if job.state == "succeeded" else job.state
         elif view.working:
-            state = "training"
+            state = own.word if own else "training"
         elif view.outcome in ("rejected", "discarded", "declined"):
             state = view.outcome
         else:
             state = "waiting"
         shown = history[: len(history) - next((n for n, v in enumerate(reversed(history)) if v is not None), len(history))]
-        lines.append(SiloLine(str(silo.task["title"]), view.accepted, job.rounds, state, name, known[-1] if known else None, shown))
+        # The server counts a round once its contribution is accepted; until then the daemon knows better.
+        part = own.step / own.steps if own and own.steps and own.round == view.accepted + 1 and not job.ended else 0.0
+        newest = known[-1] if known else None
+        lines.append(SiloLine(str(silo.task["title"]), view.accepted, job.rounds, state, name, newest, shown, part))
+    return lines
+
+
+def local_lines(done: Mapping[str, int], silos: Sequence[Silo], rounds: int, over: bool) -> list[SiloLine]:
+    """The bars for Local: the epochs that each silo has trained alone."""
+    lines = []
+    for silo in silos:
+        count = done.get(silo.name, 0)
+        state = "done" if over else "testing" if count == rounds else "training"
+        lines.append(SiloLine(str(silo.task["title"]), count, rounds, state))
     return lines
 
 
@@ -202,15 +230,39 @@ class Demo:
         peaks = {name: self.processes.peak(name) for name in ("server", *configs)}
         self.processes.stop_all()
 
-        self.screen.say("the daemons are stopped; training Local for comparison, in one process")
-        output = run("simulate", self.commands.simulate(local_spec, configs), timeout=JOB_WITHIN)
+        local = self._local(local_spec, configs)
         facts = {
             "started": started.strftime("%Y-%m-%dT%H:%M:%SZ"),
             "seconds": round(seconds, 1),
             "libtorch_mapped": mapped,
             "peaks": peaks,
         }
-        return make_report(job, self.silos, parse_simulated(output), facts, self.settings)
+        return make_report(job, self.silos, local, facts, self.settings)
+
+    def _local(self, spec: Path, configs: Mapping[str, Path]) -> dict[str, SiloView]:
+        """Trains each silo alone; they have nothing to wait for, so two processes take half of them each."""
+        self.screen.say("the daemons are stopped; for comparison, each silo trains alone")
+        names, clock = list(configs), time.monotonic()
+        halves = {f"local-{number + 1}": names[number::2] for number in range(2) if names[number::2]}
+        outputs = {name: self.commands.work / f"{name}.json" for name in halves}
+        for name, silos in halves.items():
+            self.processes.start(name, self.commands.simulate(spec, {silo: configs[silo] for silo in silos}, outputs[name]))
+        while True:
+            over = [self.processes.finished(name) for name in halves]
+            done: dict[str, int] = {}
+            for name in halves:
+                done.update(rounds_simulated(self.processes.log_path(name).read_text(encoding="utf-8", errors="replace")))
+            lines = local_lines(done, self.silos, self.settings.rounds, all(over))
+            self.screen.show("Local: each silo alone", time.monotonic() - clock, lines)
+            if all(over):
+                self.screen.keep()
+                views: dict[str, SiloView] = {}
+                for path in outputs.values():
+                    views.update(parse_simulated(path.read_text(encoding="utf-8")))
+                return views
+            if time.monotonic() - clock > JOB_WITHIN:
+                raise DemoError(f"Local has not ended within {JOB_WITHIN:.0f} s")
+            time.sleep(POLL_EVERY)
 
     def _follow(self, job_id: str, clock: float) -> JobView:
         """Shows the job until every silo has tested its last model."""
@@ -219,7 +271,7 @@ class Demo:
         while True:
             self.processes.check()
             job = parse_job(self.processes.run("show", self.commands.show(job_id)))
-            self.screen.show(headline(job), time.monotonic() - clock, silo_lines(job, self.silos))
+            self.screen.show(headline(job), time.monotonic() - clock, silo_lines(job, self.silos, self._doing()))
             if job.ended and job.state != "succeeded":
                 raise DemoError(f"the job {job.state}: {job.reason}")
             if job.ended and all_tested(job, self.silos):
@@ -233,6 +285,18 @@ class Demo:
             if time.monotonic() > deadline:
                 raise DemoError(f"the job has not ended within {JOB_WITHIN:.0f} s (round {job.round} of {job.rounds})")
             time.sleep(POLL_EVERY)
+
+    def _doing(self) -> dict[str, Doing]:
+        """What the daemons say of themselves; one that has not written anything yet is left out."""
+        found = {}
+        for silo in self.silos:
+            try:
+                doing = parse_status(self.commands.status_file(silo.name).read_text(encoding="utf-8"))
+            except FileNotFoundError:
+                continue
+            if doing is not None:
+                found[silo.name] = doing
+        return found
 
     def _wait(self, complaint: str, within: float, reached: Callable[[], bool]) -> None:
         deadline = time.monotonic() + within

@@ -46,8 +46,8 @@ class FakeCommands(Commands):
     def show(self, job):
         return self._fake("show", job)
 
-    def simulate(self, spec, configs):
-        return self._fake("simulate", *configs)
+    def simulate(self, spec, configs, out):
+        return self._fake("simulate", str(out), *configs)
 
 
 def wait_for_term(stubborn=False):
@@ -123,9 +123,16 @@ def main():
     elif program == "show":
         show(work, fate)
     elif program == "simulate":
-        metrics = reports(words, "after_training", ROUNDS, 0.6)
-        metrics += [found for found in reports(words, "last_test", ROUNDS, 0.7) if found["round"] == ROUNDS]
-        print(json.dumps({"metrics": metrics}))
+        if fate.get("local") == "fails":
+            sys.exit("cannot read the rows")
+        if fate.get("local") == "hangs":
+            wait_for_term()
+        out, silos = Path(words[0]), words[1:]
+        for silo in silos:
+            print(f"2025-01-31T12:00:00Z  INFO x: round done silo.id={silo} round={ROUNDS} rounds={ROUNDS}")
+        metrics = reports(silos, "after_training", ROUNDS, 0.6)
+        metrics += [found for found in reports(silos, "last_test", ROUNDS, 0.7) if found["round"] == ROUNDS]
+        out.write_text(json.dumps({"state": "succeeded", "reason": "", "metrics": metrics}))
 
 
 if __name__ == "__main__":

@@ -35,6 +35,11 @@ class FrameTest(unittest.TestCase):
         self.assertRegex(text, r"E-mail: spam or ham +█+░+ +2/4 +training +accuracy 95.1 +▁█")
         self.assertRegex(text, r"Ratings +░+ +0/4 +waiting")
 
+    def test_a_bar_moves_within_a_round(self):
+        half = SiloLine("E-mail", 2, 4, "training", part=0.5)
+        lines = progress.frame("round 3 of 4", 67, [half, SiloLine("E-mail", 2, 4, "training")])
+        self.assertGreater(lines[2].count("█"), lines[3].count("█"))
+
     def test_no_line_is_wider_than_asked(self):
         for width in (30, 60, 100):
             for line in progress.frame("a headline that is rather long " * 3, 5, LINES, width):
@@ -72,6 +77,16 @@ class ScreenTest(unittest.TestCase):
         screen.keep()
         screen.say("after")
         self.assertNotIn("\x1b", stream.getvalue())
+
+    def test_without_a_terminal_the_last_frame_is_written_when_it_is_kept(self):
+        stream = io.StringIO()
+        screen = Screen(stream)
+        screen.show("one", 1, LINES)
+        screen.show("one", 9, LINES)
+        self.assertNotIn("0:09", stream.getvalue())
+        screen.keep()
+        screen.keep()
+        self.assertEqual(stream.getvalue().count("0:09"), 1)
 
     def test_without_a_terminal_only_changes_are_written_and_no_escapes(self):
         stream = io.StringIO()

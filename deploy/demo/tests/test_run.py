@@ -94,6 +94,11 @@ class DemoTest(unittest.TestCase):
             self.demo(job="fails")
         self.assertFalse([pid for pid in self.pids() if alive(pid)])
 
+    def test_a_failure_of_local_ends_the_demo_with_its_last_words(self):
+        with self.assertRaisesRegex(ProcessError, r"local-[12] failed[^$]*cannot read the rows"):
+            self.demo(local="fails")
+        self.assertFalse([pid for pid in self.pids() if alive(pid)])
+
     def test_a_job_that_never_ends_is_given_up(self):
         with mock.patch.object(run, "JOB_WITHIN", 0.5):
             with self.assertRaisesRegex(run.DemoError, "has not ended within"):
@@ -133,9 +138,9 @@ class MainTest(unittest.TestCase):
             env=dict(os.environ, FAKE=json.dumps(fate)),
         )
 
-    def until_running(self):
+    def until_running(self, sign="work/calls"):
         deadline = time.monotonic() + 20
-        while not (self.out / "work" / "calls").exists():
+        while not (self.out / sign).exists():
             self.assertLess(time.monotonic(), deadline, "the demo did not get going")
             time.sleep(0.01)
 
@@ -163,6 +168,14 @@ class MainTest(unittest.TestCase):
                 self.assertFalse([pid for pid in self.pids() if alive(pid)])
                 self.assertFalse((self.out / "report.json").exists())
                 (self.out / "work" / "calls").unlink()
+
+    def test_ctrl_c_stops_local_too(self):
+        with self.start(local="hangs") as demo:
+            self.until_running("logs/local-2.log")
+            demo.send_signal(signal.SIGINT)
+            _, complaints = demo.communicate(timeout=60)
+        self.assertEqual(demo.returncode, 130, complaints)
+        self.assertFalse([pid for pid in self.pids() if alive(pid)])
 
     def test_an_error_is_one_sentence_and_no_traceback(self):
         with self.start(job="fails") as demo:
@@ -199,6 +212,14 @@ class ViewTest(unittest.TestCase):
         self.assertEqual(self.line(self.job("cancelled")).state, "cancelled")
         self.assertEqual(run.silo_lines(JobView("j", "queued", 0, 3), SILOS)[0].state, "waiting")
 
+    def test_a_daemons_own_word_and_steps_move_its_bar(self):
+        def line(own, **view):
+            return run.silo_lines(self.job(working=True, **view), SILOS[:1], {"spam": own})[0]
+
+        self.assertEqual(line(cli.Doing("downloading", 2, 0, 0), accepted=1).state, "downloading")
+        self.assertEqual(line(cli.Doing("training", 2, 8, 32), accepted=1).part, 0.25)
+        self.assertEqual(line(cli.Doing("training", 2, 8, 32), accepted=2).part, 0.0)
+
     def test_the_newest_metric_and_its_history_are_shown_without_rounds_to_come(self):
         metrics = {(n, "after_aggregation"): {"accuracy": 0.7 + n / 100} for n in (1, 2)}
         line = self.line(self.job(metrics=metrics))
@@ -229,6 +250,20 @@ class CliTest(unittest.TestCase):
         spec = cli.Commands(Path("/p"), Path("/w"), 1, 2).job_spec(SILOS, Settings(bottleneck=16), local=True)
         self.assertIn("bottleneck = 32", spec)
         self.assertIn('name = "local"', spec)
+
+    def test_a_daemons_status_is_read(self):
+        work = {"job": "j", "round": 2, "rounds": 5, "doing": "training", "step": 3, "steps": 32}
+        self.assertEqual(cli.parse_status(json.dumps({"work": work})), cli.Doing("training", 2, 3, 32))
+        self.assertIsNone(cli.parse_status('{"work": null}'))
+
+    def test_the_rounds_of_a_simulation_are_read_from_its_log(self):
+        line = "2025-01-31T12:00:00Z  INFO concord_client: round done silo.id={} round={} rounds=6\n"
+        log = line.format("a", 1) + "other\n" + line.format("b-2", 1) + line.format("a", 2)
+        self.assertEqual(cli.rounds_simulated(log), {"a": 2, "b-2": 1})
+
+    def test_a_simulation_that_failed_is_no_result(self):
+        with self.assertRaisesRegex(ValueError, "failed: too few"):
+            cli.parse_simulated('{"state": "failed", "reason": "too few", "metrics": []}')
 
     def test_states_and_metrics_are_read_in_either_spelling(self):
         reports = [{"silo_id": "a", "round": 1, "point": "METRIC_POINT_LAST_TEST", "metrics": [{"name": "accuracy", "value": 0.5}]}]
