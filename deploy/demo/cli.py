@@ -210,6 +210,7 @@ class Commands:
                     {
                         "batch_size": settings.batch_size,
                         "learning_rate": settings.learning_rate,
+                        "head_learning_rate": settings.learning_rate,
                         "max_length": settings.max_length,
                     },
                 ),

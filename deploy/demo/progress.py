@@ -99,6 +99,9 @@ def table(finished: dict[str, Any]) -> list[str]:
     server = finished["server"]
     mapped = {True: ", libtorch mapped", False: ", no libtorch mapped"}.get(server.get("libtorch_mapped"), "")
     lines.append(f"server memory at its peak: {report.bytes_text(server['peak_rss_bytes'])}{mapped}")
+    daemons = [silo["peak_rss_bytes"] for silo in finished["silos"] if silo.get("peak_rss_bytes")]
+    if daemons:
+        lines.append(f"largest silo daemon at its peak: {report.bytes_text(max(daemons))}")
     return lines
 
 

@@ -50,7 +50,7 @@ class TableTest(unittest.TestCase):
     def test_columns_line_up_and_the_mean_gain_is_given(self):
         silo = {
             "title": "E-mail", "metric": "accuracy", "majority": 0.5, "local": 0.8, "final": 0.85, "bytes_up": 1000,
-            "bytes_down": 2000, "seconds": 5.0,
+            "bytes_down": 2000, "seconds": 5.0, "peak_rss_bytes": 412_000_000,
         }
         rating = dict(silo, title="A longer name", metric="spearman", majority=None, local=None, final=0.512)
         lines = progress.table({"silos": [silo, rating], "server": {"peak_rss_bytes": 30_000_000, "libtorch_mapped": False}})
@@ -59,6 +59,7 @@ class TableTest(unittest.TestCase):
         self.assertRegex(lines[3], r"A longer name +Spearman +– +– +0.512 +–")
         self.assertIn("mean gain over Local: +5.0 points", lines[5])
         self.assertEqual(lines[6], "server memory at its peak: 30.0 MB, no libtorch mapped")
+        self.assertEqual(lines[7], "largest silo daemon at its peak: 412 MB")
 
 
 class ScreenTest(unittest.TestCase):
