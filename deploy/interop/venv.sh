@@ -19,10 +19,11 @@ fi
 if [[ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]]; then
   say "making the Python venv with torch, transformers and adapters (about 3 GB, once) in $venv"
   # The stamp is written last: without it the venv counts as not made.
-  python3 -m venv --clear "$venv" || { say "error: python3 cannot make a venv (on Debian: apt-get install python3-venv)"; exit 1; }
+  # Without its own pip: Debian's python3 can make a venv, but lacks what installs pip into one. The system's pip works for it.
+  python3 -m venv --clear --without-pip "$venv" || { say "error: python3 cannot make a venv in $venv"; exit 1; }
   # pip unpacks in its temporary folder first: keep that off a small /tmp.
   mkdir "$venv/tmp"
-  TMPDIR=$venv/tmp "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-cache-dir \
+  TMPDIR=$venv/tmp python3 -m pip --python "$venv/bin/python" install --quiet --disable-pip-version-check --no-cache-dir \
     --requirement "$here/requirements.txt" >&2 ||
     { say "error: pip could not install the packages; nothing is kept. Check the network and pip's index, then run this again"; exit 1; }
   rm -rf "$venv/tmp"
