@@ -187,9 +187,8 @@ fn exit_of(status: &Status) -> Exit {
             Exit::NotFound
         }
         Some(ErrorCode::Busy | ErrorCode::ShuttingDown) => Exit::Busy,
-        Some(_) => Exit::Refused,
         None if is_unreachable(status) => Exit::Unreachable,
-        None => Exit::Refused,
+        Some(_) | None => Exit::Refused,
     }
 }
 

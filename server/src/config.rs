@@ -115,7 +115,7 @@ impl Default for LimitsSection {
         Self {
             max_transfers: 8,
             max_waiting_transfers: 1024,
-            transfer_wait: Duration::from_secs(120),
+            transfer_wait: Duration::from_mins(2),
             transfer_idle: Duration::from_secs(30),
             chunk_size: ByteSize(256 << 10),
             stream_window: ByteSize(512 << 10),
@@ -145,7 +145,7 @@ impl Default for SpoolSection {
         Self {
             max_uploads: 1024,
             max_bytes: ByteSize(64 << 30),
-            expiry: Duration::from_secs(3600),
+            expiry: Duration::from_hours(1),
         }
     }
 }
@@ -171,8 +171,8 @@ impl Default for JobsSection {
         Self {
             max_running: 2,
             max_queued: 1000,
-            lease: Duration::from_secs(120),
-            announce_ended: Duration::from_secs(7 * 24 * 3600),
+            lease: Duration::from_mins(2),
+            announce_ended: Duration::from_hours(7 * 24),
         }
     }
 }

@@ -117,13 +117,13 @@ impl Datastore {
         // One writer, so that transactions of this process queue in order instead of colliding.
         let writer = SqlitePoolOptions::new()
             .max_connections(1)
-            .acquire_timeout(Duration::from_secs(60))
+            .acquire_timeout(Duration::from_mins(1))
             .connect_with(options.clone())
             .await?;
         migrations::run(&writer).await?;
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS)
-            .acquire_timeout(Duration::from_secs(60))
+            .acquire_timeout(Duration::from_mins(1))
             .connect_with(options.pragma("query_only", "ON"))
             .await?;
         Ok(Self { writer, readers })

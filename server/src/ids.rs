@@ -24,7 +24,7 @@ impl Ids for RandomIds {
 }
 
 /// An id for a new job: what can be kept of its name, and eight hex digits.
-pub fn new_job_id(name: &str, ids: &dyn Ids) -> JobId {
+pub(crate) fn new_job_id(name: &str, ids: &dyn Ids) -> JobId {
     let mut slug = String::new();
     for c in name.chars() {
         let c = c.to_ascii_lowercase();
@@ -46,8 +46,14 @@ pub fn new_job_id(name: &str, ids: &dyn Ids) -> JobId {
 }
 
 /// Lowercase hex digits.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    const DIGITS: [char; 16] = [
+        '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f',
+    ];
+    bytes
+        .iter()
+        .flat_map(|byte| [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]])
+        .collect()
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ mod view;
 pub(crate) use upload::record as record_upload;
 
 /// A silo's last call is written down again after this time.
-const SEEN_EVERY: std::time::Duration = std::time::Duration::from_secs(60);
+const SEEN_EVERY: std::time::Duration = std::time::Duration::from_mins(1);
 
 /// The operator that calls.
 ///

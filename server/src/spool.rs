@@ -99,18 +99,16 @@ impl Spool {
         loop {
             let holder = {
                 let mut turns = lock(&self.turns);
-                match turns.get(&id) {
-                    Some(holder) => holder.clone(),
-                    None => {
-                        let turn = Turn::default();
-                        turns.insert(id, turn.clone());
-                        return UploadTurn {
-                            id,
-                            turn,
-                            turns: Arc::clone(&self.turns),
-                        };
-                    }
-                }
+                let Some(holder) = turns.get(&id) else {
+                    let turn = Turn::default();
+                    turns.insert(id, turn.clone());
+                    return UploadTurn {
+                        id,
+                        turn,
+                        turns: Arc::clone(&self.turns),
+                    };
+                };
+                holder.clone()
             };
             holder.cut.cancel();
             holder.over.cancelled().await;

@@ -94,7 +94,7 @@ enum Pki {
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Run(arguments) => run(&arguments),
-        Command::CheckConfig(arguments) => check(&arguments),
+        Command::CheckConfig(arguments) => Ok(check(&arguments)),
         Command::Pki(command) => pki(command).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
@@ -110,10 +110,10 @@ fn load(arguments: &ConfigArguments) -> Result<ServerConfig, ExitCode> {
     })
 }
 
-fn check(arguments: &ConfigArguments) -> anyhow::Result<ExitCode> {
+fn check(arguments: &ConfigArguments) -> ExitCode {
     let config = match load(arguments) {
         Ok(config) => config,
-        Err(code) => return Ok(code),
+        Err(code) => return code,
     };
     let checked = config.tls.load().and_then(|(identity, roots)| {
         identity.check(&roots, SystemClock.now())?;
@@ -121,10 +121,10 @@ fn check(arguments: &ConfigArguments) -> anyhow::Result<ExitCode> {
     });
     if let Err(error) = checked {
         eprintln!("error: {error}");
-        return Ok(ExitCode::from(EXIT_CONFIG));
+        return ExitCode::from(EXIT_CONFIG);
     }
     println!("the configuration is acceptable");
-    Ok(ExitCode::SUCCESS)
+    ExitCode::SUCCESS
 }
 
 fn run(arguments: &ConfigArguments) -> anyhow::Result<ExitCode> {
@@ -181,12 +181,12 @@ async fn reload(server: &RunningServer, notifier: &Notifier) -> anyhow::Result<S
 async fn watch(server: &RunningServer, notifier: &Notifier) {
     let stop = server.shutdown().hard_token();
     notifier.watchdog(|| true, stop).await;
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 fn pki(command: Pki) -> anyhow::Result<()> {
     // A little earlier than now, for machines whose clocks are behind.
-    let start = SystemClock.now() - Duration::from_secs(3600);
+    let start = SystemClock.now() - Duration::from_hours(1);
     match command {
         Pki::Init {
             federation,

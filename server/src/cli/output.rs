@@ -50,6 +50,7 @@ fn outcome(outcome: v1::Outcome) -> Option<String> {
 
 /// A job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[expect(clippy::struct_field_names, reason = "the names of the JSON fields")]
 pub(super) struct Job {
     pub(super) job_id: String,
     pub(super) name: String,
@@ -211,6 +212,7 @@ impl From<v1::WatchJobResponse> for JobState {
 
 /// A round.
 #[derive(Debug, Clone, Serialize)]
+#[expect(clippy::struct_field_names, reason = "the names of the JSON fields")]
 pub(super) struct Round {
     pub(super) job_id: String,
     pub(super) round: u32,
@@ -290,6 +292,7 @@ impl From<v1::GetRoundResponse> for RoundState {
 
 /// A silo.
 #[derive(Debug, Clone, Serialize)]
+#[expect(clippy::struct_field_names, reason = "the names of the JSON fields")]
 pub(super) struct Silo {
     pub(super) silo_id: String,
     pub(super) enrollment: String,

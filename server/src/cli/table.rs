@@ -86,7 +86,7 @@ pub(super) fn job(state: &JobState) -> String {
         or_dash(job.adapter_version.as_ref()),
     );
     if let Some(reason) = &job.reason {
-        text.push_str(&format!("reason     {reason}\n"));
+        text.extend(["reason     ", reason, "\n"]);
     }
     if !state.silos.is_empty() {
         text.push('\n');

@@ -19,7 +19,7 @@ use super::{
 };
 
 /// How long a server may be away before watching is given up.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Watches a job; the exit code says how it ended. A server that goes away is waited for.

@@ -96,7 +96,7 @@ fn new_round(job: &str, number: u32, cohort: &[&str]) -> Round {
             min_count: 1,
             max_count: Some(2),
             min_time: Duration::from_millis(1500),
-            max_time: Duration::from_secs(60),
+            max_time: Duration::from_mins(1),
         },
         base: version("base"),
         opened_at: T,
@@ -208,7 +208,7 @@ async fn a_round_is_restored_as_it_was(datastore: &Datastore) {
     );
     let shown = tx!(datastore, |tx| tx.round(job, *number).await?).unwrap();
     assert_eq!((shown.cohort, shown.accepted), (2, 1));
-    assert_eq!(shown.closes_at, T + Duration::from_secs(60));
+    assert_eq!(shown.closes_at, T + Duration::from_mins(1));
     assert_eq!(tx!(datastore, |tx| tx.rounds(job).await?), [shown]);
     assert_eq!(tx!(datastore, |tx| tx.round(job, RoundNumber(2)).await?), None);
 }

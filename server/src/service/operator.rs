@@ -273,7 +273,7 @@ impl Operator {
                             ErrorCode::Busy,
                             format!("{max_queued} jobs are queued already; try again later"),
                         )
-                        .retry_after(Duration::from_secs(60))
+                        .retry_after(Duration::from_mins(1))
                         .into());
                     }
                     tx.insert_job(job).await?;

@@ -43,17 +43,18 @@ impl TransferGate {
         let busy = |message: &str| {
             Refusal::new(ErrorCode::Busy, message.to_owned()).retry_after(RETRY_AFTER)
         };
-        let permit = match Arc::clone(&self.turns).try_acquire_owned() {
-            Ok(permit) => permit,
-            Err(_) => {
-                let Ok(_place) = self.waiting.try_acquire() else {
-                    return Err(busy("too many transfers are waiting; try again"));
-                };
-                let _level = Level::waiting_transfer();
-                match tokio::time::timeout(self.wait, Arc::clone(&self.turns).acquire_owned()).await {
-                    Ok(permit) => permit.expect("the semaphore is never closed"),
-                    Err(_) => return Err(busy("the transfer's turn did not come in time; try again")),
-                }
+        let permit = if let Ok(permit) = Arc::clone(&self.turns).try_acquire_owned() {
+            permit
+        } else {
+            let Ok(_place) = self.waiting.try_acquire() else {
+                return Err(busy("too many transfers are waiting; try again"));
+            };
+            let _level = Level::waiting_transfer();
+            let turn = Arc::clone(&self.turns).acquire_owned();
+            // The semaphore is never closed, so that only time can take the turn away.
+            match tokio::time::timeout(self.wait, turn).await {
+                Ok(Ok(permit)) => permit,
+                _ => return Err(busy("the transfer's turn did not come in time; try again")),
             }
         };
         Ok(TransferTurn {

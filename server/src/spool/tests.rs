@@ -98,7 +98,7 @@ async fn a_second_stream_takes_the_upload_over() {
         cut.cancelled().await;
         drop(first);
     };
-    let (_, second) = tokio::join!(holder, spool.take_turn(ID));
+    let ((), second) = tokio::join!(holder, spool.take_turn(ID));
     assert!(spool.is_busy(&ID));
     drop(second);
     assert!(!spool.is_busy(&ID));

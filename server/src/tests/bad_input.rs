@@ -3,11 +3,15 @@
 use bytes::Bytes;
 use concord_common::{Digest, ErrorCode, adapter::encode_f32, chunk};
 use concord_proto::v1::{self, JobState, Outcome};
+use futures::{StreamExt as _, stream};
 
 use super::harness::{FakeSilo, Offer, World, code, constant, expect_published, layout, spec};
 
 /// A name, what is done to a proper offer, and the code that must come back.
 type Case = (&'static str, fn(&mut Offer), ErrorCode);
+
+/// What is done to a proper report.
+type Spoil = fn(&mut v1::MetricReport);
 
 fn tensors(offer: &mut Offer) -> &mut Vec<v1::TensorInfo> {
     &mut offer.begin.layout.as_mut().unwrap().tensors
@@ -234,7 +238,7 @@ async fn bad_metrics_are_refused() {
             value: 1.0,
         }],
     };
-    let spoilt: [(fn(&mut v1::MetricReport), ErrorCode); 4] = [
+    let spoilt: [(Spoil, ErrorCode); 4] = [
         (|report| report.metrics[0].value = f64::NAN, ErrorCode::InvalidRequest),
         (|report| report.metrics.clear(), ErrorCode::InvalidRequest),
         (|report| report.round = 9, ErrorCode::UnknownRound),
@@ -262,4 +266,56 @@ async fn a_full_spool_says_busy_and_the_round_goes_on() {
     a.send(&first).await.unwrap();
     b.send(&second).await.unwrap();
     world.wait_for_state(&job_id, JobState::Succeeded).await;
+}
+
+#[tokio::test]
+async fn an_upload_in_which_nothing_moves_is_cut_and_can_be_resumed() {
+    let idle = std::time::Duration::from_millis(200);
+    let world = World::start_with(|config| config.limits.transfer_idle = idle).await;
+    let [mut a] = world.silos(["a"]).await;
+    let job_id = world.submit(&spec(1, 1, "")).await;
+    let good = a.offer(&job_id, 1, constant(1.0), 1).await;
+    let begun = a.client.begin_contribution(good.begin.clone()).await.unwrap().into_inner();
+    let first = v1::UploadContributionRequest {
+        upload_id: begun.upload_id,
+        chunk: chunk::chunks(&good.payload, 0, 400).next(),
+    };
+    let stuck = stream::iter([first]).chain(stream::pending());
+    assert_eq!(code(a.client.upload_contribution(stuck).await), ErrorCode::TooSlow);
+    let begun = a.client.begin_contribution(good.begin.clone()).await.unwrap().into_inner();
+    assert_eq!(begun.offset, 400);
+    assert_eq!(a.send(&good).await.unwrap().outcome(), Outcome::Accepted);
+}
+
+#[tokio::test]
+async fn a_download_that_nobody_reads_is_cut_and_its_turn_goes_to_the_next() {
+    let world = World::start_with(|config| {
+        config.limits.transfer_idle = std::time::Duration::from_millis(200);
+        config.limits.max_transfers = 1;
+    })
+    .await;
+    let [mut a, mut b] = world.silos(["a", "b"]).await;
+    // More bytes than all buffers on the way can hold.
+    let large = spec(1, 2, "").replace("hidden = 16", "hidden = 16384");
+    let job_id = world.submit(&large.replace("bottleneck = 8", "bottleneck = 64")).await;
+    let notice = a.wait_for_round(&job_id, 1).await;
+    let request = v1::DownloadAdapterRequest {
+        job_id: job_id.clone(),
+        version: notice.base_version.clone(),
+        offset: 0,
+    };
+    let mut unread = a.client.download_adapter(request).await.unwrap().into_inner();
+    let adapter = b.download(&job_id, &notice.base_version, 0).await.unwrap();
+    assert_eq!(Digest::of(&adapter).to_vec(), notice.base_version);
+    let mut received = 0;
+    let end = loop {
+        match unread.message().await {
+            Ok(Some(message)) => received += message.chunk.unwrap().data.len(),
+            end => break end,
+        }
+    };
+    assert_eq!(code(end), ErrorCode::TooSlow);
+    // What came is good: the download goes on behind it.
+    let rest = a.download(&job_id, &notice.base_version, received as u64).await.unwrap();
+    assert_eq!(rest, adapter[received..]);
 }

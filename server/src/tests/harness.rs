@@ -356,12 +356,11 @@ impl FakeSilo {
             .begin_contribution(offer.begin.clone())
             .await?
             .into_inner();
-        let receipt = match begun.receipt {
-            Some(receipt) => receipt,
-            None => {
-                let chunks = chunk::chunks(&offer.payload, begun.offset, offer.chunk_bytes);
-                self.upload(&begun.upload_id, chunks.collect()).await?
-            }
+        let receipt = if let Some(receipt) = begun.receipt {
+            receipt
+        } else {
+            let chunks = chunk::chunks(&offer.payload, begun.offset, offer.chunk_bytes);
+            self.upload(&begun.upload_id, chunks.collect()).await?
         };
         SignedReceipt::from_proto(&receipt)
             .unwrap()

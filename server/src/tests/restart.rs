@@ -5,6 +5,7 @@ use std::sync::Arc;
 use concord_common::{Clock, Digest, RoundNumber, chunk, round::RoundPhase};
 use concord_proto::v1::{self, JobState, Outcome};
 use futures::stream;
+use tokio::task::JoinSet;
 
 use super::harness::{World, constant, eventually, expect_published, spec};
 use crate::{context::Context, datastore::UploadRecord, error::Failure, ids::RandomIds};
@@ -50,7 +51,8 @@ async fn an_upload_goes_on_where_it_was_cut_also_after_a_restart() {
         sender.send(message).await.unwrap();
     }
     let mut client = a.client.clone();
-    let cut = tokio::task::spawn(async move {
+    let mut cut = JoinSet::new();
+    cut.spawn(async move {
         let messages = tokio_stream::wrappers::ReceiverStream::new(receiver);
         client.upload_contribution(messages).await
     });
@@ -61,7 +63,7 @@ async fn an_upload_goes_on_where_it_was_cut_also_after_a_restart() {
     })
     .await;
     // The connection is gone in the middle of the call.
-    cut.abort();
+    cut.shutdown().await;
     drop(sender);
     let again = a.client.begin_contribution(offer.begin.clone()).await.unwrap().into_inner();
     assert_eq!((again.offset, &again.upload_id), (600, &begun.upload_id));
@@ -175,7 +177,7 @@ async fn an_expired_upload_is_forgotten_and_may_begin_again() {
 #[tokio::test]
 async fn a_stop_lets_an_upload_finish_and_ends_streams_with_a_word() {
     let mut world = World::start().await;
-    let [mut a, _b] = world.silos(["a", "b"]).await;
+    let [mut a, b] = world.silos(["a", "b"]).await;
     let job_id = world.submit(&spec(1, 2, "")).await;
     let offer = a.offer(&job_id, 1, constant(1.0), 1).await;
     let mut watching = a.client.watch_rounds(v1::WatchRoundsRequest {}).await.unwrap().into_inner();
@@ -188,7 +190,8 @@ async fn a_stop_lets_an_upload_finish_and_ends_streams_with_a_word() {
     let (sender, receiver) = tokio::sync::mpsc::channel(100);
     sender.send(chunks.next().unwrap()).await.unwrap();
     let mut client = a.client.clone();
-    let upload = tokio::task::spawn(async move {
+    let mut upload = JoinSet::new();
+    upload.spawn(async move {
         let messages = tokio_stream::wrappers::ReceiverStream::new(receiver);
         client.upload_contribution(messages).await
     });
@@ -200,7 +203,8 @@ async fn a_stop_lets_an_upload_finish_and_ends_streams_with_a_word() {
     .await;
 
     let server = world.server.take().unwrap();
-    let stopping = tokio::task::spawn(server.stop(std::time::Duration::from_secs(10)));
+    let mut stopping = JoinSet::new();
+    stopping.spawn(server.stop(std::time::Duration::from_secs(10)));
     let last = watching.message().await;
     assert_eq!(super::harness::code(last), concord_common::ErrorCode::ShuttingDown);
     let mut rest = stream::iter(chunks);
@@ -208,10 +212,10 @@ async fn a_stop_lets_an_upload_finish_and_ends_streams_with_a_word() {
         sender.send(message).await.unwrap();
     }
     drop(sender);
-    let receipt = upload.await.unwrap().unwrap().into_inner().receipt.unwrap();
+    let receipt = upload.join_next().await.unwrap().unwrap().unwrap().into_inner().receipt.unwrap();
     assert_eq!(receipt.outcome(), Outcome::Accepted);
-    drop((a, _b));
-    let outcome = stopping.await.unwrap();
+    drop((a, b));
+    let outcome = stopping.join_next().await.unwrap().unwrap();
     assert_eq!(outcome, concord_common::lifecycle::StopOutcome::Clean);
 
     world.restart().await;

@@ -5,7 +5,8 @@ use std::{fs::File, os::unix::fs::FileExt as _, sync::Arc, time::Duration};
 use bytes::{Bytes, BytesMut};
 use concord_common::{ErrorCode, JobId, SiloId, chunk, code::Refusal, wire};
 use concord_proto::v1;
-use tokio::sync::mpsc;
+use futures::{Stream, StreamExt as _, future, stream};
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
@@ -30,12 +31,12 @@ struct Download {
     _turn: TransferTurn,
 }
 
-/// Waits for a turn and begins to send.
+/// Waits for a turn and begins to send. If sending ends before its time, the reason is the stream's last item.
 pub(super) async fn start(
     service: &Federation,
     silo_id: SiloId,
     request: &v1::DownloadAdapterRequest,
-) -> Result<ReceiverStream<Piece>, Failure> {
+) -> Result<impl Stream<Item = Piece> + use<>, Failure> {
     let context = Arc::clone(&service.context);
     let job_id = wire::job_id(&request.job_id)?;
     let version = wire::adapter_version("version", &request.version)?;
@@ -67,7 +68,8 @@ pub(super) async fn start(
     let file = tokio::task::spawn_blocking(move || blobs.get(&version.0))
         .await?
         .map_err(Failure::io("cannot open an adapter"))?;
-    let (pieces, stream) = mpsc::channel(1);
+    let (pieces, received) = mpsc::channel(1);
+    let (fault, ending) = oneshot::channel();
     let download = Download {
         context,
         file: Arc::new(file),
@@ -78,7 +80,6 @@ pub(super) async fn start(
     };
     let hard = service.shutdown.hard_token();
     service.shutdown.spawn(async move {
-        let last_words = download.pieces.clone();
         let context = Arc::clone(&download.context);
         let begin = download.offset;
         let (sent, result) = tokio::select! {
@@ -87,11 +88,13 @@ pub(super) async fn start(
         };
         if let Err(failure) = result {
             // If nobody listens any more there is nobody to tell.
-            let _ = last_words.try_send(Err(failure.into()));
+            let _ = fault.send(Status::from(failure));
         }
         count(&context, &job_id, &silo_id, sent.saturating_sub(begin)).await;
     });
-    Ok(ReceiverStream::new(stream))
+    // Apart from the pieces: a receiver that takes none must not hold the turn until it has taken the fault.
+    let ending = stream::once(ending).filter_map(|fault| future::ready(fault.ok().map(Err)));
+    Ok(ReceiverStream::new(received).chain(ending))
 }
 
 impl Download {
