@@ -6,6 +6,7 @@ SIGKILL for those that are still there after a while. If the demo itself is kill
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -14,14 +15,38 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Mapping, Optional, Sequence
+from typing import Iterator, Mapping, Optional, Sequence
 
 _PR_SET_PDEATHSIG = 1
+_INTERRUPT = {"asked": False, "held": False}
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class ProcessError(Exception):
     """A child that could not be started, ended too early or failed; the text quotes the end of its log."""
+
+
+def interrupt(*_: object) -> None:
+    """A signal handler: KeyboardInterrupt, but never in the middle of starting a child."""
+    _INTERRUPT["asked"] = True
+    if not _INTERRUPT["held"]:
+        raise KeyboardInterrupt
+
+
+def _raise_if_asked() -> None:
+    # An exception out of a signal handler is lost where Python ignores exceptions, so the wish is kept as well.
+    if _INTERRUPT["asked"]:
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Python forks here: an interruption now would lose either itself or the child, so it waits for the end."""
+    _INTERRUPT["held"] = True
+    try:
+        yield
+    finally:
+        _INTERRUPT["held"] = False
 
 
 def free_ports(count: int) -> list[int]:
@@ -96,9 +121,9 @@ class Processes:
 
     def start(self, name: str, command: Sequence[str], environment: Optional[Mapping[str, str]] = None) -> int:
         """Starts a child that is meant to run until it is stopped; returns its process id."""
-        with open(self.log_path(name), "wb") as log:
+        with open(self.log_path(name), "wb") as log, _uninterrupted():
             try:
-                process = subprocess.Popen(
+                self._running[name] = subprocess.Popen(
                     list(command),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -109,24 +134,26 @@ class Processes:
                 )
             except OSError as error:
                 raise ProcessError(f"cannot start {name}: {command[0]}: {error.strerror}") from error
-        self._running[name] = process
-        return process.pid
+        _raise_if_asked()
+        return self._running[name].pid
 
     def run(self, name: str, command: Sequence[str], timeout: float = 60) -> str:
         """Runs a command to its end and returns its standard output; what it says on standard error goes to its log."""
         with open(self.log_path(name), "ab") as log:
             try:
-                process = subprocess.Popen(
-                    list(command),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    start_new_session=True,
-                    preexec_fn=_end_with_parent,
-                )
+                with _uninterrupted():
+                    process = subprocess.Popen(
+                        list(command),
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.PIPE,
+                        stderr=log,
+                        start_new_session=True,
+                        preexec_fn=_end_with_parent,
+                    )
             except OSError as error:
                 raise ProcessError(f"cannot start {name}: {command[0]}: {error.strerror}") from error
             try:
+                _raise_if_asked()
                 output, _ = process.communicate(timeout=timeout)
             except subprocess.TimeoutExpired as error:
                 raise ProcessError(f"{name} did not end within {timeout:.0f} s\n{log_tail(self.log_path(name))}") from error
@@ -142,6 +169,7 @@ class Processes:
 
     def finished(self, name: str) -> bool:
         """Whether a started child has done its work; raises ProcessError if it failed."""
+        _raise_if_asked()
         process = self._running.get(name)
         if process is None or process.poll() is None:
             return process is None
@@ -152,6 +180,7 @@ class Processes:
 
     def check(self) -> None:
         """Raises ProcessError if a child has ended, and notes how much memory each has used."""
+        _raise_if_asked()
         for name, process in self._running.items():
             self._note_peak(name, process.pid)
             code = process.poll()

@@ -151,7 +151,7 @@ h1 { font-size:29px; line-height:1.2; font-weight:650; letter-spacing:-.015em; m
 h2 { font-size:17px; font-weight:650; letter-spacing:-.005em; margin:44px 0 4px; }
 p { margin:6px 0 12px; max-width:72ch; }
 .lead { color:var(--muted); font-size:16px; margin:0 0 28px; }
-.note { color:var(--muted); font-size:13.5px; margin:2px 0 16px; }
+.note { color:var(--muted); font-size:13.5px; margin:2px 0 16px; max-width:none; }
 .tiles { display:grid; grid-template-columns:repeat(auto-fit,minmax(150px,1fr)); gap:1px; background:var(--line); border:1px solid var(--line); border-radius:12px; overflow:hidden; }
 .tile { background:var(--paper); padding:16px 18px 14px; }
 .tile b { display:block; font-size:23px; font-weight:620; letter-spacing:-.015em; font-variant-numeric:tabular-nums; }

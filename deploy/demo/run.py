@@ -42,7 +42,7 @@ from cli import (
     program_folder,
     rounds_simulated,
 )
-from procs import Processes, ProcessError, free_ports, maps_library
+from procs import Processes, ProcessError, free_ports, interrupt, maps_library
 from progress import Screen, SiloLine
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -331,11 +331,13 @@ def main(arguments: Optional[list[str]] = None) -> int:
     parser.add_argument("--train", type=int, default=512, metavar="N", help="training rows a silo (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=defaults.seed, metavar="S", help="default: %(default)s")
     options = parser.parse_args(arguments)
+    if options.rounds < 1 or options.train < 1:
+        parser.error("--rounds and --train must be at least 1")
     settings = Settings(rounds=options.rounds, seed=options.seed)
 
     # SIGTERM and a closed terminal unwind the same way as Ctrl-C.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
     screen = Screen(sys.stdout)
     out = options.out.absolute()
     try:
@@ -353,11 +355,20 @@ def main(arguments: Optional[list[str]] = None) -> int:
     except (DemoError, ProcessError, fetch.FetchError, tasks.TaskError, report.ReportError, OSError, ValueError, KeyError) as error:
         screen.keep()
         what = f"unexpected answer: {type(error).__name__}: {error}" if isinstance(error, (ValueError, KeyError)) else error
-        print(f"demo: error: {what}\ndemo: logs: {out / 'logs'}", file=sys.stderr)
+        print(f"demo: error: {what}", file=sys.stderr)
+        if (out / "logs").is_dir():
+            print(f"demo: logs: {out / 'logs'}", file=sys.stderr)
         return 1
 
 
 def _run(options: argparse.Namespace, settings: Settings, out: Path, screen: Screen) -> int:
+    logs = out / "logs"
+    if logs.exists():
+        shutil.rmtree(logs)
+    commands = Commands(options.programs.absolute(), prepare_work(out), *free_ports(2))
+    missing = commands.missing()
+    if missing:
+        raise DemoError(f"not built: {', '.join(missing)}; run `make demo`, or build with `cargo build --release`")
     cache = fetch.cache_folder()
     for resource in fetch.RESOURCES:
         fetch.fetch(resource, cache, say=screen.say)
@@ -366,13 +377,6 @@ def _run(options: argparse.Namespace, settings: Settings, out: Path, screen: Scr
     made = tasks.make_tasks(list(DEMO_TASKS), cache, out / "tasks", counts, options.seed)
     silos = [Silo(str(entry["name"]), entry) for entry in made]
 
-    logs = out / "logs"
-    if logs.exists():
-        shutil.rmtree(logs)
-    commands = Commands(options.programs, prepare_work(out), *free_ports(2))
-    missing = commands.missing()
-    if missing:
-        raise DemoError(f"not built: {', '.join(missing)}; run `make demo`, or build with `cargo build --release`")
     with Processes(logs) as processes:
         finished = Demo(commands, processes, screen, silos, settings).run(out / "tasks", backbone)
 

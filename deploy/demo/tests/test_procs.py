@@ -8,6 +8,7 @@ import tempfile
 import time
 import unittest
 from pathlib import Path
+from unittest import mock
 
 import context  # noqa: F401
 import procs
@@ -143,6 +144,34 @@ class MachineTest(unittest.TestCase):
         process.wait()
         self.assertIsNone(procs.peak_rss(process.pid))
         self.assertIsNone(procs.maps_library(process.pid, "libc"))
+
+
+class InterruptTest(unittest.TestCase):
+    def setUp(self):
+        kept = dict(procs._INTERRUPT)
+        self.addCleanup(procs._INTERRUPT.update, kept)
+
+    def test_an_interruption_while_a_child_starts_waits_until_the_child_is_known(self):
+        with tempfile.TemporaryDirectory() as folder, Processes(Path(folder)) as processes:
+            real = subprocess.Popen
+
+            def interrupted(*arguments, **options):
+                child = real(*arguments, **options)
+                procs.interrupt()
+                return child
+
+            with mock.patch.object(procs.subprocess, "Popen", interrupted), self.assertRaises(KeyboardInterrupt):
+                processes.start("sleeper", ["sleep", "60"])
+            self.assertIsNotNone(processes.pid("sleeper"))
+
+    def test_an_interruption_that_python_swallowed_comes_back(self):
+        with tempfile.TemporaryDirectory() as folder, Processes(Path(folder)) as processes:
+            try:
+                procs.interrupt()
+            except KeyboardInterrupt:
+                pass
+            with self.assertRaises(KeyboardInterrupt):
+                processes.check()
 
 
 if __name__ == "__main__":
