@@ -53,7 +53,7 @@ def cut(text: str, width: int) -> str:
 def frame(headline: str, elapsed: float, silos: Sequence[SiloLine], width: int = 100) -> list[str]:
     """The lines of one moment, none wider than `width`."""
     label = min(36, max((len(silo.title) for silo in silos), default=0))
-    cells = max(8, min(30, width - label - 46))
+    cells = max(8, min(30, width - label - 47))
     lines = [cut(f"{headline}   {clock(elapsed)}", width), ""]
     for silo in silos:
         value = ""
@@ -61,7 +61,7 @@ def frame(headline: str, elapsed: float, silos: Sequence[SiloLine], width: int =
             shown = report.metric_text({"metric": silo.metric}, silo.value)
             value = f"{report.METRICS[silo.metric]} {shown}  {spark(silo.history)}"
         count = f"{silo.done}/{silo.total}"
-        line = f"  {cut(silo.title, label):<{label}}  {bar(silo.done + silo.part, silo.total, cells)}  {count:>5}  {silo.state:<10} {value}"
+        line = f"  {cut(silo.title, label):<{label}}  {bar(silo.done + silo.part, silo.total, cells)}  {count:>5}  {silo.state:<11} {value}"
         lines.append(cut(line.rstrip(), width))
     return lines
 
