@@ -177,18 +177,7 @@ impl Plan {
                     Terms::default(),
                 );
                 Self {
-                    phases: vec![
-                        Phase {
-                            name: "head",
-                            epochs: head_epochs,
-                            trains_adapters: false,
-                            ..rest
-                        },
-                        Phase {
-                            trains_head: false,
-                            ..rest
-                        },
-                    ],
+                    phases: fedrep_phases(head_epochs, rest),
                     ..global(Terms::default())
                 }
             }
@@ -199,25 +188,12 @@ impl Plan {
                 regulariser,
                 cka,
             } => {
-                let mut terms = Terms {
-                    contrast: Some(Contrast {
-                        mu,
-                        tau,
-                        estimator: cka,
-                    }),
-                    ..Terms::default()
+                let contrast = Contrast {
+                    mu,
+                    tau,
+                    estimator: cka,
                 };
-                if alpha > 0.0 {
-                    match regulariser {
-                        Regulariser::Distance => {
-                            terms.pull = Some(Pull {
-                                strength: alpha,
-                                head: false,
-                            });
-                        }
-                        Regulariser::GlobalLoss => terms.global_loss = Some(alpha),
-                    }
-                }
+                let terms = fedmcp_terms(contrast, alpha, regulariser);
                 Self {
                     phases: vec![joint("train", Adapters::Both, common_head, terms)],
                     private: Some((private_bottleneck(spec), fedmcp_start(spec))),
@@ -283,6 +259,36 @@ impl Plan {
         } else {
             1
         }
+    }
+}
+
+/// The head with the rest frozen, then the rest with the head frozen.
+fn fedrep_phases(head_epochs: u32, rest: Phase) -> Vec<Phase> {
+    let head = Phase {
+        name: "head",
+        epochs: head_epochs,
+        trains_adapters: false,
+        ..rest
+    };
+    let rest = Phase {
+        trains_head: false,
+        ..rest
+    };
+    vec![head, rest]
+}
+
+/// L_con and, with alpha above 0, R_g.
+fn fedmcp_terms(contrast: Contrast, alpha: f64, regulariser: Regulariser) -> Terms {
+    let distance = alpha > 0.0 && regulariser == Regulariser::Distance;
+    let global_loss = alpha > 0.0 && regulariser == Regulariser::GlobalLoss;
+    Terms {
+        contrast: Some(contrast),
+        pull: distance.then_some(Pull {
+            strength: alpha,
+            head: false,
+        }),
+        global_loss: global_loss.then_some(alpha),
+        ..Terms::default()
     }
 }
 
