@@ -15,3 +15,6 @@ pub mod simulate;
 pub mod status;
 pub mod transfer;
 pub mod vault;
+
+#[cfg(test)]
+mod testing;

@@ -298,7 +298,7 @@ impl Simulator {
             state,
             reason,
             versions: federation.versions().iter().map(ToString::to_string).collect(),
-            payload_bytes: federation.newest().len() as u64,
+            payload_bytes: federation.payload_bytes(),
             silos,
             metrics: federation
                 .reports()

@@ -52,8 +52,10 @@ fn describe(running: bool, status: &Status) -> String {
                 format!("not running; last seen {}", status.updated_at)
             },
         ),
-        ("state", status.line()),
     ];
+    if running {
+        lines.push(("state", status.line()));
+    }
     if let Some(receipt) = &status.last_receipt {
         let reason = receipt
             .outcome

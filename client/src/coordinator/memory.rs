@@ -2,37 +2,30 @@
 //! network or database. For [`crate::simulate`] and for tests.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::BTreeSet,
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use bytes::Bytes;
 use concord_common::{
     Clock, Digest, ErrorCode, JobId, RoundNumber, SiloId,
-    adapter::{AdapterLayout, AdapterVersion},
-    aggregate::{Aggregation, PayloadSource, Strategy, Update},
-    chunk::{ChunkAssembler, DEFAULT_CHUNK_BYTES, Expected, MAX_CHUNK_BYTES, chunks},
+    adapter::AdapterVersion,
+    chunk::{DEFAULT_CHUNK_BYTES, MAX_CHUNK_BYTES, chunks},
     code::Refusal,
-    job::{JobSpec, TrainingSpec},
-    round::{
-        Contribution, Effect, Event, Outcome, Record, Round, RoundPhase, RoundSpec,
-        job::{JobState, Progress, Roster, Step, next_step},
-    },
-    wire::{self, MetricReport, Receipt, ReceiptError, ReceiptSigner, SignedReceipt},
+    round::{Event, job::JobState},
+    wire::{self, MetricReport, ReceiptError, ReceiptSigner, SignedReceipt},
 };
 use concord_proto::v1;
-use futures::StreamExt as _;
+use futures::{Stream, StreamExt as _};
 use tokio::sync::watch;
 use tokio_stream::wrappers::WatchStream;
 
-use super::{
-    Begun, CallError, Chunks, Claim, Coordinator, Notice, Notices, ServerInfo, begin_request,
-};
+use self::state::State;
+use super::{Begun, CallError, Chunks, Claim, Coordinator, Notice, Notices, ServerInfo, begin_request};
 use crate::egress::{Cleared, ClearedDecline, ClearedReport, Departure};
 
-const LEASE: Duration = Duration::from_secs(3600);
+mod state;
 
 /// Why a federation cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -59,33 +52,6 @@ impl fmt::Debug for Federation {
     }
 }
 
-struct State {
-    job: JobId,
-    spec_toml: String,
-    spec: TrainingSpec,
-    layout: AdapterLayout,
-    silos: BTreeSet<SiloId>,
-    job_state: JobState,
-    reason: String,
-    round: Option<Round>,
-    progress: Progress,
-    versions: Vec<AdapterVersion>,
-    adapters: HashMap<AdapterVersion, Bytes>,
-    spool: HashMap<Digest, Bytes>,
-    uploads: HashMap<Vec<u8>, Upload>,
-    receipts: HashMap<(RoundNumber, SiloId), SignedReceipt>,
-    reports: Vec<MetricReport>,
-}
-
-struct Upload {
-    silo: SiloId,
-    round: RoundNumber,
-    digest: Digest,
-    examples: u64,
-    assembler: ChunkAssembler,
-    bytes: Vec<u8>,
-}
-
 impl Federation {
     /// A job for these silos, with its first round open.
     ///
@@ -97,38 +63,13 @@ impl Federation {
         silos: BTreeSet<SiloId>,
         clock: Arc<dyn Clock>,
     ) -> Result<Arc<Self>, FederationError> {
-        let JobSpec::FederatedTraining(spec) = JobSpec::parse(spec_toml)?;
-        let layout = spec.adapter_shape().layout()?;
-        let first = Bytes::from(spec.initial_adapter()?);
-        let version = AdapterVersion::of(&first);
-        let federation = Self {
+        let state = State::new(job, spec_toml, silos, clock.as_ref())?;
+        Ok(Arc::new(Self {
             signer: ReceiptSigner::from_pkcs8(&ReceiptSigner::generate_pkcs8()?)?,
             changed: watch::Sender::new(0),
-            state: Mutex::new(State {
-                job,
-                spec_toml: spec_toml.to_owned(),
-                spec: *spec,
-                layout,
-                silos,
-                job_state: JobState::Running,
-                reason: String::new(),
-                round: None,
-                progress: Progress {
-                    published: 0,
-                    declined: BTreeSet::new(),
-                    idle_since: clock.now(),
-                },
-                versions: vec![version],
-                adapters: HashMap::from([(version, first)]),
-                spool: HashMap::new(),
-                uploads: HashMap::new(),
-                receipts: HashMap::new(),
-                reports: Vec::new(),
-            }),
+            state: Mutex::new(state),
             clock,
-        };
-        federation.lock().advance(federation.clock.as_ref());
-        Ok(Arc::new(federation))
+        }))
     }
 
     /// The federation as this silo reaches it.
@@ -139,31 +80,19 @@ impl Federation {
         }
     }
 
-    /// The job's id.
-    pub fn job(&self) -> JobId {
-        self.lock().job.clone()
-    }
-
     /// The job's state, and why it failed.
     pub fn outcome(&self) -> (JobState, String) {
-        let state = self.lock();
-        (state.job_state, state.reason.clone())
+        self.lock().outcome()
     }
 
     /// The first adapter and then the one that each round published.
     pub fn versions(&self) -> Vec<AdapterVersion> {
-        self.lock().versions.clone()
+        self.lock().versions().to_vec()
     }
 
-    /// The newest adapter's payload.
-    pub fn newest(&self) -> Bytes {
-        let state = self.lock();
-        state
-            .versions
-            .last()
-            .and_then(|version| state.adapters.get(version))
-            .cloned()
-            .unwrap_or_default()
+    /// Size of an adapter's payload in bytes.
+    pub fn payload_bytes(&self) -> u64 {
+        self.lock().layout().payload_bytes()
     }
 
     /// What this federation's receipts are verified with.
@@ -173,13 +102,111 @@ impl Federation {
 
     /// Everything that silos have reported.
     pub fn reports(&self) -> Vec<MetricReport> {
-        self.lock().reports.clone()
+        self.lock().reports().to_vec()
     }
 
     /// Looks at the clock: a round whose time is up closes.
-    pub fn tick(&self) {
+    ///
+    /// # Errors
+    /// If no round is open.
+    pub fn tick(&self) -> Result<(), Refusal> {
         self.change(|state| state.apply(Event::Tick, self.clock.as_ref()).map(|_| ()))
-            .unwrap_or_default();
+    }
+
+    /// The answer to `GetServerInfo`.
+    pub fn info_message(&self) -> v1::GetServerInfoResponse {
+        v1::GetServerInfoResponse {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            federation: "memory".to_owned(),
+            receipt_public_key: self.signer.public_key().to_vec(),
+            max_chunk_bytes: MAX_CHUNK_BYTES as u32,
+        }
+    }
+
+    /// The present state for a silo, as in `PollRounds`.
+    pub fn notice_messages(&self, silo: &SiloId) -> Vec<v1::RoundNotice> {
+        self.lock().notices(silo)
+    }
+
+    /// One item now and after every change.
+    pub fn changes(&self) -> impl Stream<Item = ()> + Send + use<> {
+        WatchStream::new(self.changed.subscribe()).map(|_| ())
+    }
+
+    /// The answer to `ClaimLease`.
+    ///
+    /// # Errors
+    /// `UNKNOWN_JOB`, `JOB_ENDED`, `WRONG_ROUND`, `NOT_IN_COHORT` or `LATE`.
+    pub fn claim_message(
+        &self,
+        silo: &SiloId,
+        job: &JobId,
+        round: RoundNumber,
+    ) -> Result<v1::ClaimLeaseResponse, Refusal> {
+        self.lock().claim(silo, job, round, self.clock.now())
+    }
+
+    /// Takes a silo's no.
+    ///
+    /// # Errors
+    /// `UNKNOWN_JOB`, or the round machine's.
+    pub fn decline(&self, silo: &SiloId, job: &JobId, code: ErrorCode) -> Result<(), Refusal> {
+        let event = Event::Declined {
+            silo: silo.clone(),
+            code,
+        };
+        self.change(|state| {
+            state.check_job(job)?;
+            state.apply(event, self.clock.as_ref()).map(|_| ())
+        })
+    }
+
+    /// An adapter.
+    ///
+    /// # Errors
+    /// `UNKNOWN_JOB` or `UNKNOWN_VERSION`.
+    pub fn payload(&self, job: &JobId, version: AdapterVersion) -> Result<Bytes, Refusal> {
+        self.lock().payload(job, version)
+    }
+
+    /// The answer to `BeginContribution`.
+    ///
+    /// # Errors
+    /// The code of the first check that fails.
+    pub fn begin_message(
+        &self,
+        silo: &SiloId,
+        request: &v1::BeginContributionRequest,
+    ) -> Result<v1::BeginContributionResponse, Refusal> {
+        self.lock().begin(silo, request)
+    }
+
+    /// Takes a chunk of an upload.
+    ///
+    /// # Errors
+    /// `UNKNOWN_UPLOAD`, or those of [`concord_common::chunk::ChunkAssembler::accept`].
+    pub fn take_chunk(&self, upload_id: &[u8], chunk: &v1::Chunk) -> Result<(), Refusal> {
+        self.lock().take_chunk(upload_id, chunk)
+    }
+
+    /// Ends an upload. The last one of a round aggregates, which blocks.
+    ///
+    /// # Errors
+    /// `UNKNOWN_UPLOAD`, `TRUNCATED`, `DIGEST_MISMATCH`, or the round machine's.
+    pub fn close_upload(&self, upload_id: &[u8]) -> Result<SignedReceipt, Refusal> {
+        self.change(|state| state.close_upload(upload_id, &self.signer, self.clock.as_ref()))
+    }
+
+    /// Takes a report, in place of an earlier one of the same point.
+    ///
+    /// # Errors
+    /// Those of [`MetricReport::from_silo`].
+    pub fn report_message(&self, silo: &SiloId, report: &v1::MetricReport) -> Result<(), Refusal> {
+        let report = MetricReport::from_silo(report, silo.clone())?;
+        self.change(|state| {
+            state.report(report);
+            Ok(())
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -187,158 +214,10 @@ impl Federation {
     }
 
     /// Runs a decision and tells everybody who watches.
-    fn change<T>(&self, decide: impl FnOnce(&mut State) -> Result<T, Refusal>) -> Result<T, CallError> {
+    fn change<T>(&self, decide: impl FnOnce(&mut State) -> Result<T, Refusal>) -> Result<T, Refusal> {
         let outcome = decide(&mut self.lock());
         self.changed.send_modify(|count| *count += 1);
-        outcome.map_err(CallError::from_refusal)
-    }
-}
-
-impl State {
-    fn base(&self) -> AdapterVersion {
-        self.versions[self.versions.len() - 1]
-    }
-
-    /// Opens the next round, or ends the job.
-    fn advance(&mut self, clock: &dyn Clock) {
-        let roster = Roster {
-            active: self.silos.clone(),
-            barred: BTreeSet::new(),
-        };
-        match next_step(&self.spec, &self.progress, &roster, clock.now()) {
-            Step::Open { number, cohort } => {
-                self.round = Some(Round::new(RoundSpec {
-                    job: self.job.clone(),
-                    number,
-                    cohort,
-                    window: (&self.spec.rounds).into(),
-                    base: self.base(),
-                    opened_at: clock.now(),
-                }));
-            }
-            // Nobody joins a federation in memory later.
-            Step::Wait { .. } => self.fail("too few silos".to_owned()),
-            Step::Succeed => self.job_state = JobState::Succeeded,
-            Step::Fail { reason } => self.fail(reason),
-        }
-    }
-
-    fn fail(&mut self, reason: String) {
-        self.job_state = JobState::Failed;
-        self.reason = reason;
-    }
-
-    /// Applies an event and carries its effects out; the silo's record, if one was written or repeated.
-    fn apply(&mut self, event: Event, clock: &dyn Clock) -> Result<Option<Record>, Refusal> {
-        let Some(round) = self.round.as_mut() else {
-            return Err(Refusal::new(ErrorCode::UnknownRound, "no round is open"));
-        };
-        let effects = round.apply(event, clock.now())?;
-        let mut answer = None;
-        for effect in effects {
-            match effect {
-                Effect::Record(record) => {
-                    if let Outcome::Declined(_) = record.outcome {
-                        self.progress.declined.insert(record.silo.clone());
-                    }
-                    answer = Some(record);
-                }
-                Effect::Repeat(record) => answer = Some(record),
-                Effect::CloseForAggregation { contributions } => {
-                    let event = match self.aggregate(&contributions) {
-                        Ok(version) => Event::Aggregated { version },
-                        Err(reason) => Event::AggregationFailed { reason },
-                    };
-                    self.apply(event, clock)?;
-                }
-                Effect::Publish { version } => {
-                    self.versions.push(version);
-                    self.spool.clear();
-                    self.progress.published += 1;
-                    self.progress.idle_since = clock.now();
-                    self.advance(clock);
-                }
-                Effect::Fail { reason } => self.fail(reason),
-                Effect::Cancel => self.job_state = JobState::Cancelled,
-            }
-        }
-        Ok(answer)
-    }
-
-    fn aggregate(&mut self, contributions: &[Contribution]) -> Result<AdapterVersion, String> {
-        let base = self
-            .adapters
-            .get(&self.base())
-            .ok_or("the base adapter is gone")?;
-        let updates: BTreeMap<SiloId, Update<'_>> = contributions
-            .iter()
-            .map(|contribution| {
-                let delta = self
-                    .spool
-                    .get(&contribution.digest)
-                    .ok_or("a contribution is gone")?;
-                let update = Update {
-                    examples: contribution.examples,
-                    delta: delta as &dyn PayloadSource,
-                };
-                Ok((contribution.silo.clone(), update))
-            })
-            .collect::<Result<_, &str>>()?;
-        let mut sink = Vec::with_capacity(base.len());
-        let work = Aggregation {
-            layout: &self.layout,
-            base,
-            updates,
-        };
-        let aggregate = Strategy::of(&self.spec.rounds)
-            .aggregator()
-            .aggregate(&work, &mut sink)
-            .map_err(|error| error.to_string())?;
-        self.adapters.insert(aggregate.version, sink.into());
-        Ok(aggregate.version)
-    }
-
-    fn open_round(&self, job: &JobId, number: RoundNumber) -> Result<&Round, Refusal> {
-        self.check_job(job)?;
-        if self.job_state.is_over() {
-            return Err(Refusal::new(ErrorCode::JobEnded, "the job has ended"));
-        }
-        match &self.round {
-            Some(round) if round.spec().number == number => Ok(round),
-            _ => Err(Refusal::new(
-                ErrorCode::WrongRound,
-                format!("round {number} is not the current one"),
-            )),
-        }
-    }
-
-    fn check_job(&self, job: &JobId) -> Result<(), Refusal> {
-        if *job == self.job {
-            return Ok(());
-        }
-        Err(Refusal::new(ErrorCode::UnknownJob, format!("there is no job {job}")))
-    }
-
-    fn notices(&self, silo: &SiloId) -> Vec<v1::RoundNotice> {
-        let round = self
-            .round
-            .as_ref()
-            .filter(|round| round.spec().cohort.contains(silo));
-        if round.is_none() && !self.job_state.is_over() {
-            return Vec::new();
-        }
-        let outcome = round
-            .and_then(|round| round.record(silo))
-            .map(|record| record.outcome);
-        vec![v1::RoundNotice {
-            job_id: self.job.to_string(),
-            job_state: v1::JobState::from(self.job_state) as i32,
-            round: round.map_or(0, |round| round.spec().number.0),
-            phase: round.map_or(0, |round| v1::RoundPhase::from(round.phase()) as i32),
-            base_version: self.base().0.to_vec(),
-            closes_at: round.map(|round| round.spec().closes_at().to_proto()),
-            outcome: wire::outcome_to_proto(outcome).0 as i32,
-        }]
+        outcome
     }
 }
 
@@ -349,169 +228,48 @@ pub struct MemoryCoordinator {
     silo: SiloId,
 }
 
-/// 16 bytes that name something for one silo in one round.
-fn token(purpose: &str, silo: &SiloId, job: &JobId, round: RoundNumber) -> Vec<u8> {
-    let text = format!("{purpose} {silo} {job} {round}");
-    Digest::of(text.as_bytes()).as_bytes()[..16].to_vec()
-}
-
-fn protocol(refusal: Refusal) -> CallError {
-    CallError::protocol(&refusal)
+fn notices(messages: &[v1::RoundNotice]) -> Result<Vec<Notice>, CallError> {
+    messages.iter().map(Notice::from_proto).collect()
 }
 
 impl MemoryCoordinator {
-    fn notices(&self) -> Result<Vec<Notice>, CallError> {
-        let notices = self.federation.lock().notices(&self.silo);
-        notices.iter().map(Notice::from_proto).collect()
-    }
-
-    fn check_token(&self, cleared: &Cleared, shown: &[u8]) -> Result<(), Refusal> {
-        if shown == token("lease", &self.silo, cleared.job(), cleared.round()) {
-            return Ok(());
+    /// Sends at most this many chunks.
+    pub(crate) fn send_chunks(&self, departure: &Departure, upload_id: &[u8], most: usize) -> Result<(), CallError> {
+        for chunk in chunks(departure.cleared().payload(), departure.offset(), DEFAULT_CHUNK_BYTES).take(most) {
+            self.federation
+                .take_chunk(upload_id, &chunk)
+                .map_err(CallError::from_refusal)?;
         }
-        Err(Refusal::new(ErrorCode::LeaseLost, "the lease token is wrong"))
-    }
-
-    /// The checks of the server before an upload.
-    fn open_upload(&self, state: &mut State, cleared: &Cleared, shown: &[u8]) -> Result<Begun, Refusal> {
-        let request = begin_request(cleared, shown);
-        if let Some(receipt) = state.receipts.get(&(cleared.round(), self.silo.clone()))
-            && receipt.receipt.payload_digest == cleared.digest()
-        {
-            return Ok(Begun::Recorded(receipt.clone()));
-        }
-        let round = state.open_round(cleared.job(), cleared.round())?;
-        self.check_token(cleared, shown)?;
-        let layout = wire::required("layout", request.layout.as_ref())?;
-        state.layout.check_same(layout)?;
-        if cleared.base() != round.spec().base {
-            return Err(Refusal::new(ErrorCode::WrongBaseVersion, "not the round's base"));
-        }
-        if request.examples == 0 || request.examples > state.spec.limits.max_examples {
-            return Err(Refusal::new(ErrorCode::BadWeight, "not within the job's bounds"));
-        }
-        let expected = Expected {
-            layout: state.layout.clone(),
-            digest: cleared.digest(),
-            max_norm: state.spec.limits.max_update_norm,
-        };
-        expected.check_size(request.payload_bytes)?;
-        let id = token("upload", &self.silo, cleared.job(), cleared.round());
-        let fresh = state
-            .uploads
-            .get(&id)
-            .is_none_or(|upload| upload.digest != cleared.digest());
-        if fresh {
-            state.uploads.insert(
-                id.clone(),
-                Upload {
-                    silo: self.silo.clone(),
-                    round: cleared.round(),
-                    digest: cleared.digest(),
-                    examples: cleared.examples(),
-                    assembler: ChunkAssembler::new(expected),
-                    bytes: Vec::new(),
-                },
-            );
-        }
-        let offset = state.uploads[&id].assembler.offset();
-        Ok(Begun::Upload { id, offset })
-    }
-
-    fn take_chunk(state: &mut State, id: &[u8], chunk: &v1::Chunk) -> Result<(), Refusal> {
-        let upload = state
-            .uploads
-            .get_mut(id)
-            .ok_or_else(|| Refusal::new(ErrorCode::UnknownUpload, "no such upload"))?;
-        upload.assembler.accept(chunk)?;
-        upload.bytes.extend_from_slice(&chunk.data);
         Ok(())
-    }
-
-    fn close_upload(&self, state: &mut State, id: &[u8]) -> Result<SignedReceipt, Refusal> {
-        let missing = || Refusal::new(ErrorCode::UnknownUpload, "no such upload");
-        let upload = state.uploads.get(id).ok_or_else(missing)?;
-        upload.assembler.finish()?;
-        let upload = state.uploads.remove(id).ok_or_else(missing)?;
-        state.spool.insert(upload.digest, upload.bytes.into());
-        let recorded_at = self.federation.clock.now();
-        let event = Event::Contributed(Contribution {
-            silo: upload.silo.clone(),
-            digest: upload.digest,
-            examples: upload.examples,
-        });
-        let record = state.apply(event, self.federation.clock.as_ref())?;
-        let outcome = record.map_or(Outcome::Discarded(ErrorCode::Late), |record| record.outcome);
-        let receipt = self.federation.signer.sign(Receipt {
-            job: state.job.clone(),
-            round: upload.round,
-            silo: upload.silo.clone(),
-            payload_digest: upload.digest,
-            outcome,
-            recorded_at,
-        });
-        state
-            .receipts
-            .insert((upload.round, upload.silo), receipt.clone());
-        Ok(receipt)
     }
 }
 
 impl Coordinator for MemoryCoordinator {
     async fn info(&self) -> Result<ServerInfo, CallError> {
-        ServerInfo::from_proto(v1::GetServerInfoResponse {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            federation: "memory".to_owned(),
-            receipt_public_key: self.federation.signer.public_key().to_vec(),
-            max_chunk_bytes: MAX_CHUNK_BYTES as u32,
-        })
+        ServerInfo::from_proto(self.federation.info_message())
     }
 
     async fn watch(&self) -> Result<Notices, CallError> {
-        let this = self.clone();
-        let changes = WatchStream::new(self.federation.changed.subscribe());
-        Ok(Box::pin(changes.map(move |_| this.notices())))
+        let (federation, silo) = (Arc::clone(&self.federation), self.silo.clone());
+        let changes = self.federation.changes();
+        Ok(Box::pin(
+            changes.map(move |()| notices(&federation.notice_messages(&silo))),
+        ))
     }
 
     async fn poll(&self) -> Result<Vec<Notice>, CallError> {
-        self.notices()
+        notices(&self.federation.notice_messages(&self.silo))
     }
 
     async fn claim(&self, job: &JobId, round: RoundNumber) -> Result<Claim, CallError> {
-        let message = {
-            let state = self.federation.lock();
-            let open = state.open_round(job, round).map_err(CallError::from_refusal)?;
-            if !open.spec().cohort.contains(&self.silo) {
-                let refusal = Refusal::new(ErrorCode::NotInCohort, "the silo was not asked");
-                return Err(CallError::from_refusal(refusal));
-            }
-            if open.phase() == RoundPhase::Aggregating {
-                let refusal = Refusal::new(ErrorCode::Late, "the round is closed");
-                return Err(CallError::from_refusal(refusal));
-            }
-            v1::ClaimLeaseResponse {
-                lease_token: token("lease", &self.silo, job, round),
-                expires_at: Some((self.federation.clock.now() + LEASE).to_proto()),
-                spec_toml: state.spec_toml.clone(),
-                layout: Some(state.layout.to_proto()),
-                layout_digest: state.layout.digest().to_vec(),
-                base_version: open.spec().base.0.to_vec(),
-                payload_bytes: state.layout.payload_bytes(),
-                lease_duration: Some(wire::duration_to_proto(LEASE)),
-            }
-        };
-        Claim::from_proto(message)
+        let message = self.federation.claim_message(&self.silo, job, round);
+        Claim::from_proto(message.map_err(CallError::from_refusal)?)
     }
 
     async fn decline(&self, decline: &ClearedDecline) -> Result<(), CallError> {
-        let event = Event::Declined {
-            silo: self.silo.clone(),
-            code: decline.code(),
-        };
-        self.federation.change(|state| {
-            state.check_job(decline.job())?;
-            state.apply(event, self.federation.clock.as_ref()).map(|_| ())
-        })
+        self.federation
+            .decline(&self.silo, decline.job(), decline.code())
+            .map_err(CallError::from_refusal)
     }
 
     async fn download(
@@ -520,47 +278,39 @@ impl Coordinator for MemoryCoordinator {
         version: AdapterVersion,
         offset: u64,
     ) -> Result<Chunks, CallError> {
-        let payload = {
-            let state = self.federation.lock();
-            state.check_job(job).map_err(CallError::from_refusal)?;
-            state.adapters.get(&version).cloned().ok_or_else(|| {
-                CallError::from_refusal(Refusal::new(
-                    ErrorCode::UnknownVersion,
-                    format!("there is no adapter {version}"),
-                ))
-            })?
-        };
+        let payload = self
+            .federation
+            .payload(job, version)
+            .map_err(CallError::from_refusal)?;
         let pieces = chunks(&payload, offset, DEFAULT_CHUNK_BYTES).map(Ok);
         Ok(Box::pin(futures::stream::iter(pieces)))
     }
 
     async fn begin(&self, cleared: &Cleared, token: &[u8]) -> Result<Begun, CallError> {
-        let begun = self.open_upload(&mut self.federation.lock(), cleared, token);
-        begun.map_err(CallError::from_refusal)
+        let begun = self
+            .federation
+            .begin_message(&self.silo, &begin_request(cleared, token));
+        Begun::from_proto(begun.map_err(CallError::from_refusal)?)
     }
 
     async fn upload(&self, departure: &Departure, upload_id: &[u8]) -> Result<SignedReceipt, CallError> {
-        for chunk in chunks(departure.cleared().payload(), departure.offset(), DEFAULT_CHUNK_BYTES) {
-            Self::take_chunk(&mut self.federation.lock(), upload_id, &chunk)
-                .map_err(CallError::from_refusal)?;
-        }
-        let federation = Arc::clone(&self.federation);
-        let this = self.clone();
-        let id = upload_id.to_vec();
-        // The last contribution of a round is aggregated here, which blocks.
-        tokio::task::spawn_blocking(move || federation.change(|state| this.close_upload(state, &id)))
+        self.send_chunks(departure, upload_id, usize::MAX)?;
+        let (federation, id) = (Arc::clone(&self.federation), upload_id.to_vec());
+        tokio::task::spawn_blocking(move || federation.close_upload(&id))
             .await
             .map_err(|error| CallError::Protocol(error.to_string()))?
+            .map_err(CallError::from_refusal)
     }
 
     async fn report(&self, report: &ClearedReport) -> Result<(), CallError> {
-        let report = MetricReport::from_silo(&report.report().to_proto(), self.silo.clone()).map_err(protocol)?;
-        self.federation.change(|state| {
-            state.reports.retain(|old| {
-                (&old.silo, old.round, old.point) != (&report.silo, report.round, report.point)
-            });
-            state.reports.push(report);
-            Ok(())
-        })
+        self.federation
+            .report_message(&self.silo, &report.report().to_proto())
+            .map_err(CallError::from_refusal)
     }
+}
+
+/// 16 bytes that name something for one silo in one round.
+fn token(purpose: &str, silo: &SiloId, job: &JobId, round: RoundNumber) -> Vec<u8> {
+    let text = format!("{purpose} {silo} {job} {round}");
+    Digest::of(text.as_bytes()).as_bytes()[..16].to_vec()
 }

@@ -101,7 +101,7 @@ fn model_class(family: Family) -> &'static str {
 
 /// The library computes the width as floor(hidden / factor). Half a unit more in the divisor keeps rounding away from the edge
 /// where the factor is no whole number.
-fn reduction_factor(hidden: usize, width: usize) -> f64 {
+pub(super) fn reduction_factor(hidden: usize, width: usize) -> f64 {
     if hidden.is_multiple_of(width) {
         (hidden / width) as f64
     } else {

@@ -1,0 +1,219 @@
+use std::{collections::BTreeMap, os::unix::fs::PermissionsExt as _};
+
+use concord_common::{
+    RoundNumber,
+    job::{Combine, Pool},
+};
+use concord_learning::{
+    data::{InputKind, Problem},
+    model::ModelFacts,
+    named::{HostTensor, NamedTensors, from_safetensors},
+};
+use serde_json::Value;
+
+use super::*;
+use crate::{
+    testing::tiny_backbone,
+    vault::{Binding, Record},
+};
+
+const HIDDEN: usize = 24;
+
+fn weights_digest() -> Digest {
+    let files = BackboneFiles::find(&tiny_backbone()).unwrap();
+    Digest::of(&fs::read(files.weights).unwrap())
+}
+
+/// Adapters of 3 and 2 in layer 1 of the tiny backbone, every element different.
+fn model(pool: Pool) -> PersonalModel {
+    let mut tensors = NamedTensors::new();
+    let mut next = 0.0;
+    let mut add = |name: String, shape: &[usize]| {
+        let values = (0..shape.iter().product::<usize>())
+            .map(|_| {
+                next += 0.001;
+                next
+            })
+            .collect();
+        tensors.insert(
+            name,
+            HostTensor {
+                shape: shape.to_vec(),
+                values,
+            },
+        );
+    };
+    for (part, r) in [("global", 3), ("private", 2)] {
+        add(format!("{part}.layer.1.down.weight"), &[r, HIDDEN]);
+        add(format!("{part}.layer.1.down.bias"), &[r]);
+        add(format!("{part}.layer.1.up.weight"), &[HIDDEN, r]);
+        add(format!("{part}.layer.1.up.bias"), &[HIDDEN]);
+    }
+    add("head.weight".to_owned(), &[2, HIDDEN]);
+    add("head.bias".to_owned(), &[2]);
+    PersonalModel {
+        facts: ModelFacts {
+            format: 1,
+            job: "toy job".to_owned(),
+            task: "toy".to_owned(),
+            silo: "north".to_owned(),
+            algorithm: "fedmcp".to_owned(),
+            round: 4,
+            backbone_name: "tiny".to_owned(),
+            backbone: weights_digest(),
+            hidden: HIDDEN as u64,
+            adapter_layers: vec![1],
+            global_bottleneck: Some(3),
+            private_bottleneck: Some(2),
+            combine: Combine::Sum,
+            scale_global: 1.0,
+            scale_private: 1.0,
+            pool,
+            input: InputKind::Single,
+            problem: Problem::Classification {
+                classes: vec!["ham".to_owned(), "a|b".to_owned()],
+            },
+            max_length: 24,
+            target_mean: 0.0,
+            target_std: 1.0,
+            validation: None,
+        },
+        tensors,
+    }
+}
+
+fn header() -> Header {
+    Header {
+        record: Record::Model,
+        binding: Binding {
+            job: "job-1".parse().unwrap(),
+            silo: "north".parse().unwrap(),
+            backbone: weights_digest(),
+            spec: Digest::of(b"spec"),
+        },
+        round: RoundNumber(4),
+        task: "toy".to_owned(),
+        metrics: BTreeMap::from([("test".to_owned(), BTreeMap::from([("accuracy".to_owned(), 0.875)]))]),
+        spec_toml: String::new(),
+    }
+}
+
+fn exported(pool: Pool, format: ExportFormat) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("new/adapter");
+    let files = write(&model(pool), &header(), &tiny_backbone(), format, &out).unwrap();
+    assert!(files.iter().all(|file| file.exists()), "{files:?}");
+    (folder, out)
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+fn tensors(path: &Path) -> NamedTensors {
+    from_safetensors(&fs::read(path).unwrap()).unwrap().0
+}
+
+#[test]
+fn two_adapters_become_one_bottleneck_under_the_librarys_names() {
+    let (_folder, out) = exported(Pool::Cls, ExportFormat::Adapterhub);
+    let found = tensors(&out.join("adapter.safetensors"));
+    let place = "bert.encoder.layer.1.output.adapters.concord";
+    let shapes: Vec<(&str, &[usize])> = found
+        .iter()
+        .map(|(name, tensor)| (name.strip_prefix(place).unwrap(), tensor.shape.as_slice()))
+        .collect();
+    assert_eq!(
+        shapes,
+        [
+            (".adapter_down.0.bias", &[5][..]),
+            (".adapter_down.0.weight", &[5, HIDDEN][..]),
+            (".adapter_up.bias", &[HIDDEN][..]),
+            (".adapter_up.weight", &[HIDDEN, 5][..]),
+        ]
+    );
+    let source = model(Pool::Cls).tensors;
+    let down = &found[&format!("{place}.adapter_down.0.weight")].values;
+    assert_eq!(down[..3 * HIDDEN], source["global.layer.1.down.weight"].values);
+    assert_eq!(down[3 * HIDDEN..], source["private.layer.1.down.weight"].values);
+    let bias = &found[&format!("{place}.adapter_up.bias")].values;
+    let sum = source["global.layer.1.up.bias"].values[7] + source["private.layer.1.up.bias"].values[7];
+    assert!((bias[7] - sum).abs() < 1e-6);
+}
+
+#[test]
+fn the_librarys_configuration_says_where_and_how_wide() {
+    let (_folder, out) = exported(Pool::Cls, ExportFormat::Adapterhub);
+    let found = json(&out.join("adapter_config.json"));
+    assert_eq!(found["model_class"], "BertAdapterModel");
+    assert_eq!(found["config"]["leave_out"], serde_json::json!([0]));
+    assert_eq!(found["config"]["output_adapter"], true);
+    assert_eq!(found["config"]["mh_adapter"], false);
+    assert_eq!(found["config"]["original_ln_before"], false);
+    let head = json(&out.join("head_config.json"));
+    assert_eq!(head["config"]["label2id"]["ham"], 0);
+    let weights = tensors(&out.join("model_head.safetensors"));
+    assert_eq!(weights["heads.concord.1.weight"].shape, [2, HIDDEN]);
+}
+
+#[test]
+fn a_head_on_the_mean_stands_beside_the_librarys_files() {
+    let (_folder, out) = exported(Pool::Mean, ExportFormat::Adapterhub);
+    assert!(!out.join("head_config.json").exists());
+    assert_eq!(tensors(&out.join("concord_head.safetensors"))["head.bias"].shape, [2]);
+    let card = fs::read_to_string(out.join("README.md")).unwrap();
+    assert!(card.contains("concord_head.safetensors") && card.contains("max_length=24"), "{card}");
+}
+
+#[test]
+fn every_width_survives_the_librarys_division() {
+    for hidden in [24, 384, 768, 1024] {
+        for width in 1..=hidden + 7 {
+            let factor = adapterhub::reduction_factor(hidden, width);
+            // Python: int(hidden // factor)
+            assert_eq!((hidden as f64 / factor).floor() as usize, width, "{hidden} {width}");
+        }
+    }
+}
+
+#[test]
+fn a_plain_export_is_the_model_with_a_card() {
+    let (_folder, out) = exported(Pool::Mean, ExportFormat::Safetensors);
+    let bytes = fs::read(out.join("model.safetensors")).unwrap();
+    assert_eq!(PersonalModel::from_bytes(&bytes).unwrap(), model(Pool::Mean));
+    let card = fs::read_to_string(out.join("README.md")).unwrap();
+    for fact in [
+        "toy job (job-1)",
+        "fedmcp",
+        &weights_digest().to_string(),
+        "| best round | 4 |",
+        "| test | accuracy | 0.8750 |",
+        "| 0 | ham |",
+        "| 1 | a\\|b |",
+        "private adapter",
+    ] {
+        assert!(card.contains(fact), "{fact} is not in\n{card}");
+    }
+}
+
+#[test]
+fn an_export_is_private_and_never_replaces_anything() {
+    let (folder, out) = exported(Pool::Mean, ExportFormat::Safetensors);
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&out), mode(&out.join("model.safetensors"))), (0o700, 0o600));
+    let again = write(&model(Pool::Mean), &header(), &tiny_backbone(), ExportFormat::Adapterhub, &out);
+    assert!(matches!(again, Err(ExportError::Exists(_))));
+    let left: Vec<_> = fs::read_dir(folder.path().join("new")).unwrap().collect();
+    assert_eq!(left.len(), 1, "nothing half-made is left: {left:?}");
+}
+
+#[test]
+fn a_model_of_another_backbone_is_not_exported() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut foreign = model(Pool::Mean);
+    foreign.facts.backbone = Digest::of(b"other");
+    let out = folder.path().join("out");
+    let error = write(&foreign, &header(), &tiny_backbone(), ExportFormat::Safetensors, &out).unwrap_err();
+    assert!(matches!(error, ExportError::Backbone { .. }), "{error}");
+    assert!(!out.exists());
+}
