@@ -1,8 +1,10 @@
 //! Starting the real programs: where they are, what they wrote, and that none outlives its test.
 
+mod daemon;
 mod federation;
 mod program;
 
+pub use daemon::{Daemon, Task, tiny_backbone};
 pub use federation::{Federation, ServerOptions, server_config};
 pub use program::{Output, Program, run, run_with_input};
 

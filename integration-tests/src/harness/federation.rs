@@ -127,6 +127,11 @@ impl Federation {
         self.path().join("pki")
     }
 
+    /// Sets a variable of the environment of servers that are started from now on.
+    pub fn set_variable(&mut self, name: &str, value: &str) {
+        self.environment.insert(name.to_owned(), value.to_owned());
+    }
+
     fn pki(&self, arguments: &[&str]) -> anyhow::Result<String> {
         let all: Vec<&str> = std::iter::once("pki")
             .chain(arguments.iter().copied())

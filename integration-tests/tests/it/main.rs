@@ -6,8 +6,12 @@
     reason = "all of this crate is tests and their helpers"
 )]
 
+mod canary;
+mod cli;
+mod daemon;
 mod docs;
 mod load;
+mod notify;
 mod rounds;
 mod server;
 mod tls;
