@@ -129,7 +129,8 @@ impl Workbench {
         work: impl FnOnce(&mut LocalTrainer) -> Result<R, LearningError> + Send + 'static,
     ) -> Result<R, LearningError> {
         let key = key.clone();
-        self.run(name, move |store| work(store.trainer(&key)?)).await
+        self.run(name, move |store| work(store.trainer(&key)?))
+            .await
     }
 
     /// Loads a backbone, once.
@@ -154,8 +155,10 @@ impl Workbench {
     /// If the torch thread has stopped.
     pub async fn has(&self, key: &TrainerKey) -> Result<bool, LearningError> {
         let key = key.clone();
-        self.run("look for a trainer", move |store| Ok(store.trainers.contains_key(&key)))
-            .await
+        self.run("look for a trainer", move |store| {
+            Ok(store.trainers.contains_key(&key))
+        })
+        .await
     }
 
     /// Makes a trainer, in place of an older one of the same key.
@@ -243,9 +246,16 @@ impl Workbench {
     ///
     /// # Errors
     /// Those of [`LocalTrainer::evaluate`].
-    pub async fn evaluate(&self, key: &TrainerKey, payload: Bytes, split: Split) -> Result<Evaluation, LearningError> {
-        self.with_trainer("evaluate", key, move |trainer| trainer.evaluate(&payload, split))
-            .await
+    pub async fn evaluate(
+        &self,
+        key: &TrainerKey,
+        payload: Bytes,
+        split: Split,
+    ) -> Result<Evaluation, LearningError> {
+        self.with_trainer("evaluate", key, move |trainer| {
+            trainer.evaluate(&payload, split)
+        })
+        .await
     }
 
     /// The best personal model so far, as bytes for the vault, and its evaluations on the validation and the test rows.
@@ -278,8 +288,10 @@ impl Workbench {
     /// # Errors
     /// Those of [`LocalTrainer::save_state`].
     pub async fn state(&self, key: &TrainerKey) -> Result<Vec<u8>, LearningError> {
-        self.with_trainer("save state", key, |trainer| trainer.save_state()?.to_bytes())
-            .await
+        self.with_trainer("save state", key, |trainer| {
+            trainer.save_state()?.to_bytes()
+        })
+        .await
     }
 
     /// Majority class accuracy on the test rows and what the prefix cache has done, for reports.
@@ -302,7 +314,11 @@ impl Workbench {
     ///
     /// # Errors
     /// If the model is not of this backbone, or the tokenizer cannot be loaded.
-    pub async fn use_model(&self, folder: &Path, model: PersonalModel) -> Result<(), LearningError> {
+    pub async fn use_model(
+        &self,
+        folder: &Path,
+        model: PersonalModel,
+    ) -> Result<(), LearningError> {
         let folder = folder.to_path_buf();
         self.run("load model", move |store| {
             let loaded = store.backbone(&folder)?;
@@ -402,7 +418,12 @@ impl Store {
     }
 
     /// The silo's rows, ready for the job's backbone.
-    fn rows(&mut self, silo: &SiloId, loaded: &Loaded, parts: &TrainerParts) -> Result<Arc<PreparedTask>, LearningError> {
+    fn rows(
+        &mut self,
+        silo: &SiloId,
+        loaded: &Loaded,
+        parts: &TrainerParts,
+    ) -> Result<Arc<PreparedTask>, LearningError> {
         let key = RowsKey {
             task: parts.spec.task.clone(),
             backbone: *loaded.backbone.digest(),
@@ -416,7 +437,11 @@ impl Store {
             return Ok(Arc::clone(rows));
         }
         let max_length = key.max_length as usize;
-        let tokenizer = TextTokenizer::load(&loaded.files.tokenizer, loaded.backbone.config(), max_length)?;
+        let tokenizer = TextTokenizer::load(
+            &loaded.files.tokenizer,
+            loaded.backbone.config(),
+            max_length,
+        )?;
         let rows = Arc::new(PreparedTask::new(
             &parts.data,
             &loaded.backbone,

@@ -84,7 +84,11 @@ impl CommandError {
     /// The process's exit code.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Settings(_) | Self::Silos(_) | Self::Tls(_) | Self::Telemetry(_) | Self::Unfit(_) => EXIT_CONFIG,
+            Self::Settings(_)
+            | Self::Silos(_)
+            | Self::Tls(_)
+            | Self::Telemetry(_)
+            | Self::Unfit(_) => EXIT_CONFIG,
             _ => 1,
         }
     }
@@ -100,7 +104,10 @@ impl CommandError {
         let listed: Vec<&str> = there.iter().map(JobId::as_str).collect();
         Self::NoModel(match (job, there.is_empty()) {
             (_, true) => "there is no finished job's model in the vault".to_owned(),
-            (None, false) => format!("name the job with --job; models are there for {}", listed.join(", ")),
+            (None, false) => format!(
+                "name the job with --job; models are there for {}",
+                listed.join(", ")
+            ),
             (Some(job), false) => format!(
                 "there is no model of job {job} in the vault; models are there for {}",
                 listed.join(", ")

@@ -125,7 +125,11 @@ impl CacheSection {
     /// As the learning crate takes it.
     pub fn settings(&self) -> CacheSettings {
         CacheSettings {
-            mode: if self.enabled { CacheMode::On } else { CacheMode::Off },
+            mode: if self.enabled {
+                CacheMode::On
+            } else {
+                CacheMode::Off
+            },
             memory_bytes: self.memory.bytes(),
             disk: self.folder.clone().map(|folder| DiskBudget {
                 folder,
@@ -311,7 +315,10 @@ impl TryFrom<TaskEntry> for TaskConfig {
             }
             (None, None, None, Some(file)) => {
                 let Some(split) = entry.split else {
-                    return refuse("split", "is needed to cut `file` into training, validation and test rows");
+                    return refuse(
+                        "split",
+                        "is needed to cut `file` into training, validation and test rows",
+                    );
                 };
                 if !split.is_valid() {
                     return refuse("split", "both shares must be above 0 and together below 1");
@@ -329,8 +336,15 @@ impl TryFrom<TaskEntry> for TaskConfig {
             }
         };
         match (entry.kind, &entry.columns.text_b) {
-            (InputKind::Pair, None) => return refuse("columns.text_b", "a pair needs the column of its second text"),
-            (InputKind::Single, Some(_)) => return refuse("columns.text_b", "only goes with kind = \"pair\""),
+            (InputKind::Pair, None) => {
+                return refuse(
+                    "columns.text_b",
+                    "a pair needs the column of its second text",
+                );
+            }
+            (InputKind::Single, Some(_)) => {
+                return refuse("columns.text_b", "only goes with kind = \"pair\"");
+            }
             _ => {}
         }
         let columns = [
@@ -362,7 +376,11 @@ impl TaskConfig {
     /// The task's files with their splits' names.
     pub fn paths_mut(&mut self) -> Vec<&mut PathBuf> {
         match &mut self.files {
-            Files::PerSplit { train, validation, test } => vec![train, validation, test],
+            Files::PerSplit {
+                train,
+                validation,
+                test,
+            } => vec![train, validation, test],
             Files::One { file, .. } => vec![file],
         }
     }
@@ -418,7 +436,12 @@ impl ClientConfig {
         ] {
             anchor(folder, path);
         }
-        settle_data(folder, &mut self.cache, &mut self.backbones, &mut self.tasks)?;
+        settle_data(
+            folder,
+            &mut self.cache,
+            &mut self.backbones,
+            &mut self.tasks,
+        )?;
         if self.tasks.iter().any(|task| task.name.is_empty()) {
             return refuse("task.name", "every task needs the name that jobs use");
         }
@@ -437,7 +460,11 @@ impl ClientConfig {
                 return refuse(key, "must be at least 100ms");
             }
         }
-        if self.egress.max_update_norm.is_some_and(|norm| norm.is_nan() || norm <= 0.0) {
+        if self
+            .egress
+            .max_update_norm
+            .is_some_and(|norm| norm.is_nan() || norm <= 0.0)
+        {
             return refuse("egress.max_update_norm", "must be above 0");
         }
         Ok(self)
@@ -463,7 +490,10 @@ pub(crate) fn settle_data<'a>(
         }
     }
     if let Some(twice) = first_twice(backbones.iter().map(|backbone| backbone.name.as_str())) {
-        return refuse("backbone.name", format!("two backbones are named `{twice}`"));
+        return refuse(
+            "backbone.name",
+            format!("two backbones are named `{twice}`"),
+        );
     }
     Ok(())
 }

@@ -59,12 +59,13 @@ impl CallError {
     /// From what the server refused; a limit or a stop is worth another try.
     pub(crate) fn from_refusal(refusal: Refusal) -> Self {
         match refusal.code {
-            ErrorCode::Busy | ErrorCode::ShuttingDown | ErrorCode::TooSlow | ErrorCode::Internal => {
-                Self::Unavailable {
-                    reason: refusal.to_string(),
-                    retry_after: refusal.retry_after,
-                }
-            }
+            ErrorCode::Busy
+            | ErrorCode::ShuttingDown
+            | ErrorCode::TooSlow
+            | ErrorCode::Internal => Self::Unavailable {
+                reason: refusal.to_string(),
+                retry_after: refusal.retry_after,
+            },
             _ => Self::Refused(refusal),
         }
     }
@@ -157,7 +158,9 @@ impl Notice {
 
     /// Whether the round waits for this silo.
     pub fn wants_work(&self) -> bool {
-        self.state == JobState::Running && self.phase.is_some_and(RoundPhase::is_open) && !self.answered
+        self.state == JobState::Running
+            && self.phase.is_some_and(RoundPhase::is_open)
+            && !self.answered
     }
 }
 
@@ -192,7 +195,10 @@ impl Claim {
         let protocol = |message: String| Err(CallError::Protocol(message));
         let refused = |refusal: Refusal| CallError::protocol(&refusal);
         if proto.lease_token.len() != TOKEN_BYTES {
-            return protocol(format!("`lease_token` has {} bytes", proto.lease_token.len()));
+            return protocol(format!(
+                "`lease_token` has {} bytes",
+                proto.lease_token.len()
+            ));
         }
         let JobSpec::FederatedTraining(spec) = JobSpec::parse(&proto.spec_toml).map_err(refused)?;
         let layout = spec.adapter_shape().layout().map_err(refused)?;
@@ -209,7 +215,8 @@ impl Claim {
                 layout.payload_bytes()
             ));
         }
-        let expires_at = wire::required("expires_at", proto.expires_at.as_ref()).map_err(refused)?;
+        let expires_at =
+            wire::required("expires_at", proto.expires_at.as_ref()).map_err(refused)?;
         let duration = wire::required("lease_duration", proto.lease_duration.as_ref())
             .and_then(|duration| wire::duration_from_proto("lease_duration", duration))
             .map_err(refused)?;
@@ -289,10 +296,17 @@ pub trait Coordinator: Send + Sync + 'static {
     fn poll(&self) -> impl Future<Output = Result<Vec<Notice>, CallError>> + Send;
 
     /// Takes or renews the lease on this silo's part of a round.
-    fn claim(&self, job: &JobId, round: RoundNumber) -> impl Future<Output = Result<Claim, CallError>> + Send;
+    fn claim(
+        &self,
+        job: &JobId,
+        round: RoundNumber,
+    ) -> impl Future<Output = Result<Claim, CallError>> + Send;
 
     /// Says that this silo will not take part.
-    fn decline(&self, decline: &ClearedDecline) -> impl Future<Output = Result<(), CallError>> + Send;
+    fn decline(
+        &self,
+        decline: &ClearedDecline,
+    ) -> impl Future<Output = Result<(), CallError>> + Send;
 
     /// An adapter's payload from byte `offset` on.
     fn download(
@@ -303,7 +317,11 @@ pub trait Coordinator: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Chunks, CallError>> + Send;
 
     /// Announces a contribution.
-    fn begin(&self, cleared: &Cleared, token: &[u8]) -> impl Future<Output = Result<Begun, CallError>> + Send;
+    fn begin(
+        &self,
+        cleared: &Cleared,
+        token: &[u8],
+    ) -> impl Future<Output = Result<Begun, CallError>> + Send;
 
     /// Sends its bytes.
     fn upload(

@@ -153,7 +153,9 @@ impl<C: Coordinator> Daemon<C> {
                 Ok(())
             }
             Err(SessionError::Declined(refusal)) => {
-                self.session.board.error(&format!("declined job {job}: {refusal}"));
+                self.session
+                    .board
+                    .error(&format!("declined job {job}: {refusal}"));
                 self.settled.jobs.insert(job);
                 Ok(())
             }
@@ -168,7 +170,11 @@ impl<C: Coordinator> Daemon<C> {
                 Ok(())
             }
             // Trying again would end the same way; the next start of the daemon does.
-            Err(error @ (SessionError::Learning(_) | SessionError::Declined(_) | SessionError::Vault(_))) => {
+            Err(
+                error @ (SessionError::Learning(_)
+                | SessionError::Declined(_)
+                | SessionError::Vault(_)),
+            ) => {
                 tracing::error!(%error, job.id = %notice.job, "the job's end cannot be worked on");
                 self.session.board.error(&error.to_string());
                 self.settled.ends.insert(notice.job.clone());
@@ -213,7 +219,11 @@ impl<C: Coordinator> Daemon<C> {
 
     /// After a watch that held for a while the server is asked at once; one that breaks off right away is not begun anew in a
     /// hurry.
-    async fn unwatch(&self, watching: &mut Option<Notices>, fresh: bool) -> Result<(), SessionError> {
+    async fn unwatch(
+        &self,
+        watching: &mut Option<Notices>,
+        fresh: bool,
+    ) -> Result<(), SessionError> {
         *watching = None;
         if fresh {
             pause(self.poll_interval, &self.session.stop).await?;
@@ -235,4 +245,3 @@ impl Settled {
         self.rounds.retain(|(job, _)| listed(job));
     }
 }
-

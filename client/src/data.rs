@@ -218,7 +218,9 @@ pub fn open(file: &Path, format: Format, mapping: &Mapping) -> Result<Rows, Data
         source,
     })?;
     match format {
-        Format::Parquet => parquet::rows(opened, mapping).map_err(|reason| DataError::file(file, reason)),
+        Format::Parquet => {
+            parquet::rows(opened, mapping).map_err(|reason| DataError::file(file, reason))
+        }
         text => from_reader(file, opened, text, mapping),
     }
 }
@@ -236,7 +238,10 @@ pub fn from_reader(
     match format {
         Format::Csv => csv::rows(input, mapping).map_err(|reason| DataError::file(name, reason)),
         Format::Jsonl => Ok(jsonl::rows(input, mapping)),
-        Format::Parquet => Err(DataError::file(name, "Parquet can only be read from a file")),
+        Format::Parquet => Err(DataError::file(
+            name,
+            "Parquet can only be read from a file",
+        )),
     }
 }
 
@@ -351,7 +356,10 @@ fn row(
 }
 
 /// The sentence for mapped columns that a header lacks.
-fn missing_columns<'a>(mapping: &Mapping, present: impl Iterator<Item = &'a str>) -> Result<(), String> {
+fn missing_columns<'a>(
+    mapping: &Mapping,
+    present: impl Iterator<Item = &'a str>,
+) -> Result<(), String> {
     let present: BTreeSet<&str> = present.collect();
     let missing: Vec<&str> = mapping
         .columns()

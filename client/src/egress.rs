@@ -340,7 +340,10 @@ impl EgressGate {
     ) -> Result<ClearedReport, EgressError> {
         let hold = |reason: String| Err(EgressError::Report(reason));
         if metrics.is_empty() || metrics.len() > MAX_METRICS {
-            return hold(format!("it has {} numbers, 1 to {MAX_METRICS} may leave", metrics.len()));
+            return hold(format!(
+                "it has {} numbers, 1 to {MAX_METRICS} may leave",
+                metrics.len()
+            ));
         }
         if metrics.keys().any(|name| !is_metric_name(name)) {
             return hold("the name of a number is not made of [a-z0-9_]".to_owned());
@@ -424,7 +427,10 @@ impl EgressGate {
         if base != assignment.base {
             return hold(
                 ErrorCode::WrongBaseVersion,
-                format!("it is a delta to {base}, the round starts from {}", assignment.base),
+                format!(
+                    "it is a delta to {base}, the round starts from {}",
+                    assignment.base
+                ),
             );
         }
         if examples == 0 || examples > assignment.max_examples {
@@ -453,7 +459,11 @@ impl EgressGate {
 }
 
 /// The L2 norm of a payload that has the layout's size, finite values and at most the bound.
-fn check_payload(layout: &AdapterLayout, payload: &[u8], bound: Option<f64>) -> Result<f64, Refusal> {
+fn check_payload(
+    layout: &AdapterLayout,
+    payload: &[u8],
+    bound: Option<f64>,
+) -> Result<f64, Refusal> {
     if payload.len() as u64 != layout.payload_bytes() {
         return Err(Refusal::new(
             ErrorCode::PayloadSize,

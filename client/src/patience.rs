@@ -129,24 +129,45 @@ mod tests {
         };
         let mut delays = pace.delays();
         let seen: Vec<Duration> = (0..50).map(|_| delays.next(&unavailable(None))).collect();
-        assert!(seen[0] >= pace.first && seen[0] <= 2 * pace.first, "{seen:?}");
-        assert!(seen[10..].iter().all(|delay| *delay >= pace.longest), "{seen:?}");
-        assert!(seen.iter().all(|delay| *delay <= 2 * pace.longest), "{seen:?}");
+        assert!(
+            seen[0] >= pace.first && seen[0] <= 2 * pace.first,
+            "{seen:?}"
+        );
+        assert!(
+            seen[10..].iter().all(|delay| *delay >= pace.longest),
+            "{seen:?}"
+        );
+        assert!(
+            seen.iter().all(|delay| *delay <= 2 * pace.longest),
+            "{seen:?}"
+        );
     }
 
     #[test]
     fn the_servers_own_wish_goes_first() {
         let wish = Duration::from_secs(7);
-        assert_eq!(Pace::default().delays().next(&unavailable(Some(wish))), wish);
+        assert_eq!(
+            Pace::default().delays().next(&unavailable(Some(wish))),
+            wish
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_server_that_comes_back_is_reached_without_a_limit_of_attempts() {
         let attempts = Cell::new(0);
-        let answer = patiently("test", Pace::default(), &CancellationToken::new(), || async {
-            attempts.set(attempts.get() + 1);
-            if attempts.get() < 100 { Err(unavailable(None)) } else { Ok(7) }
-        })
+        let answer = patiently(
+            "test",
+            Pace::default(),
+            &CancellationToken::new(),
+            || async {
+                attempts.set(attempts.get() + 1);
+                if attempts.get() < 100 {
+                    Err(unavailable(None))
+                } else {
+                    Ok(7)
+                }
+            },
+        )
         .await;
         assert_eq!(answer, Ok(7));
     }
@@ -155,10 +176,15 @@ mod tests {
     async fn a_refusal_is_not_tried_again() {
         let refusal = CallError::Refused(Refusal::new(ErrorCode::UnknownJob, "no"));
         let attempts = Cell::new(0);
-        let answer: Result<(), Halt> = patiently("test", Pace::default(), &CancellationToken::new(), || async {
-            attempts.set(attempts.get() + 1);
-            Err(refusal.clone())
-        })
+        let answer: Result<(), Halt> = patiently(
+            "test",
+            Pace::default(),
+            &CancellationToken::new(),
+            || async {
+                attempts.set(attempts.get() + 1);
+                Err(refusal.clone())
+            },
+        )
         .await;
         assert_eq!(answer, Err(Halt::Call(refusal.clone())));
         assert_eq!(attempts.get(), 1);
@@ -171,7 +197,9 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(100)).await;
             stop.cancel();
         };
-        let waiting = patiently("test", Pace::default(), &stop, || async { Err::<(), _>(unavailable(None)) });
+        let waiting = patiently("test", Pace::default(), &stop, || async {
+            Err::<(), _>(unavailable(None))
+        });
         let (answer, ()) = tokio::join!(waiting, stopper);
         assert_eq!(answer, Err(Halt::Stopped));
     }

@@ -57,7 +57,9 @@ impl Profile {
         let no = |sentence: String| Err(Refusal::new(ErrorCode::PolicyRefused, sentence));
         let name = spec.algorithm.name();
         if matches!(spec.algorithm, AlgorithmSpec::Local {}) && !self.takes_local {
-            return no("algorithm `local` exchanges nothing and runs in a simulation only".to_owned());
+            return no(
+                "algorithm `local` exchanges nothing and runs in a simulation only".to_owned(),
+            );
         }
         if !self.policy.algorithms.is_empty() && !self.policy.algorithms.contains(name) {
             return no(format!("this silo does not take algorithm `{name}`"));
@@ -173,10 +175,16 @@ mod tests {
             ..PolicySection::default()
         };
         let shared = spec("fedavg", "[head]\nsharing = \"shared\"\nclasses = 3");
-        assert_eq!(code(only_fedavg.clone(), &spec("fedmcp", "")), ErrorCode::PolicyRefused);
+        assert_eq!(
+            code(only_fedavg.clone(), &spec("fedmcp", "")),
+            ErrorCode::PolicyRefused
+        );
         assert_eq!(code(short, &spec("fedmcp", "")), ErrorCode::PolicyRefused);
         assert_eq!(code(own_head, &shared), ErrorCode::PolicyRefused);
-        assert_eq!(code(PolicySection::default(), &spec("local", "")), ErrorCode::PolicyRefused);
+        assert_eq!(
+            code(PolicySection::default(), &spec("local", "")),
+            ErrorCode::PolicyRefused
+        );
         assert!(profile(only_fedavg).check(&shared).is_ok());
     }
 
@@ -184,7 +192,10 @@ mod tests {
     fn an_unknown_task_or_backbone_is_named() {
         let profile = profile(PolicySection::default());
         let task = profile.task("main").unwrap_err();
-        assert_eq!((task.code, task.message.contains("main")), (ErrorCode::UnknownTask, true));
+        assert_eq!(
+            (task.code, task.message.contains("main")),
+            (ErrorCode::UnknownTask, true)
+        );
         let backbone = profile.backbone("tiny").unwrap_err();
         assert_eq!(backbone.code, ErrorCode::UnknownBackbone);
     }

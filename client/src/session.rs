@@ -177,7 +177,11 @@ impl<C: Coordinator> Session<C> {
     ///
     /// # Errors
     /// [`SessionError`]. After `Declined` the server will not ask again; after any other the same round can be tried again.
-    pub async fn round(&self, job: &JobId, round: RoundNumber) -> Result<RoundOutcome, SessionError> {
+    pub async fn round(
+        &self,
+        job: &JobId,
+        round: RoundNumber,
+    ) -> Result<RoundOutcome, SessionError> {
         let claimed = patiently("claim lease", self.pace, &self.stop, || {
             self.coordinator.claim(job, round)
         })
@@ -227,7 +231,9 @@ impl<C: Coordinator> Session<C> {
             max_examples: claim.spec.limits.max_examples,
         };
         let pending = if taken.trained == round.0 {
-            self.gate.pending(&assignment).map_err(SessionError::Egress)?
+            self.gate
+                .pending(&assignment)
+                .map_err(SessionError::Egress)?
         } else {
             None
         };
@@ -254,7 +260,9 @@ impl<C: Coordinator> Session<C> {
         self.gate.done(job).map_err(SessionError::Egress)?;
         self.board.receipt(&receipt);
         match receipt.receipt.outcome {
-            ContributionOutcome::Accepted => tracing::info!(job.id = %job, %round, "contribution accepted"),
+            ContributionOutcome::Accepted => {
+                tracing::info!(job.id = %job, %round, "contribution accepted")
+            }
             other => {
                 let reason = other.reason().map(ErrorCode::as_str);
                 tracing::warn!(job.id = %job, %round, outcome = other.as_str(), reason, "contribution does not count");
@@ -308,8 +316,14 @@ impl<C: Coordinator> Session<C> {
         self.report(job, round, MetricPoint::Training, numbers, &lease.end)
             .await?;
         if let Some(evaluation) = validation {
-            self.report_evaluation(job, round, MetricPoint::AfterTraining, &evaluation, &lease.end)
-                .await?;
+            self.report_evaluation(
+                job,
+                round,
+                MetricPoint::AfterTraining,
+                &evaluation,
+                &lease.end,
+            )
+            .await?;
         }
         self.save_state(taken, round).await?;
         Ok(cleared)
@@ -347,8 +361,14 @@ impl<C: Coordinator> Session<C> {
             .after_aggregation(&taken.key, round.0, published)
             .await?;
         if let Some(evaluation) = evaluation {
-            self.report_evaluation(&taken.key.job, round, MetricPoint::AfterAggregation, &evaluation, stop)
-                .await?;
+            self.report_evaluation(
+                &taken.key.job,
+                round,
+                MetricPoint::AfterAggregation,
+                &evaluation,
+                stop,
+            )
+            .await?;
         }
         self.save_state(taken, round).await
     }
@@ -373,11 +393,19 @@ impl<C: Coordinator> Session<C> {
     }
 
     /// Checks that this silo can and will do the job, and has its trainer at hand, from the vault if there is a state.
-    async fn take_up(&self, job: &JobId, spec: &TrainingSpec, spec_toml: &str) -> Result<Taken, SessionError> {
+    async fn take_up(
+        &self,
+        job: &JobId,
+        spec: &TrainingSpec,
+        spec_toml: &str,
+    ) -> Result<Taken, SessionError> {
         let declined = SessionError::Declined;
         self.profile.check(spec).map_err(declined)?;
         let task = self.profile.task(&spec.task).map_err(declined)?.clone();
-        let folder = self.profile.backbone(&spec.backbone.name).map_err(declined)?;
+        let folder = self
+            .profile
+            .backbone(&spec.backbone.name)
+            .map_err(declined)?;
         let backbone = self.bench.backbone(&folder).await.map_err(|error| {
             tracing::error!(%error, "the backbone cannot be loaded");
             SessionError::Declined(Refusal::new(
@@ -409,7 +437,10 @@ impl<C: Coordinator> Session<C> {
                 tracing::error!(%error, task = %task.name, "the task's data cannot be used");
                 SessionError::Declined(Refusal::new(
                     ErrorCode::BadData,
-                    format!("this silo's data for task `{}` cannot be used; its log has the reason", spec.task),
+                    format!(
+                        "this silo's data for task `{}` cannot be used; its log has the reason",
+                        spec.task
+                    ),
                 ))
             })?;
             for place in &loaded.first_skipped {
@@ -447,16 +478,22 @@ impl<C: Coordinator> Session<C> {
                 ErrorCode::PolicyRefused,
                 "this silo's byte budget for the job is used up",
             ),
-            SessionError::Vault(_) => failed("this silo's vault for the job cannot be used; its log has the reason"),
+            SessionError::Vault(_) => {
+                failed("this silo's vault for the job cannot be used; its log has the reason")
+            }
             SessionError::Learning(LearningError::Config(_) | LearningError::Payload(_)) => {
                 failed("this silo cannot train with the job's settings; its log has the reason")
             }
-            SessionError::Learning(LearningError::Data(_) | LearningError::Tokenizer { .. }) => Refusal::new(
-                ErrorCode::BadData,
-                "this silo's data cannot be used for the job; its log has the reason",
-            ),
+            SessionError::Learning(LearningError::Data(_) | LearningError::Tokenizer { .. }) => {
+                Refusal::new(
+                    ErrorCode::BadData,
+                    "this silo's data cannot be used for the job; its log has the reason",
+                )
+            }
             SessionError::Learning(LearningError::Stopped(_)) => return error,
-            SessionError::Learning(_) => failed("training failed in this silo; its log has the reason"),
+            SessionError::Learning(_) => {
+                failed("training failed in this silo; its log has the reason")
+            }
             _ => return error,
         };
         tracing::error!(%error, job.id = %job, code = %refusal.code, "declining the job");
@@ -471,7 +508,10 @@ impl<C: Coordinator> Session<C> {
         let cleared = blocking(move || gate.decline(&of, &why))
             .await?
             .map_err(SessionError::Egress)?;
-        let answer = patiently("decline job", self.pace, &self.stop, || self.coordinator.decline(&cleared)).await;
+        let answer = patiently("decline job", self.pace, &self.stop, || {
+            self.coordinator.decline(&cleared)
+        })
+        .await;
         match answer {
             Err(Halt::Call(CallError::Refused(refusal))) if is_over(refusal.code) => Ok(()),
             answer => Ok(answer?),
@@ -486,7 +526,8 @@ impl<C: Coordinator> Session<C> {
         evaluation: &Evaluation,
         stop: &CancellationToken,
     ) -> Result<(), SessionError> {
-        self.report(job, round, point, numbers(evaluation), stop).await
+        self.report(job, round, point, numbers(evaluation), stop)
+            .await
     }
 
     /// Reports numbers. A server that does not want them does not stop the work.
@@ -510,7 +551,10 @@ impl<C: Coordinator> Session<C> {
             }
             Err(error) => return Err(SessionError::Egress(error)),
         };
-        let answer = patiently("report metrics", self.pace, stop, || self.coordinator.report(&cleared)).await;
+        let answer = patiently("report metrics", self.pace, stop, || {
+            self.coordinator.report(&cleared)
+        })
+        .await;
         match answer {
             Err(Halt::Call(error)) => {
                 tracing::warn!(%error, job.id = %job, %round, "a report was refused");
@@ -537,7 +581,9 @@ impl<C: Coordinator> Session<C> {
                     lease.lost(refusal);
                     return;
                 }
-                Err(Halt::Call(error)) => tracing::warn!(%error, job.id = %job, "the lease could not be renewed"),
+                Err(Halt::Call(error)) => {
+                    tracing::warn!(%error, job.id = %job, "the lease could not be renewed")
+                }
                 Err(Halt::Stopped) => return,
             }
         }
@@ -587,7 +633,10 @@ impl Lease {
     }
 
     fn token(&self) -> Vec<u8> {
-        self.token.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.token
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     fn renewed(&self, token: Vec<u8>) {
@@ -600,12 +649,17 @@ impl Lease {
     }
 
     fn refusal(&self) -> Option<Refusal> {
-        self.refusal.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.refusal
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
 /// Runs disk work off the async threads.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, SessionError> {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, SessionError> {
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|error| SessionError::Worker(error.to_string()))

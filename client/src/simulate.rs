@@ -43,7 +43,7 @@ mod silos;
 #[cfg(test)]
 mod tests;
 
-pub use silos::{SimulatedSilos, SilosError};
+pub use silos::{SilosError, SimulatedSilos};
 
 /// A simulation that could not be run to its end.
 #[derive(Debug, thiserror::Error)]
@@ -233,7 +233,11 @@ impl Simulator {
     ///
     /// # Errors
     /// If there are no silos, or libtorch cannot be started.
-    pub fn start(silos: SimulatedSilos, folder: &Path, stop: CancellationToken) -> Result<Self, SimulateError> {
+    pub fn start(
+        silos: SimulatedSilos,
+        folder: &Path,
+        stop: CancellationToken,
+    ) -> Result<Self, SimulateError> {
         Ok(Self {
             bench: Workbench::start(silos.threads)?,
             silos,
@@ -271,13 +275,23 @@ impl Simulator {
         }
         // Time stands still for the rounds: a slow machine must not close one.
         let still = Arc::new(MockClock::new(started));
-        let federation = Federation::new(job.clone(), &spec_toml, chosen.clone(), still)?;
+        let rounds_clock = Arc::clone(&still) as Arc<dyn Clock>;
+        let federation = Federation::new(job.clone(), &spec_toml, chosen.clone(), rounds_clock)?;
         let sessions = chosen
             .iter()
-            .map(|silo| Ok((silo.clone(), self.session(&job, silo, &spec.task, &federation, &clock)?)))
+            .map(|silo| {
+                Ok((
+                    silo.clone(),
+                    self.session(&job, silo, &spec.task, &federation, &clock)?,
+                ))
+            })
             .collect::<Result<BTreeMap<_, _>, SimulateError>>()?;
 
-        self.run_rounds(&job, &federation, &sessions, |silo, round| {
+        let time_is_up = || {
+            still.advance(spec.rounds.max_time);
+            federation.tick()
+        };
+        self.run_rounds(&job, &federation, &sessions, time_is_up, |silo, round| {
             tell(&Told {
                 silo: silo.clone(),
                 round,
@@ -297,7 +311,11 @@ impl Simulator {
             rounds: spec.rounds.count,
             state,
             reason,
-            versions: federation.versions().iter().map(ToString::to_string).collect(),
+            versions: federation
+                .versions()
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
             payload_bytes: federation.payload_bytes(),
             silos,
             metrics: federation
@@ -315,12 +333,14 @@ impl Simulator {
         })
     }
 
-    /// Lets every silo work in turn until the job has ended.
+    /// Lets every silo work in turn until the job has ended. When none has anything to do, the round waits for a silo that is not
+    /// here: `time_is_up` then closes it, as time would.
     async fn run_rounds(
         &self,
         job: &JobId,
         federation: &Arc<Federation>,
         sessions: &BTreeMap<SiloId, Session<MemoryCoordinator>>,
+        time_is_up: impl Fn() -> Result<(), Refusal>,
         mut done: impl FnMut(&SiloId, u32),
     ) -> Result<(), SimulateError> {
         while !federation.outcome().0.is_over() {
@@ -345,13 +365,23 @@ impl Simulator {
                 done(silo, round.0);
             }
             if !worked {
-                return Err(SimulateError::Stalled("no silo has anything to do".to_owned()));
+                let before = federation.versions().len();
+                time_is_up()?;
+                if federation.versions().len() == before && !federation.outcome().0.is_over() {
+                    return Err(SimulateError::Stalled(
+                        "no silo has anything to do".to_owned(),
+                    ));
+                }
             }
         }
         Ok(())
     }
 
-    async fn finish(&self, silo: &SiloId, session: &Session<MemoryCoordinator>) -> Result<SiloReport, SimulateError> {
+    async fn finish(
+        &self,
+        silo: &SiloId,
+        session: &Session<MemoryCoordinator>,
+    ) -> Result<SiloReport, SimulateError> {
         let failed = |source| SimulateError::Silo {
             silo: silo.clone(),
             source,
@@ -369,7 +399,10 @@ impl Simulator {
                 best_round: Some(finished.best.round),
                 best_validation: finished.best.validation.metrics,
                 best_test: finished.best.test.metrics,
-                last_test: finished.last_test.map(|test| test.metrics).unwrap_or_default(),
+                last_test: finished
+                    .last_test
+                    .map(|test| test.metrics)
+                    .unwrap_or_default(),
             },
             None => SiloReport {
                 silo_id: silo.clone(),
@@ -402,7 +435,13 @@ impl Simulator {
             bytes_per_job: u64::MAX,
             max_update_norm: None,
         };
-        let gate = EgressGate::open(&folder, silo.clone(), server.clone(), limits, Arc::clone(clock))?;
+        let gate = EgressGate::open(
+            &folder,
+            silo.clone(),
+            server.clone(),
+            limits,
+            Arc::clone(clock),
+        )?;
         Ok(Session {
             coordinator: Arc::new(federation.coordinator(silo.clone())),
             receipt_key: federation.receipt_key().to_vec(),
@@ -426,7 +465,13 @@ impl Simulator {
                 path: folder.clone(),
                 source,
             })?,
-            board: Arc::new(StatusBoard::new(&folder, silo.clone(), server, Arc::clone(clock), None)),
+            board: Arc::new(StatusBoard::new(
+                &folder,
+                silo.clone(),
+                server,
+                Arc::clone(clock),
+                None,
+            )),
             pace: Pace::default(),
             clock: Arc::clone(clock),
             stop: self.stop.clone(),

@@ -256,7 +256,11 @@ impl StatusBoard {
 impl Status {
     /// One line for the service manager.
     pub fn line(&self) -> String {
-        let connection = if self.connected { "connected" } else { "not connected" };
+        let connection = if self.connected {
+            "connected"
+        } else {
+            "not connected"
+        };
         match &self.work {
             None => format!("{connection}, waiting for work"),
             Some(work) if work.steps > 0 => format!(

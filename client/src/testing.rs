@@ -104,7 +104,8 @@ pub(crate) fn write_toy_task(folder: &Path, seed: u64) -> TaskConfig {
     for (split, rows) in [("train", 40), ("validation", 12), ("test", 12)] {
         let mut text = "text,label\n".to_owned();
         for index in 0..rows {
-            let (word, label) = [("rain", "weather"), ("apples", "food"), ("boat", "travel")][index % 3];
+            let (word, label) =
+                [("rain", "weather"), ("apples", "food"), ("boat", "travel")][index % 3];
             let mut filler = || fillers[rng.below(fillers.len() as u64) as usize];
             text += &format!("{} {word} {} {},{label}\n", filler(), filler(), filler());
         }
@@ -164,7 +165,16 @@ impl Home {
 
     pub(crate) fn gate(&self) -> Arc<EgressGate> {
         let server = "test".to_owned();
-        Arc::new(EgressGate::open(self.folder.path(), self.silo.clone(), server, NO_LIMITS, clock()).unwrap())
+        Arc::new(
+            EgressGate::open(
+                self.folder.path(),
+                self.silo.clone(),
+                server,
+                NO_LIMITS,
+                clock(),
+            )
+            .unwrap(),
+        )
     }
 
     /// The lines of the egress log.
@@ -178,7 +188,13 @@ impl Home {
 
     /// A new life of this silo's daemon: whatever it knows comes from the folder.
     pub(crate) fn session<C>(&self, coordinator: C, receipt_key: &[u8]) -> Session<C> {
-        let board = StatusBoard::new(self.folder.path(), self.silo.clone(), "test".to_owned(), clock(), None);
+        let board = StatusBoard::new(
+            self.folder.path(),
+            self.silo.clone(),
+            "test".to_owned(),
+            clock(),
+            None,
+        );
         Session {
             coordinator: Arc::new(coordinator),
             receipt_key: receipt_key.to_vec(),
@@ -196,18 +212,31 @@ impl Home {
     }
 
     /// A session on a federation that behaves.
-    pub(crate) fn join(&self, federation: &Arc<Federation>) -> Session<crate::coordinator::memory::MemoryCoordinator> {
-        self.session(federation.coordinator(self.silo.clone()), &federation.receipt_key())
+    pub(crate) fn join(
+        &self,
+        federation: &Arc<Federation>,
+    ) -> Session<crate::coordinator::memory::MemoryCoordinator> {
+        self.session(
+            federation.coordinator(self.silo.clone()),
+            &federation.receipt_key(),
+        )
     }
 }
 
 /// What a silo reported at a point of a round.
-pub(crate) fn reported(federation: &Federation, name: &str, round: u32, point: &str) -> Option<BTreeMap<String, f64>> {
+pub(crate) fn reported(
+    federation: &Federation,
+    name: &str,
+    round: u32,
+    point: &str,
+) -> Option<BTreeMap<String, f64>> {
     federation
         .reports()
         .into_iter()
         .find(|report| {
-            report.silo.as_str() == name && report.round.0 == round && report.point.as_str() == point
+            report.silo.as_str() == name
+                && report.round.0 == round
+                && report.point.as_str() == point
         })
         .map(|report| report.metrics)
 }

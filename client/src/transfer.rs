@@ -74,7 +74,8 @@ impl Downloads {
     /// If it cannot be made.
     pub fn open(state_folder: &Path) -> io::Result<Self> {
         let folder = state_folder.join("downloads");
-        crate::vault::private_folder(&folder).map_err(|error| io::Error::other(error.to_string()))?;
+        crate::vault::private_folder(&folder)
+            .map_err(|error| io::Error::other(error.to_string()))?;
         Ok(Self { folder })
     }
 
@@ -223,7 +224,9 @@ async fn receive<C: Coordinator>(
     received
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
     tokio::task::spawn_blocking(work)
         .await
         .map_err(io::Error::other)?
@@ -251,7 +254,11 @@ impl<C: Coordinator> Delivery<'_, C> {
     ///
     /// # Errors
     /// [`TransferError`].
-    pub async fn deliver(&self, cleared: &Cleared, mut token: Vec<u8>) -> Result<SignedReceipt, TransferError> {
+    pub async fn deliver(
+        &self,
+        cleared: &Cleared,
+        mut token: Vec<u8>,
+    ) -> Result<SignedReceipt, TransferError> {
         let mut delays = self.pace.delays();
         let mut faults = 0;
         loop {

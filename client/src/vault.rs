@@ -178,7 +178,9 @@ impl Vault {
         private_folder(&self.folder.join(header.binding.job.as_str()))?;
         let head = serde_json::to_vec(header).map_err(|error| io(error.into()))?;
         if head.len() > MAX_HEADER_BYTES {
-            return Err(io(io::Error::other("the specification is too long for a header")));
+            return Err(io(io::Error::other(
+                "the specification is too long for a header",
+            )));
         }
         let mut bytes = Vec::with_capacity(PREAMBLE_BYTES + head.len() + body.len());
         bytes.extend_from_slice(MAGIC);
@@ -195,13 +197,22 @@ impl Vault {
     ///
     /// # Errors
     /// If the file is torn, altered, foreign or cannot be read. Nothing of it is handed out then.
-    pub fn load(&self, binding: &Binding, record: Record) -> Result<Option<(Header, Vec<u8>)>, VaultError> {
+    pub fn load(
+        &self,
+        binding: &Binding,
+        record: Record,
+    ) -> Result<Option<(Header, Vec<u8>)>, VaultError> {
         let Some((header, body)) = self.read(&binding.job, record)? else {
             return Ok(None);
         };
         let file = self.file(&binding.job, record);
         same(&file, "silo", &header.binding.silo, &binding.silo)?;
-        same(&file, "backbone", &header.binding.backbone, &binding.backbone)?;
+        same(
+            &file,
+            "backbone",
+            &header.binding.backbone,
+            &binding.backbone,
+        )?;
         same(&file, "specification", &header.binding.spec, &binding.spec)?;
         Ok(Some((header, body)))
     }
@@ -211,7 +222,11 @@ impl Vault {
     ///
     /// # Errors
     /// As [`Vault::load`].
-    pub fn read(&self, job: &JobId, record: Record) -> Result<Option<(Header, Vec<u8>)>, VaultError> {
+    pub fn read(
+        &self,
+        job: &JobId,
+        record: Record,
+    ) -> Result<Option<(Header, Vec<u8>)>, VaultError> {
         let file = self.file(job, record);
         let bytes = match fs::read(&file) {
             Ok(bytes) => bytes,
@@ -240,7 +255,9 @@ impl Vault {
     pub fn remove(&self, job: &JobId, record: Record) -> Result<(), VaultError> {
         let path = self.file(job, record);
         match fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(VaultError::Io { path, source }),
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(VaultError::Io { path, source })
+            }
             _ => Ok(()),
         }
     }
@@ -251,7 +268,12 @@ impl Vault {
     }
 }
 
-fn same<T: PartialEq + ToString>(file: &Path, what: &'static str, found: &T, wanted: &T) -> Result<(), VaultError> {
+fn same<T: PartialEq + ToString>(
+    file: &Path,
+    what: &'static str,
+    found: &T,
+    wanted: &T,
+) -> Result<(), VaultError> {
     if found == wanted {
         return Ok(());
     }
@@ -293,7 +315,8 @@ fn parse(file: &Path, mut bytes: Vec<u8>) -> Result<(Header, Vec<u8>), VaultErro
             "it has version {version}, this program reads version {VERSION}"
         )));
     }
-    let header_bytes = u32::from_le_bytes([preamble[12], preamble[13], preamble[14], preamble[15]]) as usize;
+    let header_bytes =
+        u32::from_le_bytes([preamble[12], preamble[13], preamble[14], preamble[15]]) as usize;
     let mut body_size = [0_u8; 8];
     body_size.copy_from_slice(&preamble[16..24]);
     let body_bytes = u64::from_le_bytes(body_size) as usize;

@@ -454,8 +454,10 @@ impl TrainingSpec {
     /// # Errors
     /// As [`AdapterShape::layout`].
     pub fn initial_adapter(&self) -> Result<Vec<u8>, Refusal> {
-        self.adapter_shape()
-            .initial_payload(self.initial_scale(), Seed(self.seed).derive("global-adapter"))
+        self.adapter_shape().initial_payload(
+            self.initial_scale(),
+            Seed(self.seed).derive("global-adapter"),
+        )
     }
 
     /// Scales of the first weights.

@@ -13,12 +13,18 @@ use crate::{config::ClientConfig, data::load_splits};
 /// # Errors
 /// The first thing that cannot be used.
 pub fn check_config(path: &Path, out: &mut dyn Write) -> Result<(), CommandError> {
-    let mut say = |line: String| writeln!(out, "{line}").map_err(|error| CommandError::io("standard output", error));
+    let mut say = |line: String| {
+        writeln!(out, "{line}").map_err(|error| CommandError::io("standard output", error))
+    };
     let config = ClientConfig::load(path, environment())?;
     concord_common::telemetry::parse_filter(&config.log.filter)?;
     let (identity, _) = config.tls.load()?;
     identity.require_role(&[Role::Silo])?;
-    say(format!("certificate  {}, valid until {}", identity.id(), identity.not_after()))?;
+    say(format!(
+        "certificate  {}, valid until {}",
+        identity.id(),
+        identity.not_after()
+    ))?;
     say(format!("server       {}", config.server_url()))?;
     for backbone in &config.backbones {
         let files = BackboneFiles::find(&backbone.path)?;

@@ -125,7 +125,11 @@ impl Kept {
             .iter()
             .find(|backbone| backbone.name == *name)
             .map(|backbone| backbone.path.clone())
-            .ok_or_else(|| CommandError::Unfit(format!("the configuration has no backbone `{name}`, which the model needs")))
+            .ok_or_else(|| {
+                CommandError::Unfit(format!(
+                    "the configuration has no backbone `{name}`, which the model needs"
+                ))
+            })
     }
 
     fn task(&self) -> Result<&TaskConfig, CommandError> {
@@ -134,12 +138,18 @@ impl Kept {
             .tasks
             .iter()
             .find(|task| task.name == *name)
-            .ok_or_else(|| CommandError::Unfit(format!("the configuration has no task `{name}`, whose columns are needed")))
+            .ok_or_else(|| {
+                CommandError::Unfit(format!(
+                    "the configuration has no task `{name}`, whose columns are needed"
+                ))
+            })
     }
 
     async fn bench(&self) -> Result<Workbench, CommandError> {
         let bench = Workbench::start(self.config.torch.threads)?;
-        bench.use_model(&self.backbone()?, self.model.clone()).await?;
+        bench
+            .use_model(&self.backbone()?, self.model.clone())
+            .await?;
         Ok(bench)
     }
 }
@@ -160,7 +170,10 @@ pub async fn predict(args: &PredictArgs, out: &mut (dyn Write + Send)) -> Result
     };
     let mut inputs = inputs(&kept, args.format, &name, input)?;
     loop {
-        let batch = inputs.by_ref().take(BATCH).collect::<Result<Vec<Input>, CommandError>>()?;
+        let batch = inputs
+            .by_ref()
+            .take(BATCH)
+            .collect::<Result<Vec<Input>, CommandError>>()?;
         if batch.is_empty() {
             return Ok(());
         }
@@ -174,18 +187,29 @@ pub async fn predict(args: &PredictArgs, out: &mut (dyn Write + Send)) -> Result
         for (place, prediction) in predictions.iter().enumerate() {
             let mut line = described(&kept.model.facts.problem, prediction);
             if let Some(logits) = &logits {
-                line.insert("logits".to_owned(), json!(logits[place * width..(place + 1) * width]));
+                line.insert(
+                    "logits".to_owned(),
+                    json!(logits[place * width..(place + 1) * width]),
+                );
             }
-            writeln!(out, "{}", Value::Object(line)).map_err(|error| CommandError::io("standard output", error))?;
+            writeln!(out, "{}", Value::Object(line))
+                .map_err(|error| CommandError::io("standard output", error))?;
         }
-        out.flush().map_err(|error| CommandError::io("standard output", error))?;
+        out.flush()
+            .map_err(|error| CommandError::io("standard output", error))?;
     }
 }
 
 fn described(problem: &Problem, prediction: &Prediction) -> Map<String, Value> {
     let mut line = Map::new();
     match (problem, prediction) {
-        (Problem::Classification { classes }, Prediction::Class { label, probabilities }) => {
+        (
+            Problem::Classification { classes },
+            Prediction::Class {
+                label,
+                probabilities,
+            },
+        ) => {
             line.insert("label".to_owned(), json!(label));
             let by_class: Map<String, Value> = classes
                 .iter()
@@ -226,28 +250,35 @@ fn inputs(
     let rows = data::from_reader(name, input, format, &mapping)?;
     Ok(Box::new(rows.map(move |row| match row {
         Ok(row) => Ok((row.text, row.text_b)),
-        Err(data::RowFault::Bad { line, reason }) => Err(bad_input(&file, &format!("line {line}: {reason}"))),
+        Err(data::RowFault::Bad { line, reason }) => {
+            Err(bad_input(&file, &format!("line {line}: {reason}")))
+        }
         Err(data::RowFault::Broken(reason)) => Err(bad_input(&file, &reason)),
     })))
 }
 
 fn lines(file: PathBuf, pairs: bool, input: Box<dyn Read + Send>) -> Inputs {
     let numbered = BufReader::new(input).lines().zip(1..);
-    Box::new(numbered.map(move |(line, number): (io::Result<String>, u64)| {
-        let line = line.map_err(|error| CommandError::io(&file, error))?;
-        if line.trim().is_empty() {
-            return Err(bad_input(&file, &format!("line {number} is empty")));
-        }
-        if !pairs {
-            return Ok((line, None));
-        }
-        match line.split_once('\t') {
-            Some((first, second)) if !first.trim().is_empty() && !second.trim().is_empty() => {
-                Ok((first.to_owned(), Some(second.to_owned())))
+    Box::new(
+        numbered.map(move |(line, number): (io::Result<String>, u64)| {
+            let line = line.map_err(|error| CommandError::io(&file, error))?;
+            if line.trim().is_empty() {
+                return Err(bad_input(&file, &format!("line {number} is empty")));
             }
-            _ => Err(bad_input(&file, &format!("line {number} has not two texts with a tab between them"))),
-        }
-    }))
+            if !pairs {
+                return Ok((line, None));
+            }
+            match line.split_once('\t') {
+                Some((first, second)) if !first.trim().is_empty() && !second.trim().is_empty() => {
+                    Ok((first.to_owned(), Some(second.to_owned())))
+                }
+                _ => Err(bad_input(
+                    &file,
+                    &format!("line {number} has not two texts with a tab between them"),
+                )),
+            }
+        }),
+    )
 }
 
 fn bad_input(file: &Path, reason: &str) -> CommandError {
@@ -261,9 +292,13 @@ fn bad_input(file: &Path, reason: &str) -> CommandError {
 ///
 /// # Errors
 /// If there is no model, the file cannot be used, or it has a label that is unseen in training.
-pub async fn evaluate(args: &EvaluateArgs, out: &mut (dyn Write + Send)) -> Result<(), CommandError> {
+pub async fn evaluate(
+    args: &EvaluateArgs,
+    out: &mut (dyn Write + Send),
+) -> Result<(), CommandError> {
     let kept = Kept::open(&args.config, args.job.as_ref())?;
-    let (rows, bad): (_, BadRows) = load_evaluation(kept.task()?, &args.file, &kept.model.facts.problem)?;
+    let (rows, bad): (_, BadRows) =
+        load_evaluation(kept.task()?, &args.file, &kept.model.facts.problem)?;
     let evaluation = kept.bench().await?.evaluate_rows(rows).await?;
     let report = json!({
         "job": kept.header.binding.job,
@@ -281,9 +316,16 @@ pub async fn evaluate(args: &EvaluateArgs, out: &mut (dyn Write + Send)) -> Resu
 /// If there is no model, or the folder exists or cannot be written.
 pub fn export(args: &ExportArgs, out: &mut dyn Write) -> Result<(), CommandError> {
     let kept = Kept::open(&args.config, args.job.as_ref())?;
-    let written = export::write(&kept.model, &kept.header, &kept.backbone()?, args.format, &args.out)?;
+    let written = export::write(
+        &kept.model,
+        &kept.header,
+        &kept.backbone()?,
+        args.format,
+        &args.out,
+    )?;
     for file in written {
-        writeln!(out, "{}", file.display()).map_err(|error| CommandError::io("standard output", error))?;
+        writeln!(out, "{}", file.display())
+            .map_err(|error| CommandError::io("standard output", error))?;
     }
     Ok(())
 }

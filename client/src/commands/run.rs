@@ -49,11 +49,20 @@ pub async fn run(path: &Path) -> Result<(), CommandError> {
     let (tls, silo, federation) = identity(&config, clock.as_ref())?;
     private_folder(&config.state.folder)?;
     let _alone = lock(&config.state.folder)?;
-    let notifier = Notifier::from_process().map_err(|error| CommandError::io("NOTIFY_SOCKET", error))?;
+    let notifier =
+        Notifier::from_process().map_err(|error| CommandError::io("NOTIFY_SOCKET", error))?;
     let notifier = Arc::new(notifier);
     let shutdown = Shutdown::new();
     let bench = Workbench::start(config.torch.threads)?;
-    let session = session(&config, &tls, &silo, &clock, &notifier, bench, shutdown.token())?;
+    let session = session(
+        &config,
+        &tls,
+        &silo,
+        &clock,
+        &notifier,
+        bench,
+        shutdown.token(),
+    )?;
 
     shutdown.spawn(Daemon::new(session, federation.clone(), config.server.poll_interval).run());
     shutdown.spawn(reload(tls, Arc::clone(&clock), shutdown.token())?);

@@ -6,11 +6,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use concord_common::{SiloId, config::LogSection, fsutil, lifecycle::wait_for_signal, telemetry::init_logging};
+use concord_common::{
+    SiloId, config::LogSection, fsutil, lifecycle::wait_for_signal, telemetry::init_logging,
+};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::CommandError;
-use crate::simulate::{Plan, SilosError, SimulateError, SimulatedSilos, SimulationReport, Simulator};
+use crate::simulate::{
+    Plan, SilosError, SimulateError, SimulatedSilos, SimulationReport, Simulator,
+};
 
 /// What to simulate.
 #[derive(Debug, clap::Args)]
@@ -63,7 +67,10 @@ where
 ///
 /// # Errors
 /// If a file cannot be used, or a job cannot be run to its end.
-pub async fn simulate(args: &SimulateArgs, out: &mut (dyn Write + Send)) -> Result<(), CommandError> {
+pub async fn simulate(
+    args: &SimulateArgs,
+    out: &mut (dyn Write + Send),
+) -> Result<(), CommandError> {
     init_logging(&LogSection {
         filter: args.log.clone(),
         ..LogSection::default()
@@ -78,7 +85,8 @@ pub async fn simulate(args: &SimulateArgs, out: &mut (dyn Write + Send)) -> Resu
     let folder: &Path = match &args.state {
         Some(folder) => folder,
         None => {
-            temporary = tempfile::tempdir().map_err(|error| CommandError::io("temporary folder", error))?;
+            temporary =
+                tempfile::tempdir().map_err(|error| CommandError::io("temporary folder", error))?;
             temporary.path()
         }
     };
@@ -181,10 +189,16 @@ fn table(report: &SimulationReport) -> String {
         "last test",
         "best round",
     );
-    let number = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"));
+    let number =
+        |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"));
     for silo in &report.silos {
         let of = |metrics: &std::collections::BTreeMap<String, f64>| {
-            number(metrics.get("accuracy").or_else(|| metrics.get("spearman")).copied())
+            number(
+                metrics
+                    .get("accuracy")
+                    .or_else(|| metrics.get("spearman"))
+                    .copied(),
+            )
         };
         text += &format!(
             "{:<24} {:>8} {:>9} {:>9} {:>9} {:>10}\n",
@@ -193,7 +207,8 @@ fn table(report: &SimulationReport) -> String {
             number(silo.majority),
             of(&silo.best_test),
             of(&silo.last_test),
-            silo.best_round.map_or_else(|| "-".to_owned(), |round| round.to_string()),
+            silo.best_round
+                .map_or_else(|| "-".to_owned(), |round| round.to_string()),
         );
     }
     text

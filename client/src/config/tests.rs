@@ -56,15 +56,45 @@ fn the_sample_is_accepted_and_shows_every_setting_with_its_default() {
     assert_eq!(config.log, LogSection::default());
     assert_eq!(config.tasks.len(), 3);
     for key in [
-        "address", "poll_interval", "request_timeout", "max_backoff", "certificate", "key", "ca", "folder",
-        "threads", "enabled", "memory", "folder_size", "max_bytes_per_job", "max_update_norm", "metrics",
-        "algorithms", "max_rounds", "shared_head", "format", "filter", "name", "path", "kind", "problem",
-        "delimiter", "columns.text", "columns.text_b", "columns.label", "train", "validation", "test", "file",
-        "split", "max_bad_rows",
+        "address",
+        "poll_interval",
+        "request_timeout",
+        "max_backoff",
+        "certificate",
+        "key",
+        "ca",
+        "folder",
+        "threads",
+        "enabled",
+        "memory",
+        "folder_size",
+        "max_bytes_per_job",
+        "max_update_norm",
+        "metrics",
+        "algorithms",
+        "max_rounds",
+        "shared_head",
+        "format",
+        "filter",
+        "name",
+        "path",
+        "kind",
+        "problem",
+        "delimiter",
+        "columns.text",
+        "columns.text_b",
+        "columns.label",
+        "train",
+        "validation",
+        "test",
+        "file",
+        "split",
+        "max_bad_rows",
     ] {
-        let shown = SAMPLE
-            .lines()
-            .any(|line| line.trim_start_matches(['#', ' ']).starts_with(&format!("{key} =")));
+        let shown = SAMPLE.lines().any(|line| {
+            line.trim_start_matches(['#', ' '])
+                .starts_with(&format!("{key} ="))
+        });
         assert!(shown, "the sample does not show `{key}`");
     }
 }
@@ -72,10 +102,16 @@ fn the_sample_is_accepted_and_shows_every_setting_with_its_default() {
 #[test]
 fn relative_paths_start_at_the_files_folder() {
     let config = read(MINIMAL).unwrap();
-    assert_eq!(config.tls.certificate, Path::new("/etc/concord/pki/silo.crt"));
+    assert_eq!(
+        config.tls.certificate,
+        Path::new("/etc/concord/pki/silo.crt")
+    );
     assert_eq!(config.tls.ca, Path::new("/etc/ca.crt"));
     assert_eq!(config.state.folder, Path::new("/etc/concord/state"));
-    assert_eq!(config.backbones[0].path, Path::new("/etc/concord/models/tiny"));
+    assert_eq!(
+        config.backbones[0].path,
+        Path::new("/etc/concord/models/tiny")
+    );
     match &config.tasks[0].files {
         Files::PerSplit { train, test, .. } => {
             assert_eq!(train, Path::new("/etc/concord/train.csv"));
@@ -92,9 +128,21 @@ fn an_unknown_key_is_named_in_every_section() {
         let text = MINIMAL.replace(&format!("[{section}]"), &format!("[{section}]\ncolour = 1"));
         assert!(refused(&text).contains("colour"), "{section}");
     }
-    for more in ["[torch]", "[cache]", "[egress]", "[policy]", "[log]", "[[backbone]]", "[[task]]"] {
+    for more in [
+        "[torch]",
+        "[cache]",
+        "[egress]",
+        "[policy]",
+        "[log]",
+        "[[backbone]]",
+        "[[task]]",
+    ] {
         let text = format!("{MINIMAL}\n{more}\ncolour = 1");
-        assert!(refused(&text).contains("colour"), "{more}: {}", refused(&text));
+        assert!(
+            refused(&text).contains("colour"),
+            "{more}: {}",
+            refused(&text)
+        );
     }
 }
 
@@ -103,9 +151,23 @@ fn each_bad_value_is_refused_with_its_key() {
     let task = |from: &str, to: &str| refused(&MINIMAL.replace(from, to));
     assert!(task("test = \"/data/test.csv\"", "").contains("`train`"));
     assert!(task("train = \"train.csv\"", "file = \"all.csv\"").contains("`train`"));
-    assert!(task("format = \"csv\"", "format = \"csv\"\nkind = \"pair\"").contains("columns.text_b"));
-    assert!(task("format = \"csv\"", "format = \"csv\"\ncolumns.text_b = \"b\"").contains("columns.text_b"));
-    assert!(task("format = \"csv\"", "format = \"csv\"\ncolumns.text = \"label\"").contains("columns"));
+    assert!(
+        task("format = \"csv\"", "format = \"csv\"\nkind = \"pair\"").contains("columns.text_b")
+    );
+    assert!(
+        task(
+            "format = \"csv\"",
+            "format = \"csv\"\ncolumns.text_b = \"b\""
+        )
+        .contains("columns.text_b")
+    );
+    assert!(
+        task(
+            "format = \"csv\"",
+            "format = \"csv\"\ncolumns.text = \"label\""
+        )
+        .contains("columns")
+    );
     assert!(task("format = \"csv\"", "format = \"csv\"\ndelimiter = \"x\"").contains("delimiter"));
     assert!(task("format = \"csv\"", "format = \"csv\"\nsplit = {}").contains("split"));
     assert!(task("format = \"csv\"", "format = \"excel\"").contains("excel"));
@@ -124,7 +186,10 @@ fn each_bad_value_is_refused_with_its_key() {
 #[test]
 fn the_environment_overrides_the_file() {
     let path = Path::new("client.toml");
-    let variables = vec![("CONCORD__STATE__FOLDER".to_owned(), "/var/lib/concord-client".to_owned())];
+    let variables = vec![(
+        "CONCORD__STATE__FOLDER".to_owned(),
+        "/var/lib/concord-client".to_owned(),
+    )];
     let config: ClientConfig = config::load_text(Some((path, MINIMAL)), variables).unwrap();
     assert_eq!(config.state.folder, Path::new("/var/lib/concord-client"));
 }

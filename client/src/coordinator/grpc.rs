@@ -85,8 +85,14 @@ pub(crate) fn call_error(status: &Status) -> CallError {
     }
     let code = status.code();
     match code {
-        Code::Unavailable | Code::Unknown | Code::Cancelled | Code::DeadlineExceeded | Code::Internal
-        | Code::Aborted | Code::ResourceExhausted | Code::DataLoss => CallError::Unavailable {
+        Code::Unavailable
+        | Code::Unknown
+        | Code::Cancelled
+        | Code::DeadlineExceeded
+        | Code::Internal
+        | Code::Aborted
+        | Code::ResourceExhausted
+        | Code::DataLoss => CallError::Unavailable {
             reason: innermost(status),
             retry_after: None,
         },
@@ -101,7 +107,11 @@ fn innermost(status: &Status) -> String {
         cause = deeper;
     }
     let text = cause.to_string();
-    if text.is_empty() { status.to_string() } else { text }
+    if text.is_empty() {
+        status.to_string()
+    } else {
+        text
+    }
 }
 
 impl Coordinator for GrpcCoordinator {
@@ -170,14 +180,17 @@ impl Coordinator for GrpcCoordinator {
             }))
             .await?;
         let limit = self.timeout;
-        Ok(Box::pin(futures::stream::unfold(Some(stream), move |state| async move {
-            let mut stream = state?;
-            match next_chunk(&mut stream, limit).await {
-                Ok(Some(chunk)) => Some((Ok(chunk), Some(stream))),
-                Ok(None) => None,
-                Err(error) => Some((Err(error), None)),
-            }
-        })))
+        Ok(Box::pin(futures::stream::unfold(
+            Some(stream),
+            move |state| async move {
+                let mut stream = state?;
+                match next_chunk(&mut stream, limit).await {
+                    Ok(Some(chunk)) => Some((Ok(chunk), Some(stream))),
+                    Ok(None) => None,
+                    Err(error) => Some((Err(error), None)),
+                }
+            },
+        )))
     }
 
     async fn begin(&self, cleared: &Cleared, token: &[u8]) -> Result<Begun, CallError> {
@@ -188,7 +201,11 @@ impl Coordinator for GrpcCoordinator {
         Begun::from_proto(answer)
     }
 
-    async fn upload(&self, departure: &Departure, upload_id: &[u8]) -> Result<SignedReceipt, CallError> {
+    async fn upload(
+        &self,
+        departure: &Departure,
+        upload_id: &[u8],
+    ) -> Result<SignedReceipt, CallError> {
         let payload = departure.cleared().payload();
         let id = upload_id.to_vec();
         let messages = chunks(payload, departure.offset(), self.chunk_bytes).map(move |chunk| {

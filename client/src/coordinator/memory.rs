@@ -22,7 +22,9 @@ use tokio::sync::watch;
 use tokio_stream::wrappers::WatchStream;
 
 use self::state::State;
-use super::{Begun, CallError, Chunks, Claim, Coordinator, Notice, Notices, ServerInfo, begin_request};
+use super::{
+    Begun, CallError, Chunks, Claim, Coordinator, Notice, Notices, ServerInfo, begin_request,
+};
 use crate::egress::{Cleared, ClearedDecline, ClearedReport, Departure};
 
 mod state;
@@ -214,7 +216,10 @@ impl Federation {
     }
 
     /// Runs a decision and tells everybody who watches.
-    fn change<T>(&self, decide: impl FnOnce(&mut State) -> Result<T, Refusal>) -> Result<T, Refusal> {
+    fn change<T>(
+        &self,
+        decide: impl FnOnce(&mut State) -> Result<T, Refusal>,
+    ) -> Result<T, Refusal> {
         let outcome = decide(&mut self.lock());
         self.changed.send_modify(|count| *count += 1);
         outcome
@@ -234,8 +239,19 @@ fn notices(messages: &[v1::RoundNotice]) -> Result<Vec<Notice>, CallError> {
 
 impl MemoryCoordinator {
     /// Sends at most this many chunks.
-    pub(crate) fn send_chunks(&self, departure: &Departure, upload_id: &[u8], most: usize) -> Result<(), CallError> {
-        for chunk in chunks(departure.cleared().payload(), departure.offset(), DEFAULT_CHUNK_BYTES).take(most) {
+    pub(crate) fn send_chunks(
+        &self,
+        departure: &Departure,
+        upload_id: &[u8],
+        most: usize,
+    ) -> Result<(), CallError> {
+        for chunk in chunks(
+            departure.cleared().payload(),
+            departure.offset(),
+            DEFAULT_CHUNK_BYTES,
+        )
+        .take(most)
+        {
             self.federation
                 .take_chunk(upload_id, &chunk)
                 .map_err(CallError::from_refusal)?;
@@ -252,9 +268,9 @@ impl Coordinator for MemoryCoordinator {
     async fn watch(&self) -> Result<Notices, CallError> {
         let (federation, silo) = (Arc::clone(&self.federation), self.silo.clone());
         let changes = self.federation.changes();
-        Ok(Box::pin(
-            changes.map(move |()| notices(&federation.notice_messages(&silo))),
-        ))
+        Ok(Box::pin(changes.map(move |()| {
+            notices(&federation.notice_messages(&silo))
+        })))
     }
 
     async fn poll(&self) -> Result<Vec<Notice>, CallError> {
@@ -293,7 +309,11 @@ impl Coordinator for MemoryCoordinator {
         Begun::from_proto(begun.map_err(CallError::from_refusal)?)
     }
 
-    async fn upload(&self, departure: &Departure, upload_id: &[u8]) -> Result<SignedReceipt, CallError> {
+    async fn upload(
+        &self,
+        departure: &Departure,
+        upload_id: &[u8],
+    ) -> Result<SignedReceipt, CallError> {
         self.send_chunks(departure, upload_id, usize::MAX)?;
         let (federation, id) = (Arc::clone(&self.federation), upload_id.to_vec());
         tokio::task::spawn_blocking(move || federation.close_upload(&id))

@@ -18,7 +18,10 @@ fn notice() -> v1::RoundNotice {
 #[test]
 fn a_notice_is_read_with_every_field() {
     let read = Notice::from_proto(&notice()).unwrap();
-    assert_eq!((read.job.as_str(), read.round), ("job-1", Some(RoundNumber(2))));
+    assert_eq!(
+        (read.job.as_str(), read.round),
+        ("job-1", Some(RoundNumber(2)))
+    );
     assert_eq!(read.closes_at, Some(Timestamp(5_000)));
     assert!(read.wants_work());
     let ended = v1::RoundNotice {
@@ -36,10 +39,22 @@ fn a_notice_is_read_with_every_field() {
 #[test]
 fn a_notice_that_makes_no_sense_is_a_breach_of_the_protocol() {
     for broken in [
-        v1::RoundNotice { job_id: "../x".to_owned(), ..notice() },
-        v1::RoundNotice { job_state: 99, ..notice() },
-        v1::RoundNotice { phase: 0, ..notice() },
-        v1::RoundNotice { base_version: vec![1; 31], ..notice() },
+        v1::RoundNotice {
+            job_id: "../x".to_owned(),
+            ..notice()
+        },
+        v1::RoundNotice {
+            job_state: 99,
+            ..notice()
+        },
+        v1::RoundNotice {
+            phase: 0,
+            ..notice()
+        },
+        v1::RoundNotice {
+            base_version: vec![1; 31],
+            ..notice()
+        },
     ] {
         let error = Notice::from_proto(&broken).unwrap_err();
         assert!(matches!(error, CallError::Protocol(_)), "{error}");
@@ -63,15 +78,69 @@ fn a_claim_is_believed_only_if_everything_in_it_agrees() {
     };
     let other = other.layout().unwrap();
     for (what, broken) in [
-        ("token", v1::ClaimLeaseResponse { lease_token: vec![1; 15], ..claim() }),
-        ("specification", v1::ClaimLeaseResponse { spec_toml: "kind = 1".to_owned(), ..claim() }),
-        ("layout", v1::ClaimLeaseResponse { layout: Some(other.to_proto()), ..claim() }),
-        ("no layout", v1::ClaimLeaseResponse { layout: None, ..claim() }),
-        ("digest", v1::ClaimLeaseResponse { layout_digest: other.digest().to_vec(), ..claim() }),
-        ("size", v1::ClaimLeaseResponse { payload_bytes: 1, ..claim() }),
-        ("expiry", v1::ClaimLeaseResponse { expires_at: None, ..claim() }),
-        ("length", v1::ClaimLeaseResponse { lease_duration: Some(duration_to_proto(Duration::ZERO)), ..claim() }),
-        ("base", v1::ClaimLeaseResponse { base_version: vec![], ..claim() }),
+        (
+            "token",
+            v1::ClaimLeaseResponse {
+                lease_token: vec![1; 15],
+                ..claim()
+            },
+        ),
+        (
+            "specification",
+            v1::ClaimLeaseResponse {
+                spec_toml: "kind = 1".to_owned(),
+                ..claim()
+            },
+        ),
+        (
+            "layout",
+            v1::ClaimLeaseResponse {
+                layout: Some(other.to_proto()),
+                ..claim()
+            },
+        ),
+        (
+            "no layout",
+            v1::ClaimLeaseResponse {
+                layout: None,
+                ..claim()
+            },
+        ),
+        (
+            "digest",
+            v1::ClaimLeaseResponse {
+                layout_digest: other.digest().to_vec(),
+                ..claim()
+            },
+        ),
+        (
+            "size",
+            v1::ClaimLeaseResponse {
+                payload_bytes: 1,
+                ..claim()
+            },
+        ),
+        (
+            "expiry",
+            v1::ClaimLeaseResponse {
+                expires_at: None,
+                ..claim()
+            },
+        ),
+        (
+            "length",
+            v1::ClaimLeaseResponse {
+                lease_duration: Some(duration_to_proto(Duration::ZERO)),
+                ..claim()
+            },
+        ),
+        (
+            "base",
+            v1::ClaimLeaseResponse {
+                base_version: vec![],
+                ..claim()
+            },
+        ),
     ] {
         let error = Claim::from_proto(broken).unwrap_err();
         assert!(matches!(error, CallError::Protocol(_)), "{what}: {error}");
@@ -112,7 +181,10 @@ fn server_facts_without_a_key_are_refused() {
         receipt_public_key: vec![1; 32],
         max_chunk_bytes: 1024,
     };
-    assert_eq!(ServerInfo::from_proto(info.clone()).unwrap().federation, "north");
+    assert_eq!(
+        ServerInfo::from_proto(info.clone()).unwrap().federation,
+        "north"
+    );
     let keyless = v1::GetServerInfoResponse {
         receipt_public_key: vec![],
         ..info
@@ -123,10 +195,19 @@ fn server_facts_without_a_key_are_refused() {
 #[test]
 fn limits_and_stops_are_worth_another_try_and_other_refusals_are_not() {
     let of = |code| CallError::from_refusal(Refusal::new(code, "no"));
-    for code in [ErrorCode::Busy, ErrorCode::ShuttingDown, ErrorCode::TooSlow, ErrorCode::Internal] {
+    for code in [
+        ErrorCode::Busy,
+        ErrorCode::ShuttingDown,
+        ErrorCode::TooSlow,
+        ErrorCode::Internal,
+    ] {
         assert!(of(code).is_transient(), "{code}");
     }
-    for code in [ErrorCode::WrongRound, ErrorCode::NotEnrolled, ErrorCode::NotFinite] {
+    for code in [
+        ErrorCode::WrongRound,
+        ErrorCode::NotEnrolled,
+        ErrorCode::NotFinite,
+    ] {
         assert!(!of(code).is_transient(), "{code}");
         assert_eq!(of(code).code(), Some(code));
     }

@@ -5,7 +5,7 @@ use concord_common::round::job::JobState;
 use super::*;
 use crate::{
     coordinator::{grpc::GrpcCoordinator, memory::Federation},
-    testing::{Call, Fault, FakeServer, Faulty, Home, eventually, federation, reported, spec},
+    testing::{Call, FakeServer, Fault, Faulty, Home, eventually, federation, reported, spec},
     vault::Record,
 };
 use tokio::task::JoinHandle;
@@ -55,7 +55,10 @@ async fn two_daemons_run_a_job_from_its_first_round_to_the_models() {
     let north = Running::start("north", &federation, |_| {});
     let south = Running::start("south", &federation, |_| {});
     let tested = |name| reported(&federation, name, 3, "final_test").is_some();
-    eventually("both silos' final tests", || tested("north") && tested("south")).await;
+    eventually("both silos' final tests", || {
+        tested("north") && tested("south")
+    })
+    .await;
     assert_eq!(federation.outcome().0, JobState::Succeeded);
     assert_eq!(federation.versions().len(), 4);
     let (north, south) = (north.stop().await, south.stop().await);
@@ -95,7 +98,14 @@ async fn a_server_that_goes_away_at_any_call_and_comes_back_loses_nothing() {
     };
     let federation = federation(&spec("fedmcp", 2, ""), &["north", "south"]);
     let calls = [
-        Call::Info, Call::Poll, Call::Watch, Call::Claim, Call::Download, Call::Report, Call::Begin, Call::Upload,
+        Call::Info,
+        Call::Poll,
+        Call::Watch,
+        Call::Claim,
+        Call::Download,
+        Call::Report,
+        Call::Begin,
+        Call::Upload,
     ];
     let north = Running::start("north", &federation, |server| {
         for call in calls {
@@ -108,7 +118,11 @@ async fn a_server_that_goes_away_at_any_call_and_comes_back_loses_nothing() {
     let south = Running::start("south", &federation, |_| {});
     eventually("the disturbed end", || is_over(&federation)).await;
     eventually("every fault", || north.server.left() == 0).await;
-    assert_eq!(federation.versions(), plain, "the same adapters as without faults");
+    assert_eq!(
+        federation.versions(),
+        plain,
+        "the same adapters as without faults"
+    );
     north.stop().await;
     south.stop().await;
 }
@@ -120,7 +134,10 @@ async fn a_watch_that_breaks_is_begun_anew() {
         server.plan(Call::Watch, Fault::Cut(0));
         server.plan(Call::Watch, Fault::Cut(1));
     });
-    eventually("north's first round", || reported(&federation, "north", 1, "training").is_some()).await;
+    eventually("north's first round", || {
+        reported(&federation, "north", 1, "training").is_some()
+    })
+    .await;
     eventually("both broken watches", || north.server.left() == 0).await;
     let south = Running::start("south", &federation, |_| {});
     eventually("the job's end", || is_over(&federation)).await;
@@ -130,12 +147,19 @@ async fn a_watch_that_breaks_is_begun_anew() {
 
 #[tokio::test]
 async fn a_declined_job_is_not_asked_about_again() {
-    let federation = federation(&spec("fedavg", 1, "").replace("name = \"tiny\"", "name = \"huge\""), &["north", "south"]);
+    let federation = federation(
+        &spec("fedavg", 1, "").replace("name = \"tiny\"", "name = \"huge\""),
+        &["north", "south"],
+    );
     let north = Running::start("north", &federation, |_| {});
     eventually("the decline", || north.board.status().last_error.is_some()).await;
     eventually("more polls", || north.server.calls() > 8).await;
     let home = north.stop().await;
-    let declines = home.egress_log().iter().filter(|line| line["kind"] == "decline").count();
+    let declines = home
+        .egress_log()
+        .iter()
+        .filter(|line| line["kind"] == "decline")
+        .count();
     assert_eq!(declines, 1);
 }
 
@@ -148,14 +172,23 @@ async fn a_server_of_another_federation_gets_nothing() {
     let board = Arc::clone(&session.board);
     let daemon = TaskTracker::new().spawn(Daemon::new(session, "other".to_owned(), POLL).run());
     eventually("the refusal", || board.status().last_error.is_some()).await;
-    assert!(board.status().last_error.unwrap().message.contains("`memory`"));
+    assert!(
+        board
+            .status()
+            .last_error
+            .unwrap()
+            .message
+            .contains("`memory`")
+    );
     home.stop.cancel();
     daemon.await.unwrap();
     assert!(home.egress_log().is_empty());
 }
 
 fn channel(server: &FakeServer) -> Channel {
-    Endpoint::from_shared(format!("http://{}", server.address)).unwrap().connect_lazy()
+    Endpoint::from_shared(format!("http://{}", server.address))
+        .unwrap()
+        .connect_lazy()
 }
 
 /// Like a daemon of its own, over gRPC.
@@ -184,7 +217,10 @@ async fn over_grpc_a_restarted_server_finds_its_daemon_again() {
     eventually("the first adapter", || federation.versions().len() > 1).await;
     server.stop().await;
     let again = FakeServer::start(Arc::clone(&federation), home.silo.clone(), address).await;
-    eventually("the final test", || reported(&federation, "north", 3, "final_test").is_some()).await;
+    eventually("the final test", || {
+        reported(&federation, "north", 3, "final_test").is_some()
+    })
+    .await;
     assert_eq!(federation.versions(), expected, "gRPC changes no byte");
     home.stop.cancel();
     daemon.await.unwrap();
@@ -193,16 +229,26 @@ async fn over_grpc_a_restarted_server_finds_its_daemon_again() {
 
 #[tokio::test]
 async fn over_grpc_a_refusal_keeps_its_code() {
-    let federation = federation(&spec("fedavg", 1, "").replace("task = \"toy\"", "task = \"other\""), &["north", "south"]);
+    let federation = federation(
+        &spec("fedavg", 1, "").replace("task = \"toy\"", "task = \"other\""),
+        &["north", "south"],
+    );
     let home = Home::new("north");
     let anywhere = "127.0.0.1:0".parse().unwrap();
     let server = FakeServer::start(Arc::clone(&federation), home.silo.clone(), anywhere).await;
     let coordinator = GrpcCoordinator::new(channel(&server), Duration::from_secs(20));
-    let error = coordinator.claim(&crate::testing::job(), RoundNumber(9)).await.unwrap_err();
+    let error = coordinator
+        .claim(&crate::testing::job(), RoundNumber(9))
+        .await
+        .unwrap_err();
     assert_eq!(error.code(), Some(concord_common::ErrorCode::WrongRound));
     let daemon = over_grpc(&home, &server);
     eventually("the decline", || {
-        home.folder.path().join("egress.jsonl").exists() && home.egress_log().iter().any(|line| line["kind"] == "decline")
+        home.folder.path().join("egress.jsonl").exists()
+            && home
+                .egress_log()
+                .iter()
+                .any(|line| line["kind"] == "decline")
     })
     .await;
     home.stop.cancel();
@@ -217,7 +263,10 @@ async fn a_server_that_does_not_answer_is_unavailable() {
     let channel = Endpoint::from_shared(url).unwrap().connect_lazy();
     let coordinator = GrpcCoordinator::new(channel, Duration::from_millis(50));
     let error = coordinator.info().await.unwrap_err();
-    assert!(error.is_transient() && error.to_string().contains("no answer"), "{error}");
+    assert!(
+        error.is_transient() && error.to_string().contains("no answer"),
+        "{error}"
+    );
     drop(listener);
     let error = coordinator.info().await.unwrap_err();
     assert!(error.is_transient(), "{error}");

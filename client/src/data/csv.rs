@@ -120,13 +120,21 @@ impl<R: Read> Iterator for CsvRows<R> {
             }
         }
         // Counted from the row's end: the position of its beginning is before any empty lines above it.
-        let within = record.as_slice().iter().filter(|byte| **byte == b'\n').count() as u64;
+        let within = record
+            .as_slice()
+            .iter()
+            .filter(|byte| **byte == b'\n')
+            .count() as u64;
         let line = self.reader.position().line().saturating_sub(1 + within);
         if record.len() == 1 && record.get(0) == Some(END.as_bytes()) {
             self.ended = true;
             return None;
         }
-        if record.iter().next_back().is_some_and(|last| last.ends_with(format!("\n{END}\n").as_bytes())) {
+        if record
+            .iter()
+            .next_back()
+            .is_some_and(|last| last.ends_with(format!("\n{END}\n").as_bytes()))
+        {
             self.ended = true;
             // This row has no end of its own that was counted.
             let line = line + 1;

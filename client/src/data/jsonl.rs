@@ -83,20 +83,26 @@ impl<R: BufRead> JsonlRows<R> {
         };
         let text = std::str::from_utf8(bytes).map_err(|_| bad("not UTF-8".to_owned()))?;
         let object: Map<String, Value> = serde_json::from_str(text).map_err(|error| {
-            bad(format!("no JSON object: {:?} error at column {}", error.classify(), error.column()))
+            bad(format!(
+                "no JSON object: {:?} error at column {}",
+                error.classify(),
+                error.column()
+            ))
         })?;
         let label = self.mapping.label.as_deref();
-        row(&self.mapping, self.line, |column| match object.get(column) {
-            None | Some(Value::Null) if label == Some(column) => Ok(String::new()),
-            None => Err(format!("no column `{column}`")),
-            Some(Value::String(text)) => Ok(text.clone()),
-            Some(Value::Number(number)) if label == Some(column) => Ok(whole(number)),
-            Some(Value::Bool(value)) if label == Some(column) => Ok(value.to_string()),
-            Some(Value::Null) => Ok(String::new()),
-            Some(_) if label == Some(column) => {
-                Err(format!("column `{column}` must hold a text, a number, true or false"))
+        row(&self.mapping, self.line, |column| {
+            match object.get(column) {
+                None | Some(Value::Null) if label == Some(column) => Ok(String::new()),
+                None => Err(format!("no column `{column}`")),
+                Some(Value::String(text)) => Ok(text.clone()),
+                Some(Value::Number(number)) if label == Some(column) => Ok(whole(number)),
+                Some(Value::Bool(value)) if label == Some(column) => Ok(value.to_string()),
+                Some(Value::Null) => Ok(String::new()),
+                Some(_) if label == Some(column) => Err(format!(
+                    "column `{column}` must hold a text, a number, true or false"
+                )),
+                Some(_) => Err(format!("column `{column}` must hold a text")),
             }
-            Some(_) => Err(format!("column `{column}` must hold a text")),
         })
     }
 }

@@ -23,7 +23,8 @@ const ROWS_AT_ONCE: usize = 512;
 type Cell = Result<String, &'static str>;
 
 pub(super) fn rows(file: File, mapping: &Mapping) -> Result<Rows, String> {
-    let reader = SerializedFileReader::new(file).map_err(|error| format!("no Parquet file: {error}"))?;
+    let reader =
+        SerializedFileReader::new(file).map_err(|error| format!("no Parquet file: {error}"))?;
     let schema = reader.metadata().file_metadata().schema_descr_ptr();
     let names: Vec<String> = schema
         .columns()
@@ -59,7 +60,10 @@ pub(super) fn rows(file: File, mapping: &Mapping) -> Result<Rows, String> {
 
 fn check_type(column: &ColumnDescriptor, is_label: bool) -> Result<(), String> {
     if column.max_rep_level() > 0 {
-        return Err(format!("column `{}` holds lists; flat columns are needed", column.name()));
+        return Err(format!(
+            "column `{}` holds lists; flat columns are needed",
+            column.name()
+        ));
     }
     let fits = match column.physical_type() {
         Physical::BYTE_ARRAY => !matches!(
@@ -75,7 +79,11 @@ fn check_type(column: &ColumnDescriptor, is_label: bool) -> Result<(), String> {
     if fits {
         return Ok(());
     }
-    let want = if is_label { "text, numbers or booleans" } else { "text" };
+    let want = if is_label {
+        "text, numbers or booleans"
+    } else {
+        "text"
+    };
     Err(format!(
         "column `{}` is {}; it must hold {want}",
         column.name(),
@@ -106,7 +114,11 @@ impl Iterator for ParquetRows {
     type Item = Result<RawRow, RowFault>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        while self.cells.first().is_none_or(|cells| self.taken == cells.len()) {
+        while self
+            .cells
+            .first()
+            .is_none_or(|cells| self.taken == cells.len())
+        {
             match self.fill() {
                 Ok(true) => {}
                 Ok(false) => return None,
@@ -159,7 +171,9 @@ impl ParquetRows {
             .collect::<Result<Vec<_>, _>>()?;
         let rows = cells.first().map_or(0, Vec::len);
         if cells.iter().any(|column| column.len() != rows) {
-            return Err(ParquetError::General("its columns differ in length".to_owned()));
+            return Err(ParquetError::General(
+                "its columns differ in length".to_owned(),
+            ));
         }
         if rows == 0 {
             self.open = None;
@@ -169,7 +183,10 @@ impl ParquetRows {
     }
 }
 
-fn column_readers(group: &dyn RowGroupReader, wanted: &[Wanted]) -> Result<Vec<ColumnReader>, ParquetError> {
+fn column_readers(
+    group: &dyn RowGroupReader,
+    wanted: &[Wanted],
+) -> Result<Vec<ColumnReader>, ParquetError> {
     wanted
         .iter()
         .map(|column| group.get_column_reader(column.place))
@@ -188,13 +205,21 @@ fn decode(reader: &mut ColumnReader, max_def: i16) -> Result<Vec<Cell>, ParquetE
                 .map(str::to_owned)
                 .map_err(|_| "is not UTF-8")
         }),
-        ColumnReader::BoolColumnReader(reader) => read(reader, max_def, |value| Ok(value.to_string())),
-        ColumnReader::Int32ColumnReader(reader) => read(reader, max_def, |value| Ok(value.to_string())),
-        ColumnReader::Int64ColumnReader(reader) => read(reader, max_def, |value| Ok(value.to_string())),
+        ColumnReader::BoolColumnReader(reader) => {
+            read(reader, max_def, |value| Ok(value.to_string()))
+        }
+        ColumnReader::Int32ColumnReader(reader) => {
+            read(reader, max_def, |value| Ok(value.to_string()))
+        }
+        ColumnReader::Int64ColumnReader(reader) => {
+            read(reader, max_def, |value| Ok(value.to_string()))
+        }
         ColumnReader::FloatColumnReader(reader) => {
             read(reader, max_def, |value| Ok(number_text(f64::from(*value))))
         }
-        ColumnReader::DoubleColumnReader(reader) => read(reader, max_def, |value| Ok(number_text(*value))),
+        ColumnReader::DoubleColumnReader(reader) => {
+            read(reader, max_def, |value| Ok(number_text(*value)))
+        }
         ColumnReader::Int96ColumnReader(reader) => read(reader, max_def, |_| UNFIT),
         ColumnReader::FixedLenByteArrayColumnReader(reader) => read(reader, max_def, |_| UNFIT),
     }

@@ -40,7 +40,11 @@ struct Pending {
 pub fn load_splits(task: &TaskConfig) -> Result<Loaded, DataError> {
     let mut bad = BadRows::new(task.max_bad_rows);
     let [train, validation, test] = match &task.files {
-        Files::PerSplit { train, validation, test } => [
+        Files::PerSplit {
+            train,
+            validation,
+            test,
+        } => [
             (train, read(task, train, &mut bad)?),
             (validation, read(task, validation, &mut bad)?),
             (test, read(task, test, &mut bad)?),
@@ -58,7 +62,11 @@ pub fn load_splits(task: &TaskConfig) -> Result<Loaded, DataError> {
             parts.map(|rows| (file, rows))
         }
     };
-    for ((_, rows), split) in [(&train, "training"), (&validation, "validation"), (&test, "test")] {
+    for ((_, rows), split) in [
+        (&train, "training"),
+        (&validation, "validation"),
+        (&test, "test"),
+    ] {
         if rows.is_empty() {
             return Err(DataError::EmptySplit {
                 task: task.name.clone(),
@@ -90,7 +98,11 @@ pub fn load_splits(task: &TaskConfig) -> Result<Loaded, DataError> {
 ///
 /// # Errors
 /// As [`load_splits`].
-pub fn load_evaluation(task: &TaskConfig, file: &Path, problem: &Problem) -> Result<(Vec<Row>, BadRows), DataError> {
+pub fn load_evaluation(
+    task: &TaskConfig,
+    file: &Path,
+    problem: &Problem,
+) -> Result<(Vec<Row>, BadRows), DataError> {
     let mut bad = BadRows::new(task.max_bad_rows);
     let rows = read(task, file, &mut bad)?;
     if rows.is_empty() {
@@ -150,7 +162,10 @@ fn classes_of(task: &TaskConfig, train: &[Pending]) -> Result<Vec<String>, DataE
         })
     };
     if classes.len() < 2 {
-        return refuse("its training rows all have the same label; a classification needs two or more".to_owned());
+        return refuse(
+            "its training rows all have the same label; a classification needs two or more"
+                .to_owned(),
+        );
     }
     if classes.len() > MAX_CLASSES {
         return refuse(format!(
@@ -161,7 +176,10 @@ fn classes_of(task: &TaskConfig, train: &[Pending]) -> Result<Vec<String>, DataE
     Ok(classes.into_iter().map(str::to_owned).collect())
 }
 
-fn labelled(problem: &Problem, (file, rows): (&PathBuf, Vec<Pending>)) -> Result<Vec<Row>, DataError> {
+fn labelled(
+    problem: &Problem,
+    (file, rows): (&PathBuf, Vec<Pending>),
+) -> Result<Vec<Row>, DataError> {
     let known: BTreeSet<&str> = match problem {
         Problem::Classification { classes } => classes.iter().map(String::as_str).collect(),
         Problem::Regression => BTreeSet::new(),

@@ -1,11 +1,11 @@
 use std::{fs, sync::Arc};
 
-use concord_learning::data::{InputKind, Label, Problem};
 use ::parquet::{
     data_type::{ByteArray, ByteArrayType, DoubleType},
     file::{properties::WriterProperties, writer::SerializedFileWriter},
     schema::parser::parse_message_type,
 };
+use concord_learning::data::{InputKind, Label, Problem};
 
 use super::*;
 use crate::config::{Files, ProblemKind, TaskConfig};
@@ -43,11 +43,27 @@ fn told(rows: Rows) -> Vec<String> {
 }
 
 fn csv(text: &[u8], mapping: &Mapping) -> Vec<String> {
-    told(from_reader(Path::new("in"), io::Cursor::new(text.to_vec()), Format::Csv, mapping).unwrap())
+    told(
+        from_reader(
+            Path::new("in"),
+            io::Cursor::new(text.to_vec()),
+            Format::Csv,
+            mapping,
+        )
+        .unwrap(),
+    )
 }
 
 fn jsonl(text: &[u8], mapping: &Mapping) -> Vec<String> {
-    told(from_reader(Path::new("in"), io::Cursor::new(text.to_vec()), Format::Jsonl, mapping).unwrap())
+    told(
+        from_reader(
+            Path::new("in"),
+            io::Cursor::new(text.to_vec()),
+            Format::Jsonl,
+            mapping,
+        )
+        .unwrap(),
+    )
 }
 
 #[test]
@@ -100,19 +116,31 @@ fn a_csv_quote_that_is_never_closed_breaks_the_file_at_its_line() {
     let rows = csv(b"text,label\na,x\n\"open,x\nb,y\n", &mapping());
     assert_eq!(rows[0], "2 a||x");
     assert_eq!(rows.len(), 2);
-    assert!(rows[1].contains("line 3") && rows[1].contains("never closed"), "{}", rows[1]);
+    assert!(
+        rows[1].contains("line 3") && rows[1].contains("never closed"),
+        "{}",
+        rows[1]
+    );
 }
 
 #[test]
 fn a_csv_header_without_a_mapped_column_names_it_and_what_there_is() {
     let refused = |text: &'static str| {
-        from_reader(Path::new("rows.csv"), text.as_bytes(), Format::Csv, &mapping())
-            .err()
-            .unwrap()
-            .to_string()
+        from_reader(
+            Path::new("rows.csv"),
+            text.as_bytes(),
+            Format::Csv,
+            &mapping(),
+        )
+        .err()
+        .unwrap()
+        .to_string()
     };
     let error = refused("txt,label\na,b\n");
-    assert!(error.contains("rows.csv") && error.contains("`text`") && error.contains("`txt`"), "{error}");
+    assert!(
+        error.contains("rows.csv") && error.contains("`text`") && error.contains("`txt`"),
+        "{error}"
+    );
     assert!(refused("").contains("empty"));
     assert!(refused("text,label,text\n").contains("twice"));
 }
@@ -129,7 +157,9 @@ fn jsonl_takes_texts_and_labels_that_are_texts_numbers_or_booleans() {
 #[test]
 fn each_kind_of_bad_jsonl_row_is_reported_and_the_next_is_read() {
     let mut text = b"{\"text\":\"a\"\n[1]\n{\"label\":\"x\"}\n{\"text\":3,\"label\":\"x\"}\n{\"text\":\"a\",\"label\":null}\n{\"text\":\"a\"}\n{\"text\":\"a\",\"label\":[]}\n{\"text\":\"\xFF\",\"label\":\"x\"}\n".to_vec();
-    text.extend_from_slice(format!("{{\"text\":\"{}\"}}\n", "y".repeat(2 * MAX_ROW_BYTES)).as_bytes());
+    text.extend_from_slice(
+        format!("{{\"text\":\"{}\"}}\n", "y".repeat(2 * MAX_ROW_BYTES)).as_bytes(),
+    );
     text.extend_from_slice(b"{\"text\":\"good\",\"label\":\"x\"}\n");
     let rows = jsonl(&text, &mapping());
     let expected = [
@@ -204,7 +234,11 @@ fn parquet_rows_are_numbered_through_all_row_groups() {
     write_parquet(
         &path,
         &[
-            &[(Some(b"a"), Some(1.0)), (None, Some(2.0)), (Some(b"c"), None)],
+            &[
+                (Some(b"a"), Some(1.0)),
+                (None, Some(2.0)),
+                (Some(b"c"), None),
+            ],
             &[(Some(b"bad \xFF"), Some(1.0)), (Some(b"e"), Some(0.25))],
         ],
     );
@@ -248,14 +282,23 @@ fn a_parquet_file_of_the_wrong_kind_is_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("rows.parquet");
     write_parquet(&path, &[&[(Some(b"a"), Some(1.0))]]);
-    let refused = |mapping: &Mapping| open(&path, Format::Parquet, mapping).err().unwrap().to_string();
+    let refused = |mapping: &Mapping| {
+        open(&path, Format::Parquet, mapping)
+            .err()
+            .unwrap()
+            .to_string()
+    };
     assert!(refused(&pair_mapping()).contains("`second`"));
     let swapped = Mapping {
         text: "label".to_owned(),
         label: Some("text".to_owned()),
         ..mapping()
     };
-    assert!(refused(&swapped).contains("`label` is DOUBLE"), "{}", refused(&swapped));
+    assert!(
+        refused(&swapped).contains("`label` is DOUBLE"),
+        "{}",
+        refused(&swapped)
+    );
     let whole = fs::read(&path).unwrap();
     fs::write(&path, &whole[..whole.len() - 9]).unwrap();
     assert!(refused(&mapping()).contains("rows.parquet"));
@@ -280,14 +323,23 @@ fn task(folder: &Path, limit: u64) -> TaskConfig {
 
 fn write_splits(folder: &Path, train: &str, validation: &str, test: &str) {
     for (split, rows) in [("train", train), ("validation", validation), ("test", test)] {
-        fs::write(folder.join(format!("{split}.csv")), format!("text,label\n{rows}")).unwrap();
+        fs::write(
+            folder.join(format!("{split}.csv")),
+            format!("text,label\n{rows}"),
+        )
+        .unwrap();
     }
 }
 
 #[test]
 fn splits_are_read_with_the_training_labels_as_classes() {
     let folder = tempfile::tempdir().unwrap();
-    write_splits(folder.path(), "a,spam\nb,ham\nc,spam\n", "d,ham\n", "e,spam\n");
+    write_splits(
+        folder.path(),
+        "a,spam\nb,ham\nc,spam\n",
+        "d,ham\n",
+        "e,spam\n",
+    );
     let loaded = load_splits(&task(folder.path(), 0)).unwrap();
     let data = loaded.data;
     assert_eq!(
@@ -298,13 +350,21 @@ fn splits_are_read_with_the_training_labels_as_classes() {
     );
     assert_eq!(data.train.len(), 3);
     assert_eq!(data.train[1].label, Label::Class("ham".to_owned()));
-    assert_eq!((loaded.skipped, data.validation.len(), data.test.len()), (0, 1, 1));
+    assert_eq!(
+        (loaded.skipped, data.validation.len(), data.test.len()),
+        (0, 1, 1)
+    );
 }
 
 #[test]
 fn bad_rows_up_to_the_limit_are_skipped_and_told() {
     let folder = tempfile::tempdir().unwrap();
-    write_splits(folder.path(), "a,spam\n,ham\nb,ham\n", "d,\nd,ham\n", "e,spam\n");
+    write_splits(
+        folder.path(),
+        "a,spam\n,ham\nb,ham\n",
+        "d,\nd,ham\n",
+        "e,spam\n",
+    );
     let loaded = load_splits(&task(folder.path(), 2)).unwrap();
     assert_eq!(loaded.skipped, 2);
     assert_eq!(loaded.data.train.len(), 2);
@@ -315,11 +375,22 @@ fn bad_rows_up_to_the_limit_are_skipped_and_told() {
 #[test]
 fn one_bad_row_more_than_the_limit_stops_with_the_first_few() {
     let folder = tempfile::tempdir().unwrap();
-    write_splits(folder.path(), "a,spam\n,ham\nb,ham\n,x\n", "d,\n", "e,spam\n");
+    write_splits(
+        folder.path(),
+        "a,spam\n,ham\nb,ham\n,x\n",
+        "d,\n",
+        "e,spam\n",
+    );
     let error = load_splits(&task(folder.path(), 1)).unwrap_err();
     let text = error.to_string();
-    assert!(matches!(error, DataError::BadRows { limit: 1, .. }), "{text}");
-    assert!(text.contains("train.csv:3:") && text.contains("train.csv:5:"), "{text}");
+    assert!(
+        matches!(error, DataError::BadRows { limit: 1, .. }),
+        "{text}"
+    );
+    assert!(
+        text.contains("train.csv:3:") && text.contains("train.csv:5:"),
+        "{text}"
+    );
     assert!(load_splits(&task(folder.path(), 0)).is_err());
 }
 
@@ -327,16 +398,28 @@ fn one_bad_row_more_than_the_limit_stops_with_the_first_few() {
 fn a_thousand_bad_rows_are_not_all_listed() {
     let folder = tempfile::tempdir().unwrap();
     write_splits(folder.path(), &",x\n".repeat(1_000), "d,x\n", "e,x\n");
-    let text = load_splits(&task(folder.path(), 0)).unwrap_err().to_string();
+    let text = load_splits(&task(folder.path(), 0))
+        .unwrap_err()
+        .to_string();
     assert_eq!(text.matches("train.csv").count(), 5, "{text}");
 }
 
 #[test]
 fn a_label_unseen_in_training_is_an_error_with_label_file_and_line() {
     let folder = tempfile::tempdir().unwrap();
-    write_splits(folder.path(), "a,spam\nb,ham\n", "c,ham\nd,eggs\n", "e,spam\n");
-    let text = load_splits(&task(folder.path(), 100)).unwrap_err().to_string();
-    assert!(text.contains("validation.csv:3") && text.contains("\"eggs\""), "{text}");
+    write_splits(
+        folder.path(),
+        "a,spam\nb,ham\n",
+        "c,ham\nd,eggs\n",
+        "e,spam\n",
+    );
+    let text = load_splits(&task(folder.path(), 100))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        text.contains("validation.csv:3") && text.contains("\"eggs\""),
+        "{text}"
+    );
 
     let problem = Problem::Classification {
         classes: vec!["ham".to_owned()],
@@ -345,13 +428,21 @@ fn a_label_unseen_in_training_is_an_error_with_label_file_and_line() {
     let text = load_evaluation(&task(folder.path(), 100), &test, &problem)
         .unwrap_err()
         .to_string();
-    assert!(text.contains("test.csv:2") && text.contains("\"spam\""), "{text}");
+    assert!(
+        text.contains("test.csv:2") && text.contains("\"spam\""),
+        "{text}"
+    );
 }
 
 #[test]
 fn a_regression_wants_finite_numbers() {
     let folder = tempfile::tempdir().unwrap();
-    write_splits(folder.path(), "a,1.5\nb,many\nc,NaN\nd,-2\n", "e,3e2\n", "f,0\n");
+    write_splits(
+        folder.path(),
+        "a,1.5\nb,many\nc,NaN\nd,-2\n",
+        "e,3e2\n",
+        "f,0\n",
+    );
     let regression = TaskConfig {
         problem: ProblemKind::Regression,
         ..task(folder.path(), 2)
@@ -367,10 +458,14 @@ fn a_regression_wants_finite_numbers() {
 fn an_empty_split_and_a_single_class_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     write_splits(folder.path(), "a,x\nb,y\n", "", "e,x\n");
-    let text = load_splits(&task(folder.path(), 0)).unwrap_err().to_string();
+    let text = load_splits(&task(folder.path(), 0))
+        .unwrap_err()
+        .to_string();
     assert!(text.contains("validation"), "{text}");
     write_splits(folder.path(), "a,x\nb,x\n", "c,x\n", "e,x\n");
-    let text = load_splits(&task(folder.path(), 0)).unwrap_err().to_string();
+    let text = load_splits(&task(folder.path(), 0))
+        .unwrap_err()
+        .to_string();
     assert!(text.contains("same label"), "{text}");
 }
 
@@ -396,9 +491,20 @@ fn one_file_is_cut_the_same_way_every_time_and_equal_texts_stay_together() {
     let first = load_splits(&one(1)).unwrap().data;
     assert_eq!(first, load_splits(&one(1)).unwrap().data);
     assert_ne!(first, load_splits(&one(2)).unwrap().data);
-    assert_eq!(first.train.len() + first.validation.len() + first.test.len(), 1_000);
-    assert!((150..250).contains(&first.validation.len()), "{}", first.validation.len());
-    assert!((240..360).contains(&first.test.len()), "{}", first.test.len());
+    assert_eq!(
+        first.train.len() + first.validation.len() + first.test.len(),
+        1_000
+    );
+    assert!(
+        (150..250).contains(&first.validation.len()),
+        "{}",
+        first.validation.len()
+    );
+    assert!(
+        (240..360).contains(&first.test.len()),
+        "{}",
+        first.test.len()
+    );
     for rows in [&first.train, &first.validation, &first.test] {
         for pair in rows.chunks(2) {
             assert_eq!(pair[0].text, pair[1].text);
@@ -407,5 +513,8 @@ fn one_file_is_cut_the_same_way_every_time_and_equal_texts_stay_together() {
 
     fs::write(&file, format!("text,label\nnew,x\n{}", rows.concat())).unwrap();
     let grown = load_splits(&one(1)).unwrap().data;
-    assert!(first.test.iter().all(|row| grown.test.contains(row)), "old rows stay where they were");
+    assert!(
+        first.test.iter().all(|row| grown.test.contains(row)),
+        "old rows stay where they were"
+    );
 }

@@ -58,7 +58,10 @@ impl Outbox {
     }
 
     /// The payload and its number of examples, if the job's file is for this very round and whole.
-    pub(super) fn find(&self, assignment: &Assignment) -> Result<Option<(Bytes, u64)>, EgressError> {
+    pub(super) fn find(
+        &self,
+        assignment: &Assignment,
+    ) -> Result<Option<(Bytes, u64)>, EgressError> {
         let path = self.path(&assignment.job);
         let bytes = match fs::read(&path) {
             Ok(bytes) => Bytes::from(bytes),
@@ -82,7 +85,9 @@ impl Outbox {
     pub(super) fn remove(&self, job: &JobId) -> Result<(), EgressError> {
         let path = self.path(job);
         match fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(EgressError::Io { path, source }),
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(EgressError::Io { path, source })
+            }
             _ => Ok(()),
         }
     }

@@ -91,7 +91,10 @@ fn the_log_entry_is_on_disk_before_anything_can_be_sent() {
     let folder = tempfile::tempdir().unwrap();
     let gate = gate(folder.path(), NO_LIMITS);
     let cleared = gate.pass(&assignment(), update(2), 10).unwrap();
-    assert!(log_lines(folder.path()).is_empty(), "passing the check sends nothing yet");
+    assert!(
+        log_lines(folder.path()).is_empty(),
+        "passing the check sends nothing yet"
+    );
     let departure = gate.depart(&cleared, 0).unwrap();
     let lines = log_lines(folder.path());
     assert_eq!(departure.cleared().payload().len(), 4 * (2 * 4 * 2 + 2 + 4));
@@ -106,7 +109,10 @@ fn the_log_entry_is_on_disk_before_anything_can_be_sent() {
     assert_eq!(line["server"], "https://localhost:7443");
     assert_eq!(line["time"], "2023-11-14T22:13:20Z");
     assert!((line["norm"].as_f64().unwrap() - cleared.norm()).abs() < 1e-12);
-    let mode = fs::metadata(folder.path().join("egress.jsonl")).unwrap().permissions().mode();
+    let mode = fs::metadata(folder.path().join("egress.jsonl"))
+        .unwrap()
+        .permissions()
+        .mode();
     assert_eq!(mode & 0o777, 0o600);
 }
 
@@ -114,17 +120,36 @@ fn the_log_entry_is_on_disk_before_anything_can_be_sent() {
 fn an_update_of_another_layout_is_held_back() {
     let folder = tempfile::tempdir().unwrap();
     let gate = gate(folder.path(), NO_LIMITS);
-    assert_eq!(held(gate.pass(&assignment(), update(3), 10)), ErrorCode::TensorShape);
+    assert_eq!(
+        held(gate.pass(&assignment(), update(3), 10)),
+        ErrorCode::TensorShape
+    );
     let two_layers = Assignment {
-        layout: AdapterShape { layers: vec![0, 1], ..shape(2) }.layout().unwrap(),
+        layout: AdapterShape {
+            layers: vec![0, 1],
+            ..shape(2)
+        }
+        .layout()
+        .unwrap(),
         ..assignment()
     };
-    assert_eq!(held(gate.pass(&two_layers, update(2), 10)), ErrorCode::TensorCount);
+    assert_eq!(
+        held(gate.pass(&two_layers, update(2), 10)),
+        ErrorCode::TensorCount
+    );
     let other_layer = Assignment {
-        layout: AdapterShape { layers: vec![1], ..shape(2) }.layout().unwrap(),
+        layout: AdapterShape {
+            layers: vec![1],
+            ..shape(2)
+        }
+        .layout()
+        .unwrap(),
         ..assignment()
     };
-    assert_eq!(held(gate.pass(&other_layer, update(2), 10)), ErrorCode::TensorName);
+    assert_eq!(
+        held(gate.pass(&other_layer, update(2), 10)),
+        ErrorCode::TensorName
+    );
 }
 
 #[test]
@@ -135,9 +160,18 @@ fn an_update_to_another_base_or_without_examples_is_held_back() {
         base: AdapterVersion::of(b"other"),
         ..assignment()
     };
-    assert_eq!(held(gate.pass(&other_base, update(2), 10)), ErrorCode::WrongBaseVersion);
-    assert_eq!(held(gate.pass(&assignment(), update(2), 0)), ErrorCode::BadWeight);
-    assert_eq!(held(gate.pass(&assignment(), update(2), 1_001)), ErrorCode::BadWeight);
+    assert_eq!(
+        held(gate.pass(&other_base, update(2), 10)),
+        ErrorCode::WrongBaseVersion
+    );
+    assert_eq!(
+        held(gate.pass(&assignment(), update(2), 0)),
+        ErrorCode::BadWeight
+    );
+    assert_eq!(
+        held(gate.pass(&assignment(), update(2), 1_001)),
+        ErrorCode::BadWeight
+    );
 }
 
 #[test]
@@ -154,13 +188,19 @@ fn the_smaller_of_the_two_norm_bounds_counts() {
             ..NO_LIMITS
         },
     );
-    assert_eq!(held(strict.pass(&assignment(), update(2), 10)), ErrorCode::NormTooLarge);
+    assert_eq!(
+        held(strict.pass(&assignment(), update(2), 10)),
+        ErrorCode::NormTooLarge
+    );
     let job_is_strict = Assignment {
         max_update_norm: Some(norm * 0.9),
         ..assignment()
     };
     let wide = gate(folder.path(), NO_LIMITS);
-    assert_eq!(held(wide.pass(&job_is_strict, update(2), 10)), ErrorCode::NormTooLarge);
+    assert_eq!(
+        held(wide.pass(&job_is_strict, update(2), 10)),
+        ErrorCode::NormTooLarge
+    );
 }
 
 #[test]
@@ -172,7 +212,10 @@ fn bytes_that_are_no_finite_payload_of_the_layout_are_held_back() {
         values[9] = broken;
         let refusal = check_payload(&layout, &encode_f32(&values), None).unwrap_err();
         assert_eq!(refusal.code, ErrorCode::NotFinite);
-        assert!(refusal.message.contains("layer.0.down.bias") || refusal.message.contains("layer.0."), "{refusal}");
+        assert!(
+            refusal.message.contains("layer.0.down.bias") || refusal.message.contains("layer.0."),
+            "{refusal}"
+        );
     }
     let refusal = check_payload(&layout, &[0; 12], None).unwrap_err();
     assert_eq!(refusal.code, ErrorCode::PayloadSize);
@@ -194,10 +237,19 @@ fn the_byte_budget_of_a_job_outlives_the_daemon() {
     second.depart(&cleared, 44).unwrap();
     assert_eq!(second.spent(cleared.job()), 132);
     match second.depart(&cleared, 0).unwrap_err() {
-        EgressError::Budget { wanted: 88, spent: 132, budget: 200, .. } => {}
+        EgressError::Budget {
+            wanted: 88,
+            spent: 132,
+            budget: 200,
+            ..
+        } => {}
         error => panic!("{error}"),
     }
-    assert_eq!(log_lines(folder.path()).len(), 2, "what is held back is not logged as sent");
+    assert_eq!(
+        log_lines(folder.path()).len(),
+        2,
+        "what is held back is not logged as sent"
+    );
 }
 
 #[test]
@@ -207,7 +259,10 @@ fn an_update_on_its_way_is_found_again_after_a_restart_for_its_own_round_only() 
     let cleared = first.pass(&assignment(), update(2), 10).unwrap();
     drop(first);
     let second = gate(folder.path(), NO_LIMITS);
-    assert_eq!(second.pending(&assignment()).unwrap(), Some(cleared.clone()));
+    assert_eq!(
+        second.pending(&assignment()).unwrap(),
+        Some(cleared.clone())
+    );
     let next = Assignment {
         round: RoundNumber(4),
         ..assignment()
@@ -236,7 +291,10 @@ fn a_report_lets_named_finite_numbers_out_and_nothing_else() {
     let gate = gate(folder.path(), NO_LIMITS);
     let job: JobId = "job-1".parse().unwrap();
     let report = |metrics: Vec<(&str, f64)>| {
-        let metrics = metrics.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let metrics = metrics
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect();
         gate.report(&job, RoundNumber(1), MetricPoint::AfterTraining, metrics)
     };
     assert!(report(vec![]).is_err());

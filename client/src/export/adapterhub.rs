@@ -51,7 +51,10 @@ pub(super) fn parts(
         }
         Pool::Mean => ("concord_head.safetensors", "head.".to_owned()),
     };
-    let named = NamedTensors::from([(format!("{}weight", head.1), weight), (format!("{}bias", head.1), bias)]);
+    let named = NamedTensors::from([
+        (format!("{}weight", head.1), weight),
+        (format!("{}bias", head.1), bias),
+    ]);
     parts.push(Part {
         name: head.0,
         bytes: to_safetensors(&named, "{}")?,
@@ -64,7 +67,10 @@ pub(super) fn parts(
 }
 
 /// The fused bottlenecks under the library's names, and their width.
-fn adapter(model: &PersonalModel, backbone: &BackboneConfig) -> Result<(NamedTensors, usize), LearningError> {
+fn adapter(
+    model: &PersonalModel,
+    backbone: &BackboneConfig,
+) -> Result<(NamedTensors, usize), LearningError> {
     let mut tensors = NamedTensors::new();
     let mut width = 0;
     for &layer in &model.facts.adapter_layers {
@@ -175,7 +181,10 @@ fn head_config(model: &PersonalModel, backbone: &BackboneConfig) -> Value {
 fn described(model: &PersonalModel, backbone: &BackboneConfig) -> Map<String, Value> {
     Map::from_iter([
         ("hidden_size".to_owned(), json!(backbone.hidden)),
-        ("model_class".to_owned(), json!(model_class(backbone.family))),
+        (
+            "model_class".to_owned(),
+            json!(model_class(backbone.family)),
+        ),
         ("model_name".to_owned(), json!(model.facts.backbone_name)),
         ("model_type".to_owned(), json!(backbone.family.model_type())),
         ("name".to_owned(), json!(NAME)),
@@ -188,7 +197,10 @@ fn pretty(value: &Value) -> Vec<u8> {
 }
 
 fn readme(model: &PersonalModel, header: &Header) -> String {
-    let mut text = card::opening(&["adapters"], "A personal adapter trained with Concord, for AdapterHub's `adapters`");
+    let mut text = card::opening(
+        &["adapters"],
+        "A personal adapter trained with Concord, for AdapterHub's `adapters`",
+    );
     text += &card::facts(model, header);
     let head = match model.facts.pool {
         Pool::Cls => format!(

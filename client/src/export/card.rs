@@ -67,7 +67,8 @@ pub(super) fn facts(model: &PersonalModel, header: &Header) -> String {
 }
 
 fn rows(facts: &ModelFacts, header: &Header) -> Vec<(&'static str, String)> {
-    let bottleneck = |size: Option<u64>| size.map_or_else(|| "none".to_owned(), |size| size.to_string());
+    let bottleneck =
+        |size: Option<u64>| size.map_or_else(|| "none".to_owned(), |size| size.to_string());
     vec![
         ("job", format!("{} ({})", facts.job, header.binding.job)),
         ("task", facts.task.clone()),
@@ -75,7 +76,10 @@ fn rows(facts: &ModelFacts, header: &Header) -> Vec<(&'static str, String)> {
         ("algorithm", facts.algorithm.clone()),
         ("best round", facts.round.to_string()),
         ("backbone", facts.backbone_name.clone()),
-        ("BLAKE3 of the backbone's weights", facts.backbone.to_string()),
+        (
+            "BLAKE3 of the backbone's weights",
+            facts.backbone.to_string(),
+        ),
         ("adapter layers", format!("{:?}", facts.adapter_layers)),
         ("global bottleneck", bottleneck(facts.global_bottleneck)),
         ("private bottleneck", bottleneck(facts.private_bottleneck)),

@@ -93,7 +93,10 @@ fn header() -> Header {
         },
         round: RoundNumber(4),
         task: "toy".to_owned(),
-        metrics: BTreeMap::from([("test".to_owned(), BTreeMap::from([("accuracy".to_owned(), 0.875)]))]),
+        metrics: BTreeMap::from([(
+            "test".to_owned(),
+            BTreeMap::from([("accuracy".to_owned(), 0.875)]),
+        )]),
         spec_toml: String::new(),
     }
 }
@@ -134,10 +137,17 @@ fn two_adapters_become_one_bottleneck_under_the_librarys_names() {
     );
     let source = model(Pool::Cls).tensors;
     let down = &found[&format!("{place}.adapter_down.0.weight")].values;
-    assert_eq!(down[..3 * HIDDEN], source["global.layer.1.down.weight"].values);
-    assert_eq!(down[3 * HIDDEN..], source["private.layer.1.down.weight"].values);
+    assert_eq!(
+        down[..3 * HIDDEN],
+        source["global.layer.1.down.weight"].values
+    );
+    assert_eq!(
+        down[3 * HIDDEN..],
+        source["private.layer.1.down.weight"].values
+    );
     let bias = &found[&format!("{place}.adapter_up.bias")].values;
-    let sum = source["global.layer.1.up.bias"].values[7] + source["private.layer.1.up.bias"].values[7];
+    let sum =
+        source["global.layer.1.up.bias"].values[7] + source["private.layer.1.up.bias"].values[7];
     assert!((bias[7] - sum).abs() < 1e-6);
 }
 
@@ -160,9 +170,15 @@ fn the_librarys_configuration_says_where_and_how_wide() {
 fn a_head_on_the_mean_stands_beside_the_librarys_files() {
     let (_folder, out) = exported(Pool::Mean, ExportFormat::Adapterhub);
     assert!(!out.join("head_config.json").exists());
-    assert_eq!(tensors(&out.join("concord_head.safetensors"))["head.bias"].shape, [2]);
+    assert_eq!(
+        tensors(&out.join("concord_head.safetensors"))["head.bias"].shape,
+        [2]
+    );
     let card = fs::read_to_string(out.join("README.md")).unwrap();
-    assert!(card.contains("concord_head.safetensors") && card.contains("max_length=24"), "{card}");
+    assert!(
+        card.contains("concord_head.safetensors") && card.contains("max_length=24"),
+        "{card}"
+    );
 }
 
 #[test]
@@ -171,7 +187,11 @@ fn every_width_survives_the_librarys_division() {
         for width in 1..=hidden + 7 {
             let factor = adapterhub::reduction_factor(hidden, width);
             // Python: int(hidden // factor)
-            assert_eq!((hidden as f64 / factor).floor() as usize, width, "{hidden} {width}");
+            assert_eq!(
+                (hidden as f64 / factor).floor() as usize,
+                width,
+                "{hidden} {width}"
+            );
         }
     }
 }
@@ -180,7 +200,10 @@ fn every_width_survives_the_librarys_division() {
 fn a_plain_export_is_the_model_with_a_card() {
     let (_folder, out) = exported(Pool::Mean, ExportFormat::Safetensors);
     let bytes = fs::read(out.join("model.safetensors")).unwrap();
-    assert_eq!(PersonalModel::from_bytes(&bytes).unwrap(), model(Pool::Mean));
+    assert_eq!(
+        PersonalModel::from_bytes(&bytes).unwrap(),
+        model(Pool::Mean)
+    );
     let card = fs::read_to_string(out.join("README.md")).unwrap();
     for fact in [
         "toy job (job-1)",
@@ -200,8 +223,17 @@ fn a_plain_export_is_the_model_with_a_card() {
 fn an_export_is_private_and_never_replaces_anything() {
     let (folder, out) = exported(Pool::Mean, ExportFormat::Safetensors);
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-    assert_eq!((mode(&out), mode(&out.join("model.safetensors"))), (0o700, 0o600));
-    let again = write(&model(Pool::Mean), &header(), &tiny_backbone(), ExportFormat::Adapterhub, &out);
+    assert_eq!(
+        (mode(&out), mode(&out.join("model.safetensors"))),
+        (0o700, 0o600)
+    );
+    let again = write(
+        &model(Pool::Mean),
+        &header(),
+        &tiny_backbone(),
+        ExportFormat::Adapterhub,
+        &out,
+    );
     assert!(matches!(again, Err(ExportError::Exists(_))));
     let left: Vec<_> = fs::read_dir(folder.path().join("new")).unwrap().collect();
     assert_eq!(left.len(), 1, "nothing half-made is left: {left:?}");
@@ -213,7 +245,14 @@ fn a_model_of_another_backbone_is_not_exported() {
     let mut foreign = model(Pool::Mean);
     foreign.facts.backbone = Digest::of(b"other");
     let out = folder.path().join("out");
-    let error = write(&foreign, &header(), &tiny_backbone(), ExportFormat::Safetensors, &out).unwrap_err();
+    let error = write(
+        &foreign,
+        &header(),
+        &tiny_backbone(),
+        ExportFormat::Safetensors,
+        &out,
+    )
+    .unwrap_err();
     assert!(matches!(error, ExportError::Backbone { .. }), "{error}");
     assert!(!out.exists());
 }

@@ -1,8 +1,9 @@
 //! The end of a job in a silo: the last evaluation, the test rows, and the model that is kept.
 
 use super::{
-    Arc, BTreeMap, BestModel, CallError, Coordinator, Evaluation, Header, JobSpec, JobState, MetricPoint,
-    Notice, Record, RoundNumber, Session, SessionError, Split, TrainingSpec, blocking, fetch, numbers,
+    Arc, BTreeMap, BestModel, CallError, Coordinator, Evaluation, Header, JobSpec, JobState,
+    MetricPoint, Notice, Record, RoundNumber, Session, SessionError, Split, TrainingSpec, blocking,
+    fetch, numbers,
 };
 
 /// What a silo has at the end of a job.
@@ -77,7 +78,10 @@ impl<C: Coordinator> Session<C> {
             .await?;
             self.after_aggregation(&taken, round, published.clone(), &self.stop)
                 .await?;
-            let evaluation = self.bench.evaluate(&taken.key, published, Split::Test).await?;
+            let evaluation = self
+                .bench
+                .evaluate(&taken.key, published, Split::Test)
+                .await?;
             self.report_evaluation(job, round, MetricPoint::LastTest, &evaluation, &self.stop)
                 .await?;
             last_test = Some(evaluation);

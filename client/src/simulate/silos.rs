@@ -10,16 +10,13 @@ use concord_common::{
     SiloId,
     config::{self, ConfigError},
 };
-use concord_learning::{
-    cache::CacheSettings,
-    data::InputKind,
-};
+use concord_learning::{cache::CacheSettings, data::InputKind};
 use serde::Deserialize;
 
 use crate::{
     config::{
-        BackboneEntry, CacheSection, ClientConfig, Files, ProblemKind, SettingsError, TaskConfig, TorchSection,
-        settle_data,
+        BackboneEntry, CacheSection, ClientConfig, Files, ProblemKind, SettingsError, TaskConfig,
+        TorchSection, settle_data,
     },
     data::{Columns, Format},
 };
@@ -143,10 +140,17 @@ impl SimulatedSilos {
             if place == 0 {
                 silos.threads = config.torch.threads;
                 silos.cache = config.cache.settings();
-                silos.cache.memory_bytes = silos.cache.memory_bytes.saturating_mul(configs.len() as u64);
+                silos.cache.memory_bytes = silos
+                    .cache
+                    .memory_bytes
+                    .saturating_mul(configs.len() as u64);
             }
             for backbone in &config.backbones {
-                if !silos.backbones.iter().any(|known| known.name == backbone.name) {
+                if !silos
+                    .backbones
+                    .iter()
+                    .any(|known| known.name == backbone.name)
+                {
                     silos.backbones.push(backbone.clone());
                 }
             }
@@ -166,17 +170,21 @@ impl SimulatedSilos {
             path: list.clone(),
             source,
         })?;
-        let file: TasksFile = serde_json::from_slice(&bytes).map_err(|error| SilosError::Content {
-            path: list.clone(),
-            reason: error.to_string(),
-        })?;
+        let file: TasksFile =
+            serde_json::from_slice(&bytes).map_err(|error| SilosError::Content {
+                path: list.clone(),
+                reason: error.to_string(),
+            })?;
         let mut silos = Self {
             tasks: BTreeMap::new(),
             backbones: Vec::new(),
             threads: TorchSection::default().threads,
             cache: CacheSection::default().settings(),
         };
-        silos.cache.memory_bytes = silos.cache.memory_bytes.saturating_mul(file.tasks.len() as u64);
+        silos.cache.memory_bytes = silos
+            .cache
+            .memory_bytes
+            .saturating_mul(file.tasks.len() as u64);
         for listed in file.tasks {
             let here = folder.join(listed.name.as_str());
             let pair = listed.kind == InputKind::Pair;

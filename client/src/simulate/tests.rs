@@ -30,7 +30,12 @@ fn plan(spec_toml: &str) -> Plan {
 /// Runs the plans one after the other in one simulator.
 async fn run_all(plans: &[Plan]) -> Vec<SimulationReport> {
     let folder = tempfile::tempdir().unwrap();
-    let simulator = Simulator::start(silos(folder.path()), folder.path(), CancellationToken::new()).unwrap();
+    let simulator = Simulator::start(
+        silos(folder.path()),
+        folder.path(),
+        CancellationToken::new(),
+    )
+    .unwrap();
     let mut reports = Vec::new();
     for (number, plan) in plans.iter().enumerate() {
         reports.push(simulator.run(plan, number, |_| {}).await.unwrap());
@@ -48,7 +53,11 @@ async fn a_simulation_runs_to_its_end_and_reports_everything() {
     assert_eq!(report.state, JobState::Succeeded);
     assert_eq!(report.versions.len(), 3);
     assert_eq!(report.payload_bytes, 4 * 2 * (2 * 24 * 4 + 4 + 24));
-    let names: Vec<&str> = report.silos.iter().map(|silo| silo.silo_id.as_str()).collect();
+    let names: Vec<&str> = report
+        .silos
+        .iter()
+        .map(|silo| silo.silo_id.as_str())
+        .collect();
     assert_eq!(names, ["east", "north", "south"]);
     for silo in &report.silos {
         assert_eq!(silo.examples, 40);
@@ -116,14 +125,26 @@ async fn local_exchanges_nothing() {
     assert_eq!(report.algorithm, "local");
     assert_eq!(report.versions[0], report.versions[1]);
     assert_eq!(report.versions[0], report.versions[2]);
-    assert!(report.silos.iter().all(|silo| silo.best_test["accuracy"] > 0.0));
+    assert!(
+        report
+            .silos
+            .iter()
+            .all(|silo| silo.best_test["accuracy"] > 0.0)
+    );
 }
 
 #[tokio::test]
 async fn a_job_for_some_of_the_silos_runs_with_those() {
-    let chosen = spec("fedavg", 1, "").replace("task = \"toy\"", "task = \"toy\"\nsilos = [\"north\", \"south\", \"west\"]");
+    let chosen = spec("fedavg", 1, "").replace(
+        "task = \"toy\"",
+        "task = \"toy\"\nsilos = [\"north\", \"south\", \"west\"]",
+    );
     let report = run(&plan(&chosen)).await;
-    let names: Vec<&str> = report.silos.iter().map(|silo| silo.silo_id.as_str()).collect();
+    let names: Vec<&str> = report
+        .silos
+        .iter()
+        .map(|silo| silo.silo_id.as_str())
+        .collect();
     assert_eq!(names, ["north", "south"]);
 }
 
@@ -133,8 +154,14 @@ async fn a_silo_with_bad_data_ends_the_simulation_with_its_name() {
     let silos = silos(folder.path());
     fs::write(folder.path().join("data/north/train.csv"), "text,label\n").unwrap();
     let simulator = Simulator::start(silos, folder.path(), CancellationToken::new()).unwrap();
-    let error = simulator.run(&plan(&spec("fedavg", 1, "")), 1, |_| {}).await.unwrap_err();
-    assert!(matches!(&error, SimulateError::Silo { silo, .. } if silo.as_str() == "north"), "{error}");
+    let error = simulator
+        .run(&plan(&spec("fedavg", 1, "")), 1, |_| {})
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&error, SimulateError::Silo { silo, .. } if silo.as_str() == "north"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -144,7 +171,10 @@ fn an_algorithm_takes_the_place_of_the_jobs_and_an_unknown_one_is_named() {
         ..plan(&spec("fedmcp", 1, ""))
     };
     let spec_of = |plan: &Plan| JobSpec::parse(&plan.spec().unwrap()).unwrap();
-    assert_eq!(spec_of(&plan("ditto")).training().algorithm, AlgorithmSpec::Ditto { lambda: 0.1 });
+    assert_eq!(
+        spec_of(&plan("ditto")).training().algorithm,
+        AlgorithmSpec::Ditto { lambda: 0.1 }
+    );
     // The job's own settings stay where the name is its own.
     let tuned = Plan {
         spec_toml: spec("fedmcp\"\nmu = 0.25 #", 1, ""),
@@ -197,9 +227,19 @@ fn silos_are_read_from_a_file_with_paths_of_its_folder() {
     assert_eq!(*task.paths_mut()[0], folder.path().join("north/train.csv"));
 
     fs::write(&path, SILOS.replace("\"south\"", "\"north\"")).unwrap();
-    assert!(SimulatedSilos::read(&path).unwrap_err().to_string().contains("listed twice"));
+    assert!(
+        SimulatedSilos::read(&path)
+            .unwrap_err()
+            .to_string()
+            .contains("listed twice")
+    );
     fs::write(&path, SILOS.replace("threads", "thread")).unwrap();
-    assert!(SimulatedSilos::read(&path).unwrap_err().to_string().contains("thread"));
+    assert!(
+        SimulatedSilos::read(&path)
+            .unwrap_err()
+            .to_string()
+            .contains("thread")
+    );
 }
 
 #[test]
@@ -235,8 +275,20 @@ fn daemons_configurations_make_a_simulation() {
         })
         .collect();
     let silos = SimulatedSilos::from_daemons(&paths, "toy").unwrap();
-    assert_eq!((silos.tasks.len(), silos.threads, silos.backbones.len()), (2, 3, 1));
-    assert_eq!(silos.cache_of_one(), CacheSettings::default(), "each silo has a daemon's share");
-    let error = SimulatedSilos::from_daemons(&paths, "other").unwrap_err().to_string();
-    assert!(error.contains("north.toml") && error.contains("`other`"), "{error}");
+    assert_eq!(
+        (silos.tasks.len(), silos.threads, silos.backbones.len()),
+        (2, 3, 1)
+    );
+    assert_eq!(
+        silos.cache_of_one(),
+        CacheSettings::default(),
+        "each silo has a daemon's share"
+    );
+    let error = SimulatedSilos::from_daemons(&paths, "other")
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("north.toml") && error.contains("`other`"),
+        "{error}"
+    );
 }

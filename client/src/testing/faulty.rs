@@ -21,7 +21,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     coordinator::{
-        Begun, CallError, Chunks, Claim, Coordinator, Notice, Notices, ServerInfo, memory::MemoryCoordinator,
+        Begun, CallError, Chunks, Claim, Coordinator, Notice, Notices, ServerInfo,
+        memory::MemoryCoordinator,
     },
     egress::{Cleared, ClearedDecline, ClearedReport, Departure},
 };
@@ -109,14 +110,20 @@ impl Faulty {
     }
 
     /// Carries a fault out around an ordinary call.
-    async fn around<T>(&self, call: Call, act: impl Future<Output = Result<T, CallError>>) -> Result<T, CallError> {
+    async fn around<T>(
+        &self,
+        call: Call,
+        act: impl Future<Output = Result<T, CallError>>,
+    ) -> Result<T, CallError> {
         match self.fault(call) {
             None => act.await,
             Some(Fault::LostAnswer) => {
                 act.await?;
                 Err(unreachable())
             }
-            Some(Fault::Refused(code)) => Err(CallError::from_refusal(Refusal::new(code, "planned"))),
+            Some(Fault::Refused(code)) => {
+                Err(CallError::from_refusal(Refusal::new(code, "planned")))
+            }
             Some(Fault::Stop(token)) => {
                 token.cancel();
                 Err(unreachable())
@@ -159,7 +166,8 @@ impl Coordinator for Faulty {
     }
 
     async fn decline(&self, decline: &ClearedDecline) -> Result<(), CallError> {
-        self.around(Call::Decline, self.inner.decline(decline)).await
+        self.around(Call::Decline, self.inner.decline(decline))
+            .await
     }
 
     async fn download(
@@ -189,10 +197,15 @@ impl Coordinator for Faulty {
     }
 
     async fn begin(&self, cleared: &Cleared, token: &[u8]) -> Result<Begun, CallError> {
-        self.around(Call::Begin, self.inner.begin(cleared, token)).await
+        self.around(Call::Begin, self.inner.begin(cleared, token))
+            .await
     }
 
-    async fn upload(&self, departure: &Departure, upload_id: &[u8]) -> Result<SignedReceipt, CallError> {
+    async fn upload(
+        &self,
+        departure: &Departure,
+        upload_id: &[u8],
+    ) -> Result<SignedReceipt, CallError> {
         match self.fault(Call::Upload) {
             None => self.inner.upload(departure, upload_id).await,
             Some(Fault::Cut(count)) => {
@@ -203,7 +216,9 @@ impl Coordinator for Faulty {
                 self.inner.upload(departure, upload_id).await?;
                 Err(unreachable())
             }
-            Some(Fault::Refused(code)) => Err(CallError::from_refusal(Refusal::new(code, "planned"))),
+            Some(Fault::Refused(code)) => {
+                Err(CallError::from_refusal(Refusal::new(code, "planned")))
+            }
             Some(Fault::Forged) => {
                 let receipt = self.inner.upload(departure, upload_id).await?.receipt;
                 let key = ReceiptSigner::generate_pkcs8().unwrap();

@@ -33,7 +33,11 @@ pub(crate) struct FakeServer {
 
 impl FakeServer {
     /// Serves `federation` to one silo at this address; port 0 lets the system choose.
-    pub(crate) async fn start(federation: Arc<Federation>, silo: SiloId, address: SocketAddr) -> Self {
+    pub(crate) async fn start(
+        federation: Arc<Federation>,
+        silo: SiloId,
+        address: SocketAddr,
+    ) -> Self {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let service = FederationServiceServer::new(Service { federation, silo });
@@ -71,37 +75,59 @@ impl FederationService for Service {
     type WatchRoundsStream = Answers<v1::WatchRoundsResponse>;
     type DownloadAdapterStream = Answers<v1::DownloadAdapterResponse>;
 
-    async fn get_server_info(&self, _: Request<v1::GetServerInfoRequest>) -> Answer<v1::GetServerInfoResponse> {
+    async fn get_server_info(
+        &self,
+        _: Request<v1::GetServerInfoRequest>,
+    ) -> Answer<v1::GetServerInfoResponse> {
         Ok(Response::new(self.federation.info_message()))
     }
 
-    async fn watch_rounds(&self, _: Request<v1::WatchRoundsRequest>) -> Answer<Self::WatchRoundsStream> {
+    async fn watch_rounds(
+        &self,
+        _: Request<v1::WatchRoundsRequest>,
+    ) -> Answer<Self::WatchRoundsStream> {
         let (federation, silo) = (Arc::clone(&self.federation), self.silo.clone());
-        let messages = self
-            .federation
-            .changes()
-            .map(move |_| Ok(v1::WatchRoundsResponse { notices: federation.notice_messages(&silo) }));
+        let messages = self.federation.changes().map(move |_| {
+            Ok(v1::WatchRoundsResponse {
+                notices: federation.notice_messages(&silo),
+            })
+        });
         Ok(Response::new(Box::pin(messages)))
     }
 
-    async fn poll_rounds(&self, _: Request<v1::PollRoundsRequest>) -> Answer<v1::PollRoundsResponse> {
+    async fn poll_rounds(
+        &self,
+        _: Request<v1::PollRoundsRequest>,
+    ) -> Answer<v1::PollRoundsResponse> {
         Ok(Response::new(v1::PollRoundsResponse {
             notices: self.federation.notice_messages(&self.silo),
         }))
     }
 
-    async fn claim_lease(&self, request: Request<v1::ClaimLeaseRequest>) -> Answer<v1::ClaimLeaseResponse> {
+    async fn claim_lease(
+        &self,
+        request: Request<v1::ClaimLeaseRequest>,
+    ) -> Answer<v1::ClaimLeaseResponse> {
         let message = request.into_inner();
-        let claim = self
-            .federation
-            .claim_message(&self.silo, &job(&message.job_id)?, RoundNumber(message.round))?;
+        let claim = self.federation.claim_message(
+            &self.silo,
+            &job(&message.job_id)?,
+            RoundNumber(message.round),
+        )?;
         Ok(Response::new(claim))
     }
 
-    async fn decline_job(&self, request: Request<v1::DeclineJobRequest>) -> Answer<v1::DeclineJobResponse> {
+    async fn decline_job(
+        &self,
+        request: Request<v1::DeclineJobRequest>,
+    ) -> Answer<v1::DeclineJobResponse> {
         let message = request.into_inner();
-        let code = message.reason.parse().map_err(|_| Status::invalid_argument("reason"))?;
-        self.federation.decline(&self.silo, &job(&message.job_id)?, code)?;
+        let code = message
+            .reason
+            .parse()
+            .map_err(|_| Status::invalid_argument("reason"))?;
+        self.federation
+            .decline(&self.silo, &job(&message.job_id)?, code)?;
         Ok(Response::new(v1::DeclineJobResponse {}))
     }
 
@@ -121,7 +147,9 @@ impl FederationService for Service {
         &self,
         request: Request<v1::BeginContributionRequest>,
     ) -> Answer<v1::BeginContributionResponse> {
-        let begun = self.federation.begin_message(&self.silo, &request.into_inner())?;
+        let begun = self
+            .federation
+            .begin_message(&self.silo, &request.into_inner())?;
         Ok(Response::new(begun))
     }
 
@@ -145,11 +173,17 @@ impl FederationService for Service {
         }))
     }
 
-    async fn report_metrics(&self, request: Request<v1::ReportMetricsRequest>) -> Answer<v1::ReportMetricsResponse> {
+    async fn report_metrics(
+        &self,
+        request: Request<v1::ReportMetricsRequest>,
+    ) -> Answer<v1::ReportMetricsResponse> {
         let message = request.into_inner();
-        let report = message
-            .report
-            .ok_or_else(|| Status::from(Refusal::new(concord_common::ErrorCode::InvalidRequest, "report")))?;
+        let report = message.report.ok_or_else(|| {
+            Status::from(Refusal::new(
+                concord_common::ErrorCode::InvalidRequest,
+                "report",
+            ))
+        })?;
         self.federation.report_message(&self.silo, &report)?;
         Ok(Response::new(v1::ReportMetricsResponse {}))
     }

@@ -78,13 +78,27 @@ impl Scene {
     async fn fetch(&self) -> Result<Bytes, TransferError> {
         let downloads = Downloads::open(self.home.folder.path()).unwrap();
         let layout = shape().layout().unwrap();
-        fetch(&self.server, &downloads, &job(), self.base(), &layout, QUICK, &self.home.stop).await
+        fetch(
+            &self.server,
+            &downloads,
+            &job(),
+            self.base(),
+            &layout,
+            QUICK,
+            &self.home.stop,
+        )
+        .await
     }
 
     /// What a trained adapter would send.
     fn update(&self) -> GlobalUpdate {
-        let other = shape().initial_payload(InitialScale::default(), Seed(9)).unwrap();
-        let moved = GlobalBase::receive(&shape(), &other).unwrap().adapter(Kind::Float).unwrap();
+        let other = shape()
+            .initial_payload(InitialScale::default(), Seed(9))
+            .unwrap();
+        let moved = GlobalBase::receive(&shape(), &other)
+            .unwrap()
+            .adapter(Kind::Float)
+            .unwrap();
         let base = GlobalBase::receive(&shape(), &self.payload()).unwrap();
         moved.export(None, &base).unwrap()
     }
@@ -102,7 +116,13 @@ impl Scene {
         let cleared = gate.pass(&assignment, self.update(), 10).unwrap();
         let token = match token {
             Some(token) => token,
-            None => self.server.claim(&job(), RoundNumber(1)).await.unwrap().token,
+            None => {
+                self.server
+                    .claim(&job(), RoundNumber(1))
+                    .await
+                    .unwrap()
+                    .token
+            }
         };
         let delivery = Delivery {
             coordinator: &self.server,
@@ -118,7 +138,9 @@ impl Scene {
     /// Offsets of the logged attempts.
     fn departures(&self) -> Vec<u64> {
         let log = self.home.egress_log();
-        log.iter().map(|line| line["offset"].as_u64().unwrap()).collect()
+        log.iter()
+            .map(|line| line["offset"].as_u64().unwrap())
+            .collect()
     }
 }
 
@@ -170,7 +192,10 @@ async fn a_server_that_keeps_sending_other_bytes_is_given_up() {
     }
     let error = scene.fetch().await.unwrap_err();
     assert!(
-        matches!(error, TransferError::Halt(Halt::Call(CallError::Protocol(_)))),
+        matches!(
+            error,
+            TransferError::Halt(Halt::Call(CallError::Protocol(_)))
+        ),
         "{error}"
     );
     assert_eq!(scene.fetch().await.unwrap(), scene.payload());
@@ -233,21 +258,28 @@ async fn a_lost_lease_is_claimed_again() {
 #[tokio::test]
 async fn an_upload_that_the_server_forgot_begins_anew() {
     let scene = Scene::new();
-    scene.server.plan(Call::Upload, Fault::Refused(ErrorCode::UnknownUpload));
+    scene
+        .server
+        .plan(Call::Upload, Fault::Refused(ErrorCode::UnknownUpload));
     assert!(scene.deliver(None).await.is_ok());
 }
 
 #[tokio::test]
 async fn a_refusal_of_the_update_is_handed_up() {
     let scene = Scene::new();
-    scene.server.plan(Call::Begin, Fault::Refused(ErrorCode::NormTooLarge));
+    scene
+        .server
+        .plan(Call::Begin, Fault::Refused(ErrorCode::NormTooLarge));
     match scene.deliver(None).await.unwrap_err() {
         TransferError::Halt(Halt::Call(CallError::Refused(refusal))) => {
             assert_eq!(refusal.code, ErrorCode::NormTooLarge);
         }
         error => panic!("{error}"),
     }
-    assert!(!scene.home.folder.path().join("egress.jsonl").exists() || scene.home.egress_log().is_empty());
+    assert!(
+        !scene.home.folder.path().join("egress.jsonl").exists()
+            || scene.home.egress_log().is_empty()
+    );
 }
 
 #[tokio::test]

@@ -17,7 +17,10 @@ fn header(record: Record) -> Header {
         binding: binding(),
         round: RoundNumber(2),
         task: "main".to_owned(),
-        metrics: BTreeMap::from([("test".to_owned(), BTreeMap::from([("accuracy".to_owned(), 0.875)]))]),
+        metrics: BTreeMap::from([(
+            "test".to_owned(),
+            BTreeMap::from([("accuracy".to_owned(), 0.875)]),
+        )]),
         spec_toml: SPEC.to_owned(),
     }
 }
@@ -69,7 +72,10 @@ fn a_file_cut_at_any_byte_is_refused_by_name() {
     for length in 0..whole.len() {
         fs::write(&file, &whole[..length]).unwrap();
         let error = vault.load(&binding(), Record::State).unwrap_err();
-        assert!(matches!(error, VaultError::Torn { .. }), "{length}: {error}");
+        assert!(
+            matches!(error, VaultError::Torn { .. }),
+            "{length}: {error}"
+        );
         assert!(error.to_string().contains("state.vault"), "{error}");
     }
 }
@@ -107,9 +113,27 @@ fn a_file_with_any_byte_changed_is_refused_by_name() {
 fn a_file_of_another_silo_backbone_or_specification_is_foreign() {
     let (_folder, vault, _) = vault_with_state(b"private tensors");
     let others = [
-        ("silo", Binding { silo: "clinic-b".parse().unwrap(), ..binding() }),
-        ("backbone", Binding { backbone: Digest::of(b"other"), ..binding() }),
-        ("specification", Binding { spec: Digest::of(b"other"), ..binding() }),
+        (
+            "silo",
+            Binding {
+                silo: "clinic-b".parse().unwrap(),
+                ..binding()
+            },
+        ),
+        (
+            "backbone",
+            Binding {
+                backbone: Digest::of(b"other"),
+                ..binding()
+            },
+        ),
+        (
+            "specification",
+            Binding {
+                spec: Digest::of(b"other"),
+                ..binding()
+            },
+        ),
     ];
     for (want, other) in others {
         match vault.load(&other, Record::State).unwrap_err() {
@@ -128,7 +152,10 @@ fn a_file_moved_from_another_job_or_record_is_foreign() {
     fs::copy(&file, vault.file(&binding().job, Record::Model)).unwrap();
     for (error, want) in [
         (vault.read(&other, Record::State).unwrap_err(), "job"),
-        (vault.read(&binding().job, Record::Model).unwrap_err(), "record"),
+        (
+            vault.read(&binding().job, Record::Model).unwrap_err(),
+            "record",
+        ),
     ] {
         match error {
             VaultError::Foreign { what, .. } => assert_eq!(what, want),
@@ -147,5 +174,14 @@ fn a_header_whose_specification_is_not_the_bound_one_is_foreign() {
     };
     vault.save(&lying, b"x").unwrap();
     let error = vault.load(&binding(), Record::State).unwrap_err();
-    assert!(matches!(error, VaultError::Foreign { what: "specification", .. }), "{error}");
+    assert!(
+        matches!(
+            error,
+            VaultError::Foreign {
+                what: "specification",
+                ..
+            }
+        ),
+        "{error}"
+    );
 }

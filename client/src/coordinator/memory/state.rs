@@ -108,8 +108,9 @@ impl State {
     }
 
     pub(super) fn report(&mut self, report: MetricReport) {
-        self.reports
-            .retain(|old| (&old.silo, old.round, old.point) != (&report.silo, report.round, report.point));
+        self.reports.retain(|old| {
+            (&old.silo, old.round, old.point) != (&report.silo, report.round, report.point)
+        });
         self.reports.push(report);
     }
 
@@ -151,7 +152,11 @@ impl State {
     }
 
     /// Applies an event and carries its effects out; the silo's record, if one was written or repeated.
-    pub(super) fn apply(&mut self, event: Event, clock: &dyn Clock) -> Result<Option<Record>, Refusal> {
+    pub(super) fn apply(
+        &mut self,
+        event: Event,
+        clock: &dyn Clock,
+    ) -> Result<Option<Record>, Refusal> {
         let Some(round) = self.round.as_mut() else {
             return refuse(ErrorCode::UnknownRound, "no round is open");
         };
@@ -227,7 +232,12 @@ impl State {
         refuse(ErrorCode::UnknownJob, "there is no such job")
     }
 
-    fn current_round(&self, job: &JobId, number: RoundNumber, silo: &SiloId) -> Result<&Round, Refusal> {
+    fn current_round(
+        &self,
+        job: &JobId,
+        number: RoundNumber,
+        silo: &SiloId,
+    ) -> Result<&Round, Refusal> {
         self.check_job(job)?;
         if self.job_state.is_over() {
             return refuse(ErrorCode::JobEnded, "the job has ended");
@@ -318,10 +328,16 @@ impl State {
         self.layout
             .check_same(wire::required("layout", request.layout.as_ref())?)?;
         if wire::adapter_version("base_version", &request.base_version)? != round.spec().base {
-            return refuse(ErrorCode::WrongBaseVersion, "it is no delta to the round's base");
+            return refuse(
+                ErrorCode::WrongBaseVersion,
+                "it is no delta to the round's base",
+            );
         }
         if request.examples == 0 || request.examples > self.spec.limits.max_examples {
-            return refuse(ErrorCode::BadWeight, "the number of examples is not within the job's bounds");
+            return refuse(
+                ErrorCode::BadWeight,
+                "the number of examples is not within the job's bounds",
+            );
         }
         let expected = Expected {
             layout: self.layout.clone(),
@@ -330,7 +346,11 @@ impl State {
         };
         expected.check_size(request.payload_bytes)?;
         let id = token("upload", silo, &job, number);
-        if self.uploads.get(&id).is_none_or(|upload| upload.digest != digest) {
+        if self
+            .uploads
+            .get(&id)
+            .is_none_or(|upload| upload.digest != digest)
+        {
             let upload = Upload {
                 silo: silo.clone(),
                 round: number,
