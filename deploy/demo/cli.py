@@ -195,7 +195,8 @@ class Commands:
                         "kind": "federated-training",
                         "name": "demo-local" if local else "demo",
                         "task": TASK,
-                        "silos": [silo.name for silo in silos],
+                        # Local's silos are spread over several processes; each takes those that it has.
+                        "silos": [] if local else [silo.name for silo in silos],
                         "seed": settings.seed,
                     },
                 ),

@@ -250,6 +250,9 @@ class CliTest(unittest.TestCase):
         spec = cli.Commands(Path("/p"), Path("/w"), 1, 2).job_spec(SILOS, Settings(bottleneck=16), local=True)
         self.assertIn("bottleneck = 32", spec)
         self.assertIn('name = "local"', spec)
+        # Each process has a part of the silos only, and would wait for one that is named but not there.
+        self.assertIn("silos = []\n", spec)
+        self.assertIn("min_silos = 1\n", spec)
 
     def test_a_daemons_status_is_read(self):
         work = {"job": "j", "round": 2, "rounds": 5, "doing": "training", "step": 3, "steps": 32}
