@@ -291,10 +291,10 @@ fn default_poll_interval() -> Duration {
     Duration::from_secs(15)
 }
 fn default_request_timeout() -> Duration {
-    Duration::from_secs(60)
+    Duration::from_mins(1)
 }
 fn default_max_backoff() -> Duration {
-    Duration::from_secs(60)
+    Duration::from_mins(1)
 }
 
 impl TryFrom<TaskEntry> for TaskConfig {

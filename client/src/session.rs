@@ -261,7 +261,7 @@ impl<C: Coordinator> Session<C> {
         self.board.receipt(&receipt);
         match receipt.receipt.outcome {
             ContributionOutcome::Accepted => {
-                tracing::info!(job.id = %job, %round, "contribution accepted")
+                tracing::info!(job.id = %job, %round, "contribution accepted");
             }
             other => {
                 let reason = other.reason().map(ErrorCode::as_str);
@@ -582,7 +582,7 @@ impl<C: Coordinator> Session<C> {
                     return;
                 }
                 Err(Halt::Call(error)) => {
-                    tracing::warn!(%error, job.id = %job, "the lease could not be renewed")
+                    tracing::warn!(%error, job.id = %job, "the lease could not be renewed");
                 }
                 Err(Halt::Stopped) => return,
             }

@@ -250,6 +250,9 @@ impl Simulator {
     ///
     /// # Errors
     /// [`SimulateError`]. A job that ends as failed is no error but a report that says so.
+    ///
+    /// # Panics
+    /// Never: the job's id is made of characters that an id may have.
     pub async fn run(
         &self,
         plan: &Plan,

@@ -107,7 +107,8 @@ pub(crate) fn write_toy_task(folder: &Path, seed: u64) -> TaskConfig {
             let (word, label) =
                 [("rain", "weather"), ("apples", "food"), ("boat", "travel")][index % 3];
             let mut filler = || fillers[rng.below(fillers.len() as u64) as usize];
-            text += &format!("{} {word} {} {},{label}\n", filler(), filler(), filler());
+            let line = [filler(), word, filler(), filler()].join(" ");
+            text.extend([&line, ",", label, "\n"]);
         }
         fs::write(folder.join(format!("{split}.csv")), text).unwrap();
     }
@@ -243,7 +244,7 @@ pub(crate) fn reported(
 
 /// Waits until `done`, at most a generous while.
 pub(crate) async fn eventually(what: &str, done: impl Fn() -> bool) {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    let deadline = tokio::time::Instant::now() + Duration::from_mins(1);
     while !done() {
         assert!(tokio::time::Instant::now() < deadline, "never: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;

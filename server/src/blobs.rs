@@ -80,7 +80,10 @@ impl BlobStore {
         let mut deleted = 0;
         for entry in fs::read_dir(&self.folder)? {
             let entry = entry?;
-            let digest = entry.file_name().to_str().and_then(|name| name.parse().ok());
+            let digest = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse().ok());
             if digest.is_none_or(|digest: Digest| !keep.contains(&digest)) {
                 fs::remove_file(entry.path())?;
                 deleted += 1;
@@ -151,7 +154,11 @@ mod tests {
         let digest = store.put(b"adapter").unwrap();
         assert_eq!(digest, Digest::of(b"adapter"));
         let mut buf = [0; 3];
-        store.get(&digest).unwrap().read_exact_at(&mut buf, 2).unwrap();
+        store
+            .get(&digest)
+            .unwrap()
+            .read_exact_at(&mut buf, 2)
+            .unwrap();
         assert_eq!(&buf, b"apt");
         assert!(store.get(&Digest::of(b"other")).is_err());
     }
@@ -162,7 +169,10 @@ mod tests {
         let mut writer = store.create().unwrap();
         writer.write_all(b"half").unwrap();
         drop(writer);
-        assert_eq!(fs::read_dir(folder.path().join("blobs")).unwrap().count(), 0);
+        assert_eq!(
+            fs::read_dir(folder.path().join("blobs")).unwrap().count(),
+            0
+        );
     }
 
     #[test]

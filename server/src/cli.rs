@@ -17,9 +17,9 @@ mod commands;
 mod connect;
 mod output;
 mod table;
-mod watch;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 /// Jobs, rounds and silos of a Concord server.
 ///
@@ -222,7 +222,11 @@ fn describe(status: &Status) -> String {
     if is_unreachable(status) {
         return format!("the server cannot be reached: {innermost}");
     }
-    format!("the server answered {}: {}", status.code(), status.message())
+    format!(
+        "the server answered {}: {}",
+        status.code(),
+        status.message()
+    )
 }
 
 /// Runs the command of this process and gives its exit code.

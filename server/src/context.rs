@@ -1,17 +1,17 @@
 //! What services and driver share.
 
-use std::{io, path::Path, sync::Arc};
+use std::{
+    fs::{File, TryLockError},
+    io,
+    path::Path,
+    sync::Arc,
+};
 
 use concord_common::{Clock, Timestamp, fsutil::write_atomic, wire::ReceiptSigner};
 
 use crate::{
-    blobs::BlobStore,
-    config::ServerConfig,
-    datastore::Datastore,
-    error::Failure,
-    hub::Hub,
-    ids::Ids,
-    spool::Spool,
+    blobs::BlobStore, config::ServerConfig, datastore::Datastore, error::Failure, hub::Hub,
+    ids::Ids, spool::Spool,
 };
 
 /// Name of the file with the key that receipts are signed with.
@@ -36,6 +36,8 @@ pub struct Context {
     pub clock: Arc<dyn Clock>,
     /// New ids.
     pub ids: Arc<dyn Ids>,
+    /// Held for as long as the folder is in use.
+    _lock: File,
 }
 
 impl Context {
@@ -51,6 +53,7 @@ impl Context {
         let folder = config.state_dir.clone();
         let shown = folder.display();
         make_private_folder(&folder).map_err(Failure::io(format!("cannot make {shown}")))?;
+        let lock = lock(&folder.join("lock")).map_err(Failure::io(format!("cannot use {shown}")))?;
         let datastore = Datastore::open(&folder.join("concord.db"), config.durability).await?;
         let blobs = BlobStore::open(&folder.join("adapters"), config.durability)
             .map_err(Failure::io(format!("cannot open {shown}/adapters")))?;
@@ -81,6 +84,7 @@ impl Context {
             signer,
             clock,
             ids,
+            _lock: lock,
         })
     }
 
@@ -88,6 +92,16 @@ impl Context {
     pub fn now(&self) -> Timestamp {
         self.clock.now()
     }
+}
+
+/// Two servers with one state folder would sweep out each other's files.
+fn lock(path: &Path) -> io::Result<File> {
+    let file = File::create(path)?;
+    file.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => io::Error::other("another server uses this state folder"),
+        TryLockError::Error(error) => error,
+    })?;
+    Ok(file)
 }
 
 fn make_private_folder(folder: &Path) -> io::Result<()> {

@@ -91,7 +91,10 @@ pub(crate) fn spec(job: &JobRecord) -> Result<TrainingSpec, Failure> {
         // It was accepted when it was submitted, perhaps by an older version.
         Err(refusal) => refuse(
             ErrorCode::Internal,
-            format!("the specification of job `{}` can no longer be read: {}", job.job_id, refusal.message),
+            format!(
+                "the specification of job `{}` can no longer be read: {}",
+                job.job_id, refusal.message
+            ),
         ),
     }
 }

@@ -5,9 +5,7 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use concord_common::{
-    JobId, Timestamp, adapter::AdapterVersion, round::job::JobState,
-};
+use concord_common::{JobId, Timestamp, adapter::AdapterVersion, round::job::JobState};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -159,7 +157,14 @@ async fn fail(context: &Context, job_id: &JobId, reason: &str) -> Result<(), Fai
     let change = context
         .datastore
         .run_tx("fail_job", |tx| {
-            Box::pin(decide::end(tx, signer, job_id, JobState::Failed, reason, now))
+            Box::pin(decide::end(
+                tx,
+                signer,
+                job_id,
+                JobState::Failed,
+                reason,
+                now,
+            ))
         })
         .await?;
     change.announce(job_id, &context.hub);

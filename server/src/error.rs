@@ -2,10 +2,7 @@
 
 use std::{io, time::Duration};
 
-use concord_common::{
-    ErrorCode,
-    code::Refusal,
-};
+use concord_common::{ErrorCode, code::Refusal};
 use tonic::Status;
 
 use crate::{

@@ -51,6 +51,16 @@ pub enum StartError {
     State(#[from] error::Failure),
 }
 
+impl StartError {
+    /// True if only a change of settings or certificates can help: starting again as it is cannot.
+    pub fn is_configuration(&self) -> bool {
+        matches!(
+            self,
+            Self::Config(_) | Self::Listen(listener::ListenError::Tls(_))
+        )
+    }
+}
+
 impl From<TlsError> for StartError {
     fn from(error: TlsError) -> Self {
         Self::Listen(error.into())

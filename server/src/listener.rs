@@ -83,9 +83,15 @@ pub(crate) async fn serve(
         let stop = async {
             soft.cancelled().await;
             // Those who ask before they send more are told in time.
-            health.set_not_serving::<FederationServiceServer<Federation>>().await;
-            health.set_not_serving::<OperatorServiceServer<Operator>>().await;
-            health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+            health
+                .set_not_serving::<FederationServiceServer<Federation>>()
+                .await;
+            health
+                .set_not_serving::<OperatorServiceServer<Operator>>()
+                .await;
+            health
+                .set_service_status("", tonic_health::ServingStatus::NotServing)
+                .await;
         };
         let serving = server
             .add_routes(routes)
@@ -120,15 +126,20 @@ async fn routes(
     shutdown: &Shutdown,
 ) -> Result<(HealthReporter, Routes), ListenError> {
     let most = context.config.limits.max_message.bytes() as usize;
-    let federation = FederationServiceServer::new(Federation::new(Arc::clone(context), shutdown.clone()))
-        .max_decoding_message_size(most)
-        .max_encoding_message_size(usize::MAX);
+    let federation =
+        FederationServiceServer::new(Federation::new(Arc::clone(context), shutdown.clone()))
+            .max_decoding_message_size(most)
+            .max_encoding_message_size(usize::MAX);
     let operator = OperatorServiceServer::new(Operator::new(Arc::clone(context), shutdown.clone()))
         .max_decoding_message_size(most)
         .max_encoding_message_size(usize::MAX);
     let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<FederationServiceServer<Federation>>().await;
-    health.set_serving::<OperatorServiceServer<Operator>>().await;
+    health
+        .set_serving::<FederationServiceServer<Federation>>()
+        .await;
+    health
+        .set_serving::<OperatorServiceServer<Operator>>()
+        .await;
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(concord_proto::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)

@@ -74,7 +74,10 @@ pub(crate) async fn serve(
     if let Some(handle) = metrics.clone() {
         let stop = shutdown.token();
         shutdown.spawn(async move {
-            while tokio::time::timeout(UPKEEP, stop.cancelled()).await.is_err() {
+            while tokio::time::timeout(UPKEEP, stop.cancelled())
+                .await
+                .is_err()
+            {
                 handle.run_upkeep();
             }
         });
@@ -116,7 +119,10 @@ async fn ready(State(ops): State<Ops>) -> (StatusCode, &'static str) {
         Ok(()) => (StatusCode::OK, "ready\n"),
         Err(error) => {
             tracing::warn!(%error, "the database gives no sign of life");
-            (StatusCode::SERVICE_UNAVAILABLE, "the database gives no sign of life\n")
+            (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the database gives no sign of life\n",
+            )
         }
     }
 }

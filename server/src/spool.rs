@@ -198,7 +198,11 @@ impl Spool {
         let mut deleted = 0;
         for entry in fs::read_dir(&self.folder)? {
             let entry = entry?;
-            if !entry.file_name().to_str().is_some_and(|name| names.contains(name)) {
+            if !entry
+                .file_name()
+                .to_str()
+                .is_some_and(|name| names.contains(name))
+            {
                 fs::remove_file(entry.path())?;
                 deleted += 1;
             }

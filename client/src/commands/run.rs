@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// How long a stop waits for the training step or evaluation in progress.
-const STOP_WITHIN: Duration = Duration::from_secs(60);
+const STOP_WITHIN: Duration = Duration::from_mins(1);
 /// The first wait after a failed call.
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 

@@ -82,13 +82,12 @@ pub async fn simulate(
         .collect::<Result<Vec<String>, _>>()?;
     let silos = silos(args, &specs)?;
     let temporary;
-    let folder: &Path = match &args.state {
-        Some(folder) => folder,
-        None => {
-            temporary =
-                tempfile::tempdir().map_err(|error| CommandError::io("temporary folder", error))?;
-            temporary.path()
-        }
+    let folder: &Path = if let Some(folder) = &args.state {
+        folder
+    } else {
+        temporary =
+            tempfile::tempdir().map_err(|error| CommandError::io("temporary folder", error))?;
+        temporary.path()
     };
     let stop = CancellationToken::new();
     let _listening = stop_on_signal(stop.clone());
@@ -112,13 +111,12 @@ pub async fn simulate(
 }
 
 fn silos(args: &SimulateArgs, specs: &[String]) -> Result<SimulatedSilos, CommandError> {
-    let mut silos = match &args.silos {
-        Some(path) => SimulatedSilos::read(path)?,
-        None => {
-            let first = concord_common::job::JobSpec::parse(&specs[0])
-                .map_err(|refusal| Box::new(SimulateError::Spec(refusal)))?;
-            SimulatedSilos::from_daemons(&args.silo, &first.training().task)?
-        }
+    let mut silos = if let Some(path) = &args.silos {
+        SimulatedSilos::read(path)?
+    } else {
+        let first = concord_common::job::JobSpec::parse(&specs[0])
+            .map_err(|refusal| Box::new(SimulateError::Spec(refusal)))?;
+        SimulatedSilos::from_daemons(&args.silo, &first.training().task)?
     };
     if silos.tasks.is_empty() {
         return Err(CommandError::Silos(SilosError::Content {
@@ -200,7 +198,7 @@ fn table(report: &SimulationReport) -> String {
                     .copied(),
             )
         };
-        text += &format!(
+        let row = format!(
             "{:<24} {:>8} {:>9} {:>9} {:>9} {:>10}\n",
             silo.silo_id.as_str(),
             silo.examples,
@@ -210,6 +208,7 @@ fn table(report: &SimulationReport) -> String {
             silo.best_round
                 .map_or_else(|| "-".to_owned(), |round| round.to_string()),
         );
+        text.push_str(&row);
     }
     text
 }

@@ -76,8 +76,7 @@ fn describe(running: bool, status: &Status) -> String {
     if let Some(error) = &status.last_error {
         lines.push(("last error", format!("{} ({})", error.message, error.at)));
     }
-    lines
-        .into_iter()
-        .map(|(name, value)| format!("{name:<13} {value}\n"))
-        .collect()
+    lines.iter().fold(String::new(), |text, (name, value)| {
+        text + &format!("{name:<13} {value}\n")
+    })
 }

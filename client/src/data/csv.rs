@@ -120,12 +120,8 @@ impl<R: Read> Iterator for CsvRows<R> {
             }
         }
         // Counted from the row's end: the position of its beginning is before any empty lines above it.
-        let within = record
-            .as_slice()
-            .iter()
-            .filter(|byte| **byte == b'\n')
-            .count() as u64;
-        let line = self.reader.position().line().saturating_sub(1 + within);
+        let within = record.as_slice().split(|byte| *byte == b'\n').count() as u64;
+        let line = self.reader.position().line().saturating_sub(within);
         if record.len() == 1 && record.get(0) == Some(END.as_bytes()) {
             self.ended = true;
             return None;

@@ -87,7 +87,7 @@ impl FederationService for Service {
         _: Request<v1::WatchRoundsRequest>,
     ) -> Answer<Self::WatchRoundsStream> {
         let (federation, silo) = (Arc::clone(&self.federation), self.silo.clone());
-        let messages = self.federation.changes().map(move |_| {
+        let messages = self.federation.changes().map(move |()| {
             Ok(v1::WatchRoundsResponse {
                 notices: federation.notice_messages(&silo),
             })

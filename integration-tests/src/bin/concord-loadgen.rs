@@ -6,7 +6,7 @@ use concord_integration_tests::load::{Load, run};
 /// Starts a concord-server (built beside this program) and N silos over mutual TLS on loopback. Every silo downloads the
 /// adapter, adds a constant of its own and uploads; R rounds are timed after one that is not. Prints one line of JSON.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(name = "concord-loadgen", version)]
 struct Arguments {
     /// Silos
     #[arg(value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]

@@ -11,7 +11,7 @@ use concord_common::{
     pki::{CertificateAuthority, DAY},
     telemetry::init_logging,
 };
-use concord_server::{RunningServer, Server, config::ServerConfig};
+use concord_server::{RunningServer, Server, StartError, config::ServerConfig};
 use futures::StreamExt as _;
 
 /// EX_CONFIG of sysexits.h: the service manager does not start a service again that ended so.
@@ -99,7 +99,10 @@ fn main() -> ExitCode {
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
-        ExitCode::FAILURE
+        match error.downcast_ref::<StartError>() {
+            Some(start) if start.is_configuration() => ExitCode::from(EXIT_CONFIG),
+            _ => ExitCode::FAILURE,
+        }
     })
 }
 
@@ -135,8 +138,8 @@ fn run(arguments: &ConfigArguments) -> anyhow::Result<ExitCode> {
     init_logging(&config.log)?;
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKER_THREADS)
-        // Each thread's stack and allocator cost memory; more would only wait for the same disk and processors.
-        .max_blocking_threads(16)
+        // The allocator keeps memory for each thread; more of them would only wait for the same disk and processors.
+        .max_blocking_threads(6)
         .enable_all()
         .build()
         .context("cannot start the runtime")?
@@ -170,7 +173,9 @@ async fn reload(server: &RunningServer, notifier: &Notifier) -> anyhow::Result<S
         notifier.reloading();
         match server.reload_tls() {
             Ok(peer) => tracing::info!(not_after = %peer.not_after, "certificates read anew"),
-            Err(error) => tracing::error!(%error, "the certificates cannot be used; the old ones stay"),
+            Err(error) => {
+                tracing::error!(%error, "the certificates cannot be used; the old ones stay");
+            }
         }
         notifier.ready();
     }

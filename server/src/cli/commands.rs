@@ -26,7 +26,10 @@ pub(super) async fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Ex
         Command::Job(command) => job(&mut client, command, json, out).await,
         Command::Round(command) => round(&mut client, command, json, out).await,
         Command::Silo(SiloCommand::List) => {
-            let answer = client.list_silos(v1::ListSilosRequest {}).await?.into_inner();
+            let answer = client
+                .list_silos(v1::ListSilosRequest {})
+                .await?
+                .into_inner();
             let silos = output::SiloList::from(answer);
             print(out, json, &silos, table::silos)
         }
@@ -64,7 +67,9 @@ async fn job(
             };
             let answer = client.cancel_job(request).await?.into_inner();
             let done = output::Cancelled::from(answer);
-            print(out, json, &done, |done| format!("job {} is {}\n", done.job.job_id, done.job.state))
+            print(out, json, &done, |done| {
+                format!("job {} is {}\n", done.job.job_id, done.job.state)
+            })
         }
     }
 }
@@ -88,7 +93,11 @@ async fn submit(
         output::line(out, &submitted)?;
     } else {
         print(out, json, &submitted, |submitted| {
-            let verb = if submitted.existed { "was queued before" } else { "queued" };
+            let verb = if submitted.existed {
+                "was queued before"
+            } else {
+                "queued"
+            };
             format!("job {} {verb}\n", submitted.job.job_id)
         })?;
     }

@@ -48,7 +48,10 @@ impl Connection {
             Some(path) => read(path)?,
             None => File::default(),
         };
-        let folder = path.as_deref().and_then(Path::parent).unwrap_or(Path::new(""));
+        let folder = path
+            .as_deref()
+            .and_then(Path::parent)
+            .unwrap_or(Path::new(""));
         let pick = |option: &Option<PathBuf>, name: &str, key: &str, in_file: Option<PathBuf>| {
             option
                 .clone()
@@ -63,7 +66,11 @@ impl Connection {
             .or(file.server)
             .ok_or_else(|| missing("server", "CONCORD_SERVER"))?;
         Ok(Self {
-            url: if server.contains("://") { server } else { format!("https://{server}") },
+            url: if server.contains("://") {
+                server
+            } else {
+                format!("https://{server}")
+            },
             files: TlsFiles {
                 certificate: pick(
                     &arguments.certificate,

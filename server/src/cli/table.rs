@@ -7,7 +7,11 @@ fn table<const N: usize>(titles: [&str; N], rows: impl IntoIterator<Item = [Stri
     let mut lines = vec![titles.map(str::to_owned)];
     lines.extend(rows);
     let widths: [usize; N] = std::array::from_fn(|column| {
-        lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0)
+        lines
+            .iter()
+            .map(|line| line[column].chars().count())
+            .max()
+            .unwrap_or(0)
     });
     let mut text = String::new();
     for line in &lines {
@@ -55,7 +59,15 @@ pub(super) fn jobs(list: &JobList) -> String {
         return "no jobs\n".to_owned();
     }
     table(
-        ["JOB", "NAME", "ALGORITHM", "STATE", "ROUND", "SUBMITTED", "BY"],
+        [
+            "JOB",
+            "NAME",
+            "ALGORITHM",
+            "STATE",
+            "ROUND",
+            "SUBMITTED",
+            "BY",
+        ],
         list.jobs.iter().map(|job| {
             [
                 job.job_id.clone(),
@@ -138,7 +150,15 @@ pub(super) fn rounds(list: &RoundList) -> String {
         return "no rounds yet\n".to_owned();
     }
     table(
-        ["ROUND", "PHASE", "COUNTED", "ANNOUNCED", "ENDED", "BASE", "PUBLISHED"],
+        [
+            "ROUND",
+            "PHASE",
+            "COUNTED",
+            "ANNOUNCED",
+            "ENDED",
+            "BASE",
+            "PUBLISHED",
+        ],
         list.rounds.iter().map(|round| {
             [
                 round.round.to_string(),
@@ -168,7 +188,9 @@ pub(super) fn round(state: &RoundState) -> String {
         or_dash(round.published_version.as_ref()),
     );
     text.push_str(&table(
-        ["SILO", "OUTCOME", "REASON", "EXAMPLES", "PAYLOAD", "RECORDED"],
+        [
+            "SILO", "OUTCOME", "REASON", "EXAMPLES", "PAYLOAD", "RECORDED",
+        ],
         state.silos.iter().map(|silo| {
             [
                 silo.silo_id.clone(),

@@ -4,7 +4,8 @@ use super::{connect::Connection, *};
 
 fn resolve(words: &[&str], variables: &[(&str, &str)]) -> Result<Connection, CliError> {
     let arguments =
-        Arguments::try_parse_from(["concord"].iter().chain(words).chain(&["silo", "list"])).unwrap();
+        Arguments::try_parse_from(["concord"].iter().chain(words).chain(&["silo", "list"]))
+            .unwrap();
     Connection::resolve(&arguments.connection, |name| {
         variables
             .iter()
@@ -42,7 +43,10 @@ fn what_is_missing_is_named_with_its_option_and_its_variable() {
     let error = resolve(&["--server", "here:1"], &[]).unwrap_err();
     assert_eq!(error.exit(), Exit::Usage);
     let text = error.to_string();
-    assert!(text.contains("--certificate") && text.contains("CONCORD_CERTIFICATE"), "{text}");
+    assert!(
+        text.contains("--certificate") && text.contains("CONCORD_CERTIFICATE"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -117,13 +121,19 @@ mod against_a_server {
         let file = world.folder.path().join("job.toml");
         std::fs::write(&file, spec(1, 1, "")).unwrap();
         let file = file.to_str().unwrap();
-        let (exit, text) =
-            concord(&world, &["job", "submit", file, "--request-id", "once", "--json"]).await;
+        let (exit, text) = concord(
+            &world,
+            &["job", "submit", file, "--request-id", "once", "--json"],
+        )
+        .await;
         assert_eq!(exit, Exit::Done, "{text}");
         let job_id = json(&text)["job"]["job_id"].as_str().unwrap().to_owned();
         assert_eq!(json(&text)["job"]["algorithm"], "fedavg");
-        let (_, again) =
-            concord(&world, &["job", "submit", file, "--request-id", "once", "--json"]).await;
+        let (_, again) = concord(
+            &world,
+            &["job", "submit", file, "--request-id", "once", "--json"],
+        )
+        .await;
         assert_eq!(json(&again)["existed"], true);
 
         let work = async { a.contribute(&job_id, 1, 1.0, 1).await };
@@ -135,7 +145,10 @@ mod against_a_server {
         assert_eq!(last["silos"][0]["accepted"], 1);
 
         let (exit, text) = concord(&world, &["job", "show", &job_id, "--json"]).await;
-        assert_eq!((exit, &json(&text)["job"]["state"]), (Exit::Done, &"succeeded".into()));
+        assert_eq!(
+            (exit, &json(&text)["job"]["state"]),
+            (Exit::Done, &"succeeded".into())
+        );
         for (words, part) in [
             (&["job", "list"][..], "succeeded"),
             (&["job", "show", &job_id], "accepted"),
@@ -157,9 +170,18 @@ mod against_a_server {
         world.wait_for_state(&job_id, JobState::Running).await;
         let (exit, text) = concord(&world, &["job", "cancel", &job_id]).await;
         assert_eq!(exit, Exit::Done, "{text}");
-        assert_eq!(concord(&world, &["job", "watch", &job_id]).await.0, Exit::Cancelled);
-        assert_eq!(concord(&world, &["job", "show", "nothing"]).await.0, Exit::NotFound);
-        assert_eq!(concord(&world, &["round", "show", &job_id, "1"]).await.0, Exit::NotFound);
+        assert_eq!(
+            concord(&world, &["job", "watch", &job_id]).await.0,
+            Exit::Cancelled
+        );
+        assert_eq!(
+            concord(&world, &["job", "show", "nothing"]).await.0,
+            Exit::NotFound
+        );
+        assert_eq!(
+            concord(&world, &["round", "show", &job_id, "1"]).await.0,
+            Exit::NotFound
+        );
         let (exit, text) = concord(&world, &["job", "submit", "/no/such/file"]).await;
         assert_eq!(exit, Exit::Usage, "{text}");
         let file = world.folder.path().join("job.toml");
@@ -169,16 +191,31 @@ mod against_a_server {
         assert!(text.contains("colour"), "{text}");
         // A silo's certificate is no operator's.
         let silo = world.issue(Role::Silo, "a");
-        let other = ["--certificate", silo.certificate.to_str().unwrap(), "--key", silo.key.to_str().unwrap()];
+        let other = [
+            "--certificate",
+            silo.certificate.to_str().unwrap(),
+            "--key",
+            silo.key.to_str().unwrap(),
+        ];
         let addr = world.server().addr;
         let arguments = Arguments::try_parse_from(
-            ["concord", "--server", &addr.to_string(), "--ca", silo.ca.to_str().unwrap(), "silo", "list"]
-                .iter()
-                .copied()
-                .chain(other),
+            [
+                "concord",
+                "--server",
+                &addr.to_string(),
+                "--ca",
+                silo.ca.to_str().unwrap(),
+                "silo",
+                "list",
+            ]
+            .iter()
+            .copied()
+            .chain(other),
         )
         .unwrap();
-        let error = commands::run(&arguments, &mut Vec::new()).await.unwrap_err();
+        let error = commands::run(&arguments, &mut Vec::new())
+            .await
+            .unwrap_err();
         assert_eq!(error.exit(), Exit::Usage);
         assert!(error.to_string().contains("operator"), "{error}");
 
@@ -198,7 +235,9 @@ mod against_a_server {
             "list",
         ])
         .unwrap();
-        let error = commands::run(&arguments, &mut Vec::new()).await.unwrap_err();
+        let error = commands::run(&arguments, &mut Vec::new())
+            .await
+            .unwrap_err();
         assert_eq!(error.exit(), Exit::Unreachable, "{error}");
         assert!(error.to_string().contains("cannot be reached"), "{error}");
     }

@@ -76,7 +76,11 @@ async fn follow(
             view.close();
             let reason = state.job.reason.map(|reason| format!(": {reason}"));
             let reason = reason.unwrap_or_default();
-            writeln!(out, "job {} has {}{reason}", state.job.job_id, state.job.state)?;
+            writeln!(
+                out,
+                "job {} has {}{reason}",
+                state.job.job_id, state.job.state
+            )?;
         }
         return Ok(Some(exit));
     }
@@ -111,7 +115,12 @@ impl View {
                 .iter()
                 .map(|(name, value)| format!("{name} {value:.3}"))
                 .collect();
-            let text = format!("round {} {}: {}", report.round, report.point, numbers.join(" "));
+            let text = format!(
+                "round {} {}: {}",
+                report.round,
+                report.point,
+                numbers.join(" ")
+            );
             self.numbers.insert(report.silo_id.clone(), text);
         }
         for silo in &state.silos {

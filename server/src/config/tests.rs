@@ -50,7 +50,10 @@ fn the_sample_comments_every_setting() {
 fn an_unknown_key_is_named() {
     for (text, key) in [
         (format!("colour = 1\n{MINIMAL}"), "colour"),
-        (format!("{MINIMAL}\n[limits]\nmax_transfer = 1"), "max_transfer"),
+        (
+            format!("{MINIMAL}\n[limits]\nmax_transfer = 1"),
+            "max_transfer",
+        ),
         (format!("{MINIMAL}\n[jobs]\nmax = 1"), "max"),
         (format!("{MINIMAL}\n[ops]\nlisten = 1"), "listen"),
     ] {
@@ -62,8 +65,14 @@ fn an_unknown_key_is_named() {
 #[test]
 fn a_value_out_of_range_is_named() {
     for (text, key) in [
-        (format!("{MINIMAL}\n[limits]\nmax_transfers = 0"), "limits.max_transfers"),
-        (format!("{MINIMAL}\n[limits]\nchunk_size = \"2 MiB\""), "limits.chunk_size"),
+        (
+            format!("{MINIMAL}\n[limits]\nmax_transfers = 0"),
+            "limits.max_transfers",
+        ),
+        (
+            format!("{MINIMAL}\n[limits]\nchunk_size = \"2 MiB\""),
+            "limits.chunk_size",
+        ),
         (format!("{MINIMAL}\n[jobs]\nlease = \"1ms\""), "jobs.lease"),
         (format!("{MINIMAL}\n[log]\nfilter = \"=,=\""), "log.filter"),
         (MINIMAL.replace("north", "North!"), "federation"),

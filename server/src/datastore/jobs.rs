@@ -91,7 +91,10 @@ impl JobSiloRecord {
     fn read(row: &SqliteRow) -> Result<Self, DatastoreError> {
         let declined = match row::get::<Option<&str>>(row, "declined_code")? {
             None => None,
-            Some(_) => Some((row::parse(row, "declined_code")?, row::get(row, "declined_message")?)),
+            Some(_) => Some((
+                row::parse(row, "declined_code")?,
+                row::get(row, "declined_message")?,
+            )),
         };
         Ok(Self {
             silo_id: row::parse(row, "silo_id")?,
@@ -291,7 +294,9 @@ impl Tx<'_> {
         .bind(now.as_millis())
         .execute(self.conn())
         .await?;
-        require_one(done.rows_affected(), || format!("job {job_id} that has not ended"))
+        require_one(done.rows_affected(), || {
+            format!("job {job_id} that has not ended")
+        })
     }
 
     /// Makes a silo part of a job; nothing changes if it already is.
@@ -318,7 +323,10 @@ impl Tx<'_> {
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn job_silos(&mut self, job_id: &JobId) -> Result<Vec<JobSiloRecord>, DatastoreError> {
+    pub async fn job_silos(
+        &mut self,
+        job_id: &JobId,
+    ) -> Result<Vec<JobSiloRecord>, DatastoreError> {
         sqlx::query(
             "SELECT job_silos.*, (SELECT count(*) FROM round_silos
                  WHERE round_silos.job_id = job_silos.job_id AND round_silos.silo_id = job_silos.silo_id
@@ -373,7 +381,9 @@ impl Tx<'_> {
         .bind(message)
         .execute(self.conn())
         .await?;
-        require_one(done.rows_affected(), || format!("silo {silo_id} in job {job_id}"))
+        require_one(done.rows_affected(), || {
+            format!("silo {silo_id} in job {job_id}")
+        })
     }
 
     /// Counts payload bytes that went to or came from a silo; nothing happens if it is not part of the job.

@@ -283,7 +283,10 @@ impl Tx<'_> {
         number: RoundNumber,
         silo: &RoundSiloRecord,
     ) -> Result<(), DatastoreError> {
-        let reason = silo.outcome.and_then(Outcome::reason).map_or("", ErrorCode::as_str);
+        let reason = silo
+            .outcome
+            .and_then(Outcome::reason)
+            .map_or("", ErrorCode::as_str);
         let done = sqlx::query(
             "UPDATE round_silos SET outcome = $4, reason = $5, recorded_at = $6, payload_digest = $7, examples = $8,
                  receipt = $9, upload_id = $10
@@ -329,7 +332,9 @@ impl Tx<'_> {
         .bind(published.as_ref().map(|version| &version.0.as_bytes()[..]))
         .execute(self.conn())
         .await?;
-        require_one(done.rows_affected(), || format!("round {number} of job {job_id}"))
+        require_one(done.rows_affected(), || {
+            format!("round {number} of job {job_id}")
+        })
     }
 
     /// A silo's lease on its part of a round, run out or not.
@@ -342,12 +347,13 @@ impl Tx<'_> {
         number: RoundNumber,
         silo_id: &SiloId,
     ) -> Result<Option<LeaseRecord>, DatastoreError> {
-        let row = sqlx::query("SELECT * FROM leases WHERE job_id = $1 AND round = $2 AND silo_id = $3")
-            .bind(job_id.as_str())
-            .bind(i64::from(number.0))
-            .bind(silo_id.as_str())
-            .fetch_optional(self.conn())
-            .await?;
+        let row =
+            sqlx::query("SELECT * FROM leases WHERE job_id = $1 AND round = $2 AND silo_id = $3")
+                .bind(job_id.as_str())
+                .bind(i64::from(number.0))
+                .bind(silo_id.as_str())
+                .fetch_optional(self.conn())
+                .await?;
         row.map(|row| {
             Ok(LeaseRecord {
                 token: row::token(&row, "token")?,
@@ -395,15 +401,17 @@ impl Tx<'_> {
         number: RoundNumber,
         now: Timestamp,
     ) -> Result<BTreeSet<SiloId>, DatastoreError> {
-        sqlx::query("SELECT silo_id FROM leases WHERE job_id = $1 AND round = $2 AND expires_at > $3")
-            .bind(job_id.as_str())
-            .bind(i64::from(number.0))
-            .bind(now.as_millis())
-            .fetch_all(self.conn())
-            .await?
-            .iter()
-            .map(|row| row::parse(row, "silo_id"))
-            .collect()
+        sqlx::query(
+            "SELECT silo_id FROM leases WHERE job_id = $1 AND round = $2 AND expires_at > $3",
+        )
+        .bind(job_id.as_str())
+        .bind(i64::from(number.0))
+        .bind(now.as_millis())
+        .fetch_all(self.conn())
+        .await?
+        .iter()
+        .map(|row| row::parse(row, "silo_id"))
+        .collect()
     }
 
     /// Stores an adapter version of a job.

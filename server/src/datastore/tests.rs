@@ -57,7 +57,9 @@ async fn sqlite() -> (tempfile::TempDir, Datastore) {
 macro_rules! tx {
     ($datastore:expr, |$tx:ident| $work:expr) => {
         $datastore
-            .run_tx("test", |$tx| Box::pin(async move { Ok::<_, Failure>($work) }))
+            .run_tx("test", |$tx| {
+                Box::pin(async move { Ok::<_, Failure>($work) })
+            })
             .await
             .unwrap()
     };
@@ -157,12 +159,19 @@ async fn a_job_goes_from_queued_to_running_to_its_end(datastore: &Datastore) {
     tx!(datastore, |tx| {
         tx.set_job_round(id, RoundNumber(3)).await?;
         tx.set_job_version(id, version("3")).await?;
-        tx.end_job(id, JobState::Failed, "too few", T + Duration::from_secs(9)).await?;
+        tx.end_job(id, JobState::Failed, "too few", T + Duration::from_secs(9))
+            .await?;
     });
     let ended = tx!(datastore, |tx| tx.job(id).await?).unwrap();
     assert!(ended.has_ended());
-    assert_eq!((ended.state, ended.reason.as_str()), (JobState::Failed, "too few"));
-    assert_eq!((ended.round, ended.adapter_version), (3, Some(version("3"))));
+    assert_eq!(
+        (ended.state, ended.reason.as_str()),
+        (JobState::Failed, "too few")
+    );
+    assert_eq!(
+        (ended.round, ended.adapter_version),
+        (3, Some(version("3")))
+    );
     for late in [JobState::Succeeded, JobState::Cancelled] {
         let again = datastore
             .run_tx("test", |tx| {
@@ -193,7 +202,8 @@ async fn a_round_is_restored_as_it_was(datastore: &Datastore) {
     assert_eq!(fresh, new_round("j", 1, &["a", "b"]));
     tx!(datastore, |tx| {
         tx.record_outcome(job, *number, &accepted("a", 1)).await?;
-        tx.set_round_phase(job, *number, RoundPhase::Collecting, None, None).await?;
+        tx.set_round_phase(job, *number, RoundPhase::Collecting, None, None)
+            .await?;
     });
     let later = tx!(datastore, |tx| tx.round_machine(job, *number).await?).unwrap();
     assert_eq!(later.phase(), RoundPhase::Collecting);
@@ -210,7 +220,10 @@ async fn a_round_is_restored_as_it_was(datastore: &Datastore) {
     assert_eq!((shown.cohort, shown.accepted), (2, 1));
     assert_eq!(shown.closes_at, T + Duration::from_mins(1));
     assert_eq!(tx!(datastore, |tx| tx.rounds(job).await?), [shown]);
-    assert_eq!(tx!(datastore, |tx| tx.round(job, RoundNumber(2)).await?), None);
+    assert_eq!(
+        tx!(datastore, |tx| tx.round(job, RoundNumber(2)).await?),
+        None
+    );
 }
 
 async fn a_silos_part_in_a_round_is_replaced_as_a_whole(datastore: &Datastore) {
@@ -224,11 +237,20 @@ async fn a_silos_part_in_a_round_is_replaced_as_a_whole(datastore: &Datastore) {
         ..accepted("a", 1)
     };
     for record in [rejected, &accepted("a", 1), rejected] {
-        tx!(datastore, |tx| tx.record_outcome(job, *number, record).await?);
-        let stored = tx!(datastore, |tx| tx.round_silo(job, *number, &silo("a")).await?);
+        tx!(datastore, |tx| tx
+            .record_outcome(job, *number, record)
+            .await?);
+        let stored = tx!(datastore, |tx| tx
+            .round_silo(job, *number, &silo("a"))
+            .await?);
         assert_eq!(stored.as_ref(), Some(record));
     }
-    assert_eq!(tx!(datastore, |tx| tx.round_silo(job, *number, &silo("z")).await?), None);
+    assert_eq!(
+        tx!(datastore, |tx| tx
+            .round_silo(job, *number, &silo("z"))
+            .await?),
+        None
+    );
 }
 
 async fn a_contribution_without_a_receipt_is_impossible(datastore: &Datastore) {
@@ -241,9 +263,9 @@ async fn a_contribution_without_a_receipt_is_impossible(datastore: &Datastore) {
     for record in [broken, stranger] {
         let result = datastore
             .run_tx("test", |tx| {
-                Box::pin(async move {
-                    Ok::<_, Failure>(tx.record_outcome(job, *number, record).await?)
-                })
+                Box::pin(
+                    async move { Ok::<_, Failure>(tx.record_outcome(job, *number, record).await?) },
+                )
             })
             .await;
         assert!(result.is_err());
@@ -261,7 +283,10 @@ async fn a_lease_is_replaced_and_seen_until_it_runs_out(datastore: &Datastore) {
     assert_eq!(tx!(datastore, |tx| tx.lease(job, *number, a).await?), None);
     for next in [&lease(1, 5), &lease(2, 10)] {
         tx!(datastore, |tx| tx.put_lease(job, *number, a, next).await?);
-        assert_eq!(tx!(datastore, |tx| tx.lease(job, *number, a).await?).as_ref(), Some(next));
+        assert_eq!(
+            tx!(datastore, |tx| tx.lease(job, *number, a).await?).as_ref(),
+            Some(next)
+        );
     }
     for (seconds, holders) in [(9, 1), (10, 0)] {
         let at = T + Duration::from_secs(seconds);
@@ -297,14 +322,21 @@ async fn an_upload_exists_once_per_job_round_and_silo(datastore: &Datastore) {
         .await;
     assert!(again.is_err());
     assert_eq!(tx!(datastore, |tx| tx.upload_load().await?), (2, 200));
-    tx!(datastore, |tx| tx.touch_upload(&[1; 16], T + Duration::from_secs(1)).await?);
+    tx!(datastore, |tx| tx
+        .touch_upload(&[1; 16], T + Duration::from_secs(1))
+        .await?);
     let order = tx!(datastore, |tx| tx.uploads().await?);
     assert_eq!(order[0], *other);
-    let found = tx!(datastore, |tx| tx.upload_of(job, *number, &silo("a")).await?);
+    let found = tx!(datastore, |tx| tx
+        .upload_of(job, *number, &silo("a"))
+        .await?);
     assert_eq!(found.unwrap().upload_id, [1; 16]);
     tx!(datastore, |tx| tx.delete_upload(&[1; 16]).await?);
     assert_eq!(tx!(datastore, |tx| tx.upload(&[1; 16]).await?), None);
-    assert_eq!(tx!(datastore, |tx| tx.upload(&[2; 16]).await?).as_ref(), Some(other));
+    assert_eq!(
+        tx!(datastore, |tx| tx.upload(&[2; 16]).await?).as_ref(),
+        Some(other)
+    );
 }
 
 async fn spooled_files_are_released_when_their_round_ends(datastore: &Datastore) {
@@ -318,10 +350,14 @@ async fn spooled_files_are_released_when_their_round_ends(datastore: &Datastore)
     assert_eq!(kept, [[1; 16], [9; 16]].into());
     assert!(tx!(datastore, |tx| tx.release_contributions().await?).is_empty());
     tx!(datastore, |tx| {
-        tx.set_round_phase(job, *number, RoundPhase::Failed, Some(T), None).await?;
+        tx.set_round_phase(job, *number, RoundPhase::Failed, Some(T), None)
+            .await?;
     });
     assert_eq!(tx!(datastore, |tx| tx.spooled().await?), [[9; 16]].into());
-    assert_eq!(tx!(datastore, |tx| tx.release_contributions().await?), [[1; 16]]);
+    assert_eq!(
+        tx!(datastore, |tx| tx.release_contributions().await?),
+        [[1; 16]]
+    );
     assert!(tx!(datastore, |tx| tx.release_contributions().await?).is_empty());
 }
 
@@ -350,11 +386,19 @@ async fn a_report_for_the_same_point_replaces_the_earlier_one(datastore: &Datast
 
 async fn a_silo_keeps_its_enrollment_and_first_call(datastore: &Datastore) {
     let a = &silo("a");
-    tx!(datastore, |tx| tx.see_silo(a, Enrollment::Pending, T).await?);
-    assert!(tx!(datastore, |tx| tx.set_enrollment(a, Enrollment::Active).await?));
-    assert!(!tx!(datastore, |tx| tx.set_enrollment(&silo("b"), Enrollment::Active).await?));
+    tx!(datastore, |tx| tx
+        .see_silo(a, Enrollment::Pending, T)
+        .await?);
+    assert!(tx!(datastore, |tx| tx
+        .set_enrollment(a, Enrollment::Active)
+        .await?));
+    assert!(!tx!(datastore, |tx| tx
+        .set_enrollment(&silo("b"), Enrollment::Active)
+        .await?));
     let later = T + Duration::from_secs(5);
-    tx!(datastore, |tx| tx.see_silo(a, Enrollment::Pending, later).await?);
+    tx!(datastore, |tx| tx
+        .see_silo(a, Enrollment::Pending, later)
+        .await?);
     let seen = SiloRecord {
         silo_id: a.clone(),
         enrollment: Enrollment::Active,
@@ -371,18 +415,34 @@ async fn jobs_of_a_silo_end_with_their_time_or_its_no(datastore: &Datastore) {
     let seen = async |silo: &SiloId, since: Timestamp| {
         tx!(datastore, |tx| tx.jobs_of_silo(silo, since).await?).len()
     };
-    tx!(datastore, |tx| tx.decline_job(job, b, ErrorCode::UnknownTask, "no such task").await?);
-    assert_eq!((seen(a, T).await, seen(b, T).await, seen(&silo("z"), T).await), (1, 1, 0));
+    tx!(datastore, |tx| tx
+        .decline_job(job, b, ErrorCode::UnknownTask, "no such task")
+        .await?);
+    assert_eq!(
+        (
+            seen(a, T).await,
+            seen(b, T).await,
+            seen(&silo("z"), T).await
+        ),
+        (1, 1, 0)
+    );
     let parts = tx!(datastore, |tx| tx.job_silos(job).await?);
-    assert_eq!(parts[1].declined, Some((ErrorCode::UnknownTask, "no such task".to_owned())));
+    assert_eq!(
+        parts[1].declined,
+        Some((ErrorCode::UnknownTask, "no such task".to_owned()))
+    );
     tx!(datastore, |tx| {
         tx.count_bytes(job, a, 10, 200).await?;
         tx.count_bytes(job, a, 1, 0).await?;
-        tx.record_outcome(job, RoundNumber(1), &accepted("a", 1)).await?;
+        tx.record_outcome(job, RoundNumber(1), &accepted("a", 1))
+            .await?;
         tx.end_job(job, JobState::Succeeded, "", T).await?;
     });
     let parts = tx!(datastore, |tx| tx.job_silos(job).await?);
-    assert_eq!((parts[0].bytes_up, parts[0].bytes_down, parts[0].accepted), (11, 200, 1));
+    assert_eq!(
+        (parts[0].bytes_up, parts[0].bytes_down, parts[0].accepted),
+        (11, 200, 1)
+    );
     assert_eq!((seen(a, T).await, seen(b, T).await), (1, 0));
     assert_eq!(seen(a, T + Duration::from_millis(1)).await, 0);
 }
@@ -400,7 +460,10 @@ async fn adapter_versions_are_found_by_content(datastore: &Datastore) {
     }
     let found = tx!(datastore, |tx| tx.version(job, version("base")).await?).unwrap();
     assert_eq!(found.round, 2);
-    assert_eq!(tx!(datastore, |tx| tx.version(job, version("other")).await?), None);
+    assert_eq!(
+        tx!(datastore, |tx| tx.version(job, version("other")).await?),
+        None
+    );
     let all = tx!(datastore, |tx| tx.all_versions().await?);
     assert_eq!(all, [version("base").0, version("next").0].into());
 }
@@ -411,7 +474,9 @@ async fn a_failed_transaction_leaves_nothing(datastore: &Datastore) {
         .run_tx("test", |tx| {
             Box::pin(async move {
                 tx.insert_job(job).await?;
-                Err::<(), _>(Failure::Datastore(DatastoreError::Missing("courage".to_owned())))
+                Err::<(), _>(Failure::Datastore(DatastoreError::Missing(
+                    "courage".to_owned(),
+                )))
             })
         })
         .await;

@@ -125,7 +125,10 @@ impl Tx<'_> {
         )
         .fetch_one(self.conn())
         .await?;
-        Ok((row::unsigned(&row, "uploads")?, row::unsigned(&row, "bytes")?))
+        Ok((
+            row::unsigned(&row, "uploads")?,
+            row::unsigned(&row, "bytes")?,
+        ))
     }
 
     /// Notes that an upload goes on.

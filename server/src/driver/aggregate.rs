@@ -43,7 +43,12 @@ pub(super) async fn publish(context: &Arc<Context>, round: &Round) -> Result<(),
         tokio::task::spawn_blocking(move || aggregate(&context, &spec, base, &silos)).await?
     };
     let (event, stored) = match aggregated {
-        Ok(stored) => (Event::Aggregated { version: stored.version }, Some(stored)),
+        Ok(stored) => (
+            Event::Aggregated {
+                version: stored.version,
+            },
+            Some(stored),
+        ),
         Err(Broken::Contributions(reason)) => (Event::AggregationFailed { reason }, None),
         Err(Broken::Server(failure)) => return Err(failure),
     };
@@ -121,10 +126,14 @@ fn aggregate(
         .get(&base.0)
         .map_err(server("cannot open the round's base adapter"))?;
     let mut deltas: Vec<(&RoundSiloRecord, File)> = Vec::new();
-    for silo in silos.iter().filter(|silo| silo.outcome == Some(Outcome::Accepted)) {
+    for silo in silos
+        .iter()
+        .filter(|silo| silo.outcome == Some(Outcome::Accepted))
+    {
         // The database demands one for every accepted contribution.
         let Some(id) = silo.upload_id else { continue };
-        let file = File::open(context.spool.path(&id)).map_err(server("cannot open a contribution"))?;
+        let file =
+            File::open(context.spool.path(&id)).map_err(server("cannot open a contribution"))?;
         deltas.push((silo, file));
     }
     let updates: BTreeMap<_, _> = deltas

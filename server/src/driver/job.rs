@@ -73,7 +73,8 @@ async fn give_up(
     match error {
         Failure::Refused(refusal) => fail(context, job_id, &refusal.message).await,
         _ if disk_faults >= MAX_DISK_FAULTS => {
-            let reason = "the server cannot read or write this job's files; its log has the details";
+            let reason =
+                "the server cannot read or write this job's files; its log has the details";
             fail(context, job_id, reason).await
         }
         _ => Ok(()),
@@ -137,7 +138,15 @@ async fn tick(context: &Context, job_id: &JobId, round: RoundNumber) -> Result<(
     let change = context
         .datastore
         .run_tx("tick_round", |tx| {
-            Box::pin(decide::apply(tx, signer, job_id, round, Event::Tick, None, now))
+            Box::pin(decide::apply(
+                tx,
+                signer,
+                job_id,
+                round,
+                Event::Tick,
+                None,
+                now,
+            ))
         })
         .await?;
     change.announce(job_id, &context.hub);

@@ -43,7 +43,10 @@ pub(crate) async fn sweep(context: &Arc<Context>) -> Result<(), Failure> {
         })
         .await?;
     if !expired.is_empty() {
-        tracing::info!(uploads = expired.len(), "forgot uploads that nobody went on with");
+        tracing::info!(
+            uploads = expired.len(),
+            "forgot uploads that nobody went on with"
+        );
     }
     let files = expired.into_iter().chain(leftovers).collect();
     delete_files(context, files).await;

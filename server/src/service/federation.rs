@@ -332,14 +332,20 @@ async fn open_job(
     if job.state != JobState::Running {
         return refuse(
             ErrorCode::JobEnded,
-            format!("job `{job_id}` is not running any more: it has {}", job.state),
+            format!(
+                "job `{job_id}` is not running any more: it has {}",
+                job.state
+            ),
         );
     }
     Ok(job)
 }
 
 fn unknown_round<T>(job_id: &JobId, round: RoundNumber) -> Result<T, Failure> {
-    refuse(ErrorCode::UnknownRound, format!("job `{job_id}` has no round {round}"))
+    refuse(
+        ErrorCode::UnknownRound,
+        format!("job `{job_id}` has no round {round}"),
+    )
 }
 
 /// Checks that a round is the current one, is open, and has the silo in its cohort.
@@ -365,7 +371,10 @@ async fn check_current_round(
     if !record.phase.is_open() {
         return refuse(
             ErrorCode::Late,
-            format!("round {round} of job `{job_id}` is closed ({})", record.phase),
+            format!(
+                "round {round} of job `{job_id}` is closed ({})",
+                record.phase
+            ),
         );
     }
     if tx.round_silo(job_id, round, silo_id).await?.is_none() {
@@ -385,7 +394,10 @@ fn renew(
     now: Timestamp,
 ) -> LeaseRecord {
     match held {
-        Some(lease) if lease.expires_at > now => LeaseRecord { expires_at, ..lease },
+        Some(lease) if lease.expires_at > now => LeaseRecord {
+            expires_at,
+            ..lease
+        },
         lost => LeaseRecord {
             token: fresh,
             expires_at,

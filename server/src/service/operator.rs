@@ -48,15 +48,16 @@ impl Operator {
 
 #[tonic::async_trait]
 impl OperatorService for Operator {
-    type WatchJobStream =
-        Pin<Box<dyn Stream<Item = Result<v1::WatchJobResponse, Status>> + Send>>;
+    type WatchJobStream = Pin<Box<dyn Stream<Item = Result<v1::WatchJobResponse, Status>> + Send>>;
 
     async fn submit_job(
         &self,
         request: Request<v1::SubmitJobRequest>,
     ) -> Result<Response<v1::SubmitJobResponse>, Status> {
         let operator = operator_of(&request)?;
-        Ok(Response::new(self.submit(operator, request.into_inner()).await?))
+        Ok(Response::new(
+            self.submit(operator, request.into_inner()).await?,
+        ))
     }
 
     async fn list_jobs(
@@ -145,7 +146,10 @@ impl OperatorService for Operator {
                 })
             })
             .await?;
-        let rounds = records.iter().map(|record| view::round(job_id, record)).collect();
+        let rounds = records
+            .iter()
+            .map(|record| view::round(job_id, record))
+            .collect();
         Ok(Response::new(v1::ListRoundsResponse { rounds }))
     }
 
@@ -225,8 +229,14 @@ impl Operator {
                     Ok::<_, Failure>(JobView {
                         job,
                         silos,
-                        last_report: reports.iter().map(|report| report.seq).fold(after, i64::max),
-                        metrics: reports.iter().map(|report| report.report.to_proto()).collect(),
+                        last_report: reports
+                            .iter()
+                            .map(|report| report.seq)
+                            .fold(after, i64::max),
+                        metrics: reports
+                            .iter()
+                            .map(|report| report.report.to_proto())
+                            .collect(),
                     })
                 })
             })

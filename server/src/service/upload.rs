@@ -33,7 +33,10 @@ pub(super) async fn receive(
     let turn = gate.enter().await?;
     let idle = context.config.limits.transfer_idle;
     let Some(first) = next_message(&mut stream, idle).await? else {
-        return refuse(ErrorCode::Truncated, "the stream ended before its first message");
+        return refuse(
+            ErrorCode::Truncated,
+            "the stream ended before its first message",
+        );
     };
     let upload_id: UploadId = first
         .upload_id
@@ -149,7 +152,10 @@ async fn next_message(
         ),
         Ok(Err(status)) => {
             tracing::debug!(%status, "an upload broke off");
-            refuse(ErrorCode::Truncated, "the stream broke off; begin again and go on from there")
+            refuse(
+                ErrorCode::Truncated,
+                "the stream broke off; begin again and go on from there",
+            )
         }
         Err(_) => refuse(
             ErrorCode::TooSlow,
@@ -208,7 +214,8 @@ pub(crate) async fn record(context: &Context, upload: &UploadRecord) -> Result<C
                 let change =
                     decide::apply(tx, signer, job_id, upload.round, event, Some(id), now).await?;
                 tx.delete_upload(&id).await?;
-                tx.count_bytes(job_id, silo_id, upload.payload_bytes, 0).await?;
+                tx.count_bytes(job_id, silo_id, upload.payload_bytes, 0)
+                    .await?;
                 Ok::<_, Failure>(change)
             })
         })

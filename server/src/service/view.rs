@@ -3,10 +3,7 @@
 use std::collections::BTreeSet;
 
 use concord_common::{
-    JobId, RoundNumber, SiloId, Timestamp,
-    job::JobSpec,
-    round::Outcome,
-    wire::outcome_to_proto,
+    JobId, RoundNumber, SiloId, Timestamp, job::JobSpec, round::Outcome, wire::outcome_to_proto,
 };
 use concord_proto::v1;
 
@@ -63,7 +60,9 @@ pub(super) fn round_silo(record: &RoundSiloRecord) -> v1::RoundSilo {
         outcome: outcome as i32,
         reason,
         examples: record.examples,
-        payload_digest: record.digest.map_or_else(Vec::new, concord_common::Digest::to_vec),
+        payload_digest: record
+            .digest
+            .map_or_else(Vec::new, concord_common::Digest::to_vec),
         recorded_at: record.recorded_at.map(Timestamp::to_proto),
     }
 }
@@ -92,7 +91,10 @@ pub(super) async fn progress(
         .into_iter()
         .map(|silo| {
             let part = round.iter().find(|part| part.silo_id == silo.silo_id);
-            let declined = silo.declined.as_ref().map(|(code, _)| Outcome::Declined(*code));
+            let declined = silo
+                .declined
+                .as_ref()
+                .map(|(code, _)| Outcome::Declined(*code));
             let outcome = part.and_then(|part| part.outcome).or(declined);
             let answered = matches!(outcome, Some(Outcome::Accepted | Outcome::Declined(_)));
             let working = !job.has_ended() && !answered && holders.contains(&silo.silo_id);

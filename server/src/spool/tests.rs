@@ -65,7 +65,13 @@ async fn a_refused_chunk_leaves_the_upload_as_it_was() {
     session.push(&chunks[0]).unwrap();
     for (bad, code) in [
         (chunks[0].clone(), ErrorCode::ChunkOffset),
-        (v1::Chunk { digest: vec![0; 32], ..chunks[1].clone() }, ErrorCode::BadChunk),
+        (
+            v1::Chunk {
+                digest: vec![0; 32],
+                ..chunks[1].clone()
+            },
+            ErrorCode::BadChunk,
+        ),
     ] {
         let Err(Failure::Refused(refusal)) = session.push(&bad) else {
             panic!("{code} was let through");

@@ -156,7 +156,10 @@ impl World {
             client,
             public_key: Vec::new(),
         };
-        let info = silo.client.get_server_info(v1::GetServerInfoRequest {}).await;
+        let info = silo
+            .client
+            .get_server_info(v1::GetServerInfoRequest {})
+            .await;
         silo.public_key = info.unwrap().into_inner().receipt_public_key;
         silo
     }
@@ -175,7 +178,12 @@ impl World {
             request_id: uuid::Uuid::new_v4().to_string(),
             spec_toml: spec.to_owned(),
         };
-        let answer = self.operator().submit_job(request).await.unwrap().into_inner();
+        let answer = self
+            .operator()
+            .submit_job(request)
+            .await
+            .unwrap()
+            .into_inner();
         answer.job.unwrap().job_id
     }
 
@@ -191,7 +199,11 @@ impl World {
             job_id: job_id.to_owned(),
             round,
         };
-        self.operator().get_round(request).await.unwrap().into_inner()
+        self.operator()
+            .get_round(request)
+            .await
+            .unwrap()
+            .into_inner()
     }
 
     /// Waits until a job is in a state.
@@ -211,7 +223,10 @@ pub(crate) async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Opti
         if let Some(answer) = ask().await {
             return answer;
         }
-        assert!(tokio::time::Instant::now() < give_up, "waited in vain for {what}");
+        assert!(
+            tokio::time::Instant::now() < give_up,
+            "waited in vain for {what}"
+        );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -423,7 +438,10 @@ pub(crate) async fn expect_published(
         (found.phase() == v1::RoundPhase::Published).then_some(found)
     })
     .await;
-    let base = silo.download(job_id, &published.base_version, 0).await.unwrap();
+    let base = silo
+        .download(job_id, &published.base_version, 0)
+        .await
+        .unwrap();
     let expected = weighted_mean(&base, &updates);
     assert_eq!(published.published_version, Digest::of(&expected).to_vec());
     assert_eq!(published.accepted as usize, updates.len());

@@ -16,7 +16,10 @@ async fn a_job_of_two_rounds_publishes_the_exact_weighted_means() {
         let mut updates = BTreeMap::new();
         for (silo, (value, examples)) in silos.iter_mut().zip(shares) {
             let notice = silo.wait_for_round(&job_id, round).await;
-            let adapter = silo.download(&job_id, &notice.base_version, 0).await.unwrap();
+            let adapter = silo
+                .download(&job_id, &notice.base_version, 0)
+                .await
+                .unwrap();
             assert_eq!(Digest::of(&adapter).to_vec(), notice.base_version);
             base = adapter;
             let receipt = silo.contribute(&job_id, round, value, examples).await;
@@ -37,7 +40,10 @@ async fn a_job_of_two_rounds_publishes_the_exact_weighted_means() {
     }
     let job = world.wait_for_state(&job_id, JobState::Succeeded).await;
     assert_eq!(job.adapter_version, Digest::of(&base).to_vec());
-    let last = silos[0].download(&job_id, &job.adapter_version, 100).await.unwrap();
+    let last = silos[0]
+        .download(&job_id, &job.adapter_version, 100)
+        .await
+        .unwrap();
     assert_eq!(last, base[100..]);
     let spooled = world.config.state_dir.join("spool");
     assert_eq!(std::fs::read_dir(spooled).unwrap().count(), 0);
@@ -52,7 +58,12 @@ async fn a_late_contribution_is_discarded_with_a_receipt_and_a_retry_gets_the_sa
     let [mut a, mut b, mut c] = world.silos(["a", "b", "c"]).await;
     let job_id = world.submit(&spec(1, 2, "max_time = \"10m\"")).await;
     let slow = c.offer(&job_id, 1, constant(9.0), 5).await;
-    let begun = c.client.begin_contribution(slow.begin.clone()).await.unwrap().into_inner();
+    let begun = c
+        .client
+        .begin_contribution(slow.begin.clone())
+        .await
+        .unwrap()
+        .into_inner();
     a.contribute(&job_id, 1, 1.0, 1).await;
     b.contribute(&job_id, 1, 2.0, 1).await;
     world.advance(Duration::from_secs(601));
@@ -60,7 +71,10 @@ async fn a_late_contribution_is_discarded_with_a_receipt_and_a_retry_gets_the_sa
 
     let chunks = concord_common::chunk::chunks(&slow.payload, 0, 1000).collect();
     let receipt = c.upload(&begun.upload_id, chunks).await.unwrap();
-    assert_eq!((receipt.outcome(), receipt.reason.as_str()), (Outcome::Discarded, "LATE"));
+    assert_eq!(
+        (receipt.outcome(), receipt.reason.as_str()),
+        (Outcome::Discarded, "LATE")
+    );
     assert_eq!(c.send(&slow).await.unwrap(), receipt);
     expect_published(&world, &mut c, &job_id, 1, &[("a", 1.0, 1), ("b", 2.0, 1)]).await;
     let shown = world.round(&job_id, 1).await;
@@ -75,9 +89,17 @@ async fn a_contribution_that_begins_after_the_end_is_discarded_before_a_byte_is_
     let late = b.offer(&job_id, 1, constant(9.0), 5).await;
     a.contribute(&job_id, 1, 1.0, 1).await;
     world.wait_for_state(&job_id, JobState::Succeeded).await;
-    let begun = b.client.begin_contribution(late.begin.clone()).await.unwrap().into_inner();
+    let begun = b
+        .client
+        .begin_contribution(late.begin.clone())
+        .await
+        .unwrap()
+        .into_inner();
     let receipt = begun.receipt.unwrap();
-    assert_eq!((receipt.outcome(), receipt.reason.as_str()), (Outcome::Discarded, "LATE"));
+    assert_eq!(
+        (receipt.outcome(), receipt.reason.as_str()),
+        (Outcome::Discarded, "LATE")
+    );
     assert_eq!(b.send(&late).await.unwrap(), receipt);
 }
 
@@ -94,7 +116,10 @@ async fn a_retry_gets_the_same_receipt_and_counts_once() {
     assert_eq!(a.send(&offer).await.unwrap(), receipt);
     expect_published(&world, &mut a, &job_id, 1, &[("a", 1.5, 4), ("b", 0.5, 4)]).await;
     let part = &world.job(&job_id).await.silos[0];
-    assert_eq!((part.bytes_up, part.accepted), (offer.payload.len() as u64, 1));
+    assert_eq!(
+        (part.bytes_up, part.accepted),
+        (offer.payload.len() as u64, 1)
+    );
 }
 
 #[tokio::test]
@@ -140,21 +165,42 @@ async fn a_cancelled_job_discards_what_is_on_its_way_with_a_receipt() {
     let [mut a, _b] = world.silos(["a", "b"]).await;
     let job_id = world.submit(&spec(1, 2, "")).await;
     let offer = a.offer(&job_id, 1, constant(1.0), 1).await;
-    let begun = a.client.begin_contribution(offer.begin.clone()).await.unwrap().into_inner();
+    let begun = a
+        .client
+        .begin_contribution(offer.begin.clone())
+        .await
+        .unwrap()
+        .into_inner();
     let cancel = v1::CancelJobRequest {
         job_id: job_id.clone(),
     };
-    let cancelled = world.operator().cancel_job(cancel.clone()).await.unwrap().into_inner();
+    let cancelled = world
+        .operator()
+        .cancel_job(cancel.clone())
+        .await
+        .unwrap()
+        .into_inner();
     let job = cancelled.job.unwrap();
     assert_eq!(job.state(), JobState::Cancelled);
     assert!(job.reason.contains("olga"), "{}", job.reason);
-    let again = world.operator().cancel_job(cancel).await.unwrap().into_inner();
+    let again = world
+        .operator()
+        .cancel_job(cancel)
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(again.job.unwrap(), job);
 
     let chunks = concord_common::chunk::chunks(&offer.payload, 0, 1000).collect();
     let receipt = a.upload(&begun.upload_id, chunks).await.unwrap();
-    assert_eq!((receipt.outcome(), receipt.reason.as_str()), (Outcome::Discarded, "JOB_ENDED"));
-    assert_eq!(world.round(&job_id, 1).await.round.unwrap().phase(), RoundPhase::Cancelled);
+    assert_eq!(
+        (receipt.outcome(), receipt.reason.as_str()),
+        (Outcome::Discarded, "JOB_ENDED")
+    );
+    assert_eq!(
+        world.round(&job_id, 1).await.round.unwrap().phase(),
+        RoundPhase::Cancelled
+    );
 }
 
 #[tokio::test]
@@ -168,12 +214,18 @@ async fn queued_jobs_run_in_order_as_far_as_there_is_room() {
         job_id: second.clone(),
     };
     a.wait_for_round(&first, 1).await;
-    assert_eq!(world.job(&second).await.job.unwrap().state(), JobState::Queued);
+    assert_eq!(
+        world.job(&second).await.job.unwrap().state(),
+        JobState::Queued
+    );
     world.operator().cancel_job(cancel).await.unwrap();
     a.contribute(&first, 1, 1.0, 1).await;
     a.contribute(&third, 1, 1.0, 1).await;
     world.wait_for_state(&third, JobState::Succeeded).await;
-    assert_eq!(world.job(&second).await.job.unwrap().state(), JobState::Cancelled);
+    assert_eq!(
+        world.job(&second).await.job.unwrap().state(),
+        JobState::Cancelled
+    );
 }
 
 #[tokio::test]
@@ -210,19 +262,38 @@ async fn a_job_waits_for_its_silos_and_fails_if_they_do_not_come() {
 async fn a_silo_that_watches_sees_the_present_state_at_once_and_then_each_change() {
     let world = World::start().await;
     let [mut a, mut b] = world.silos(["a", "b"]).await;
-    let mut stream = a.client.watch_rounds(v1::WatchRoundsRequest {}).await.unwrap().into_inner();
+    let mut stream = a
+        .client
+        .watch_rounds(v1::WatchRoundsRequest {})
+        .await
+        .unwrap()
+        .into_inner();
     assert!(stream.message().await.unwrap().unwrap().notices.is_empty());
     let job_id = world.submit(&spec(2, 2, "")).await;
     let opened = stream.message().await.unwrap().unwrap().notices;
-    assert_eq!((opened[0].round, opened[0].phase()), (1, RoundPhase::Announced));
+    assert_eq!(
+        (opened[0].round, opened[0].phase()),
+        (1, RoundPhase::Announced)
+    );
     a.contribute(&job_id, 1, 1.0, 1).await;
     let counted = stream.message().await.unwrap().unwrap().notices;
-    assert_eq!((counted[0].round, counted[0].outcome()), (1, Outcome::Accepted));
+    assert_eq!(
+        (counted[0].round, counted[0].outcome()),
+        (1, Outcome::Accepted)
+    );
     b.contribute(&job_id, 1, 1.0, 1).await;
     let next = stream.message().await.unwrap().unwrap().notices;
-    assert_eq!((next[0].round, next[0].outcome()), (2, Outcome::Unspecified));
+    assert_eq!(
+        (next[0].round, next[0].outcome()),
+        (2, Outcome::Unspecified)
+    );
     assert_ne!(next[0].base_version, opened[0].base_version);
-    let silos = world.operator().list_silos(v1::ListSilosRequest {}).await.unwrap().into_inner();
+    let silos = world
+        .operator()
+        .list_silos(v1::ListSilosRequest {})
+        .await
+        .unwrap()
+        .into_inner();
     let connected: Vec<_> = silos.silos.iter().map(|silo| silo.connected).collect();
     assert_eq!(connected, [true, false]);
 }
@@ -235,7 +306,12 @@ async fn an_operator_who_watches_sees_every_report_once_and_the_end() {
     let request = v1::WatchJobRequest {
         job_id: job_id.clone(),
     };
-    let mut stream = world.operator().watch_job(request).await.unwrap().into_inner();
+    let mut stream = world
+        .operator()
+        .watch_job(request)
+        .await
+        .unwrap()
+        .into_inner();
     a.wait_for_round(&job_id, 1).await;
     let report = v1::MetricReport {
         job_id: job_id.clone(),
@@ -260,7 +336,10 @@ async fn an_operator_who_watches_sees_every_report_once_and_the_end() {
     }
     assert_eq!(last.unwrap().state(), JobState::Succeeded);
     assert_eq!(reports.len(), 1);
-    assert_eq!((reports[0].silo_id.as_str(), reports[0].metrics[0].value), ("a", 0.75));
+    assert_eq!(
+        (reports[0].silo_id.as_str(), reports[0].metrics[0].value),
+        ("a", 0.75)
+    );
     // A late report still reaches the job.
     a.client.report_metrics(request).await.unwrap();
     assert_eq!(world.job(&job_id).await.metrics.len(), 1);
@@ -273,15 +352,32 @@ async fn a_repeated_submission_makes_one_job() {
         request_id: "once".to_owned(),
         spec_toml: spec(1, 1, ""),
     };
-    let first = world.operator().submit_job(request.clone()).await.unwrap().into_inner();
-    let again = world.operator().submit_job(request.clone()).await.unwrap().into_inner();
+    let first = world
+        .operator()
+        .submit_job(request.clone())
+        .await
+        .unwrap()
+        .into_inner();
+    let again = world
+        .operator()
+        .submit_job(request.clone())
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!((first.existed, again.existed), (false, true));
     assert_eq!(first.job.unwrap().job_id, again.job.unwrap().job_id);
     let other = v1::SubmitJobRequest {
         spec_toml: spec(2, 1, ""),
         ..request
     };
-    assert_eq!(code(world.operator().submit_job(other).await), ErrorCode::RequestIdReused);
-    let jobs = world.operator().list_jobs(v1::ListJobsRequest { limit: 0 }).await.unwrap();
+    assert_eq!(
+        code(world.operator().submit_job(other).await),
+        ErrorCode::RequestIdReused
+    );
+    let jobs = world
+        .operator()
+        .list_jobs(v1::ListJobsRequest { limit: 0 })
+        .await
+        .unwrap();
     assert_eq!(jobs.into_inner().jobs.len(), 1);
 }

@@ -24,7 +24,14 @@ async fn a_round_goes_on_after_a_restart_and_receipts_stay_the_same() {
     assert_eq!(a.public_key, key);
     assert_eq!(a.send(&offer).await.unwrap(), receipt);
     b.contribute(&job_id, 1, -0.5, 1).await;
-    expect_published(&world, &mut a, &job_id, 1, &[("a", 1.25, 3), ("b", -0.5, 1)]).await;
+    expect_published(
+        &world,
+        &mut a,
+        &job_id,
+        1,
+        &[("a", 1.25, 3), ("b", -0.5, 1)],
+    )
+    .await;
 
     world.restart().await;
     let [mut a, mut b] = world.silos(["a", "b"]).await;
@@ -39,7 +46,12 @@ async fn an_upload_goes_on_where_it_was_cut_also_after_a_restart() {
     let [mut a] = world.silos(["a"]).await;
     let job_id = world.submit(&spec(1, 1, "")).await;
     let offer = a.offer(&job_id, 1, constant(1.25), 3).await;
-    let begun = a.client.begin_contribution(offer.begin.clone()).await.unwrap().into_inner();
+    let begun = a
+        .client
+        .begin_contribution(offer.begin.clone())
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(begun.offset, 0);
     let chunks: Vec<_> = chunk::chunks(&offer.payload, 0, 300).take(2).collect();
     let (sender, receiver) = tokio::sync::mpsc::channel(4);
@@ -65,13 +77,26 @@ async fn an_upload_goes_on_where_it_was_cut_also_after_a_restart() {
     // The connection is gone in the middle of the call.
     cut.shutdown().await;
     drop(sender);
-    let again = a.client.begin_contribution(offer.begin.clone()).await.unwrap().into_inner();
+    let again = a
+        .client
+        .begin_contribution(offer.begin.clone())
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!((again.offset, &again.upload_id), (600, &begun.upload_id));
 
     world.restart().await;
     let [mut a] = world.silos(["a"]).await;
-    let resumed = a.client.begin_contribution(offer.begin.clone()).await.unwrap().into_inner();
-    assert_eq!((resumed.offset, &resumed.upload_id), (600, &begun.upload_id));
+    let resumed = a
+        .client
+        .begin_contribution(offer.begin.clone())
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        (resumed.offset, &resumed.upload_id),
+        (600, &begun.upload_id)
+    );
     assert_eq!(a.send(&offer).await.unwrap().outcome(), Outcome::Accepted);
     expect_published(&world, &mut a, &job_id, 1, &[("a", 1.25, 3)]).await;
 }
@@ -82,9 +107,18 @@ async fn an_upload_whose_last_byte_came_before_the_crash_needs_no_chunk_more() {
     let [mut a] = world.silos(["a"]).await;
     let job_id = world.submit(&spec(1, 1, "")).await;
     let offer = a.offer(&job_id, 1, constant(1.25), 3).await;
-    let begun = a.client.begin_contribution(offer.begin.clone()).await.unwrap().into_inner();
+    let begun = a
+        .client
+        .begin_contribution(offer.begin.clone())
+        .await
+        .unwrap()
+        .into_inner();
     world.stop().await;
-    let file = world.config.state_dir.join("spool").join(crate::ids::hex(&begun.upload_id));
+    let file = world
+        .config
+        .state_dir
+        .join("spool")
+        .join(crate::ids::hex(&begun.upload_id));
     std::fs::write(file, &offer.payload).unwrap();
     world.restart().await;
     let [mut a] = world.silos(["a"]).await;
@@ -98,7 +132,12 @@ async fn a_round_that_was_closed_before_the_crash_is_aggregated_after_it() {
     let [mut a] = world.silos(["a"]).await;
     let job_id = world.submit(&spec(1, 1, "")).await;
     let offer = a.offer(&job_id, 1, constant(1.25), 3).await;
-    let begun = a.client.begin_contribution(offer.begin.clone()).await.unwrap().into_inner();
+    let begun = a
+        .client
+        .begin_contribution(offer.begin.clone())
+        .await
+        .unwrap()
+        .into_inner();
     world.stop().await;
     record_without_a_driver(&world, &begun.upload_id, &offer.payload).await;
     world.restart().await;
@@ -123,15 +162,15 @@ async fn record_without_a_driver(world: &World, upload_id: &[u8], payload: &[u8]
         .await
         .unwrap()
         .unwrap();
-    let change = crate::service::record_upload(&context, &upload).await.unwrap();
+    let change = crate::service::record_upload(&context, &upload)
+        .await
+        .unwrap();
     assert_eq!(change.phases, [RoundPhase::Aggregating]);
     let round = context
         .datastore
         .run_read("test", |tx| {
             let job_id = upload.job_id.clone();
-            Box::pin(async move {
-                Ok::<_, Failure>(tx.round(&job_id, RoundNumber(1)).await?)
-            })
+            Box::pin(async move { Ok::<_, Failure>(tx.round(&job_id, RoundNumber(1)).await?) })
         })
         .await
         .unwrap();
@@ -156,7 +195,10 @@ async fn files_that_nothing_refers_to_are_swept_at_the_start() {
     let kept: Vec<_> = std::fs::read_dir(adapters).unwrap().collect();
     assert_eq!(kept.len(), 1);
     let version = Digest::try_from(job.adapter_version.as_slice()).unwrap();
-    assert_eq!(kept[0].as_ref().unwrap().file_name().to_str(), Some(version.to_string().as_str()));
+    assert_eq!(
+        kept[0].as_ref().unwrap().file_name().to_str(),
+        Some(version.to_string().as_str())
+    );
 }
 
 #[tokio::test]
@@ -165,11 +207,21 @@ async fn an_expired_upload_is_forgotten_and_may_begin_again() {
     let [mut a] = world.silos(["a"]).await;
     let job_id = world.submit(&spec(1, 1, "max_time = \"1day\"")).await;
     let offer = a.offer(&job_id, 1, constant(1.0), 1).await;
-    let begun = a.client.begin_contribution(offer.begin.clone()).await.unwrap().into_inner();
+    let begun = a
+        .client
+        .begin_contribution(offer.begin.clone())
+        .await
+        .unwrap()
+        .into_inner();
     world.advance(world.config.spool.expiry * 2);
-    crate::driver::sweep_now(world.server().context()).await.unwrap();
+    crate::driver::sweep_now(world.server().context())
+        .await
+        .unwrap();
     let gone = a.upload(&begun.upload_id, Vec::new()).await;
-    assert_eq!(super::harness::code(gone), concord_common::ErrorCode::UnknownUpload);
+    assert_eq!(
+        super::harness::code(gone),
+        concord_common::ErrorCode::UnknownUpload
+    );
     let fresh = a.offer(&job_id, 1, constant(1.0), 1).await;
     assert_eq!(a.send(&fresh).await.unwrap().outcome(), Outcome::Accepted);
 }
@@ -180,13 +232,24 @@ async fn a_stop_lets_an_upload_finish_and_ends_streams_with_a_word() {
     let [mut a, b] = world.silos(["a", "b"]).await;
     let job_id = world.submit(&spec(1, 2, "")).await;
     let offer = a.offer(&job_id, 1, constant(1.0), 1).await;
-    let mut watching = a.client.watch_rounds(v1::WatchRoundsRequest {}).await.unwrap().into_inner();
+    let mut watching = a
+        .client
+        .watch_rounds(v1::WatchRoundsRequest {})
+        .await
+        .unwrap()
+        .into_inner();
     watching.message().await.unwrap();
-    let begun = a.client.begin_contribution(offer.begin.clone()).await.unwrap().into_inner();
-    let mut chunks = chunk::chunks(&offer.payload, 0, 300).map(|chunk| v1::UploadContributionRequest {
-        upload_id: begun.upload_id.clone(),
-        chunk: Some(chunk),
-    });
+    let begun = a
+        .client
+        .begin_contribution(offer.begin.clone())
+        .await
+        .unwrap()
+        .into_inner();
+    let mut chunks =
+        chunk::chunks(&offer.payload, 0, 300).map(|chunk| v1::UploadContributionRequest {
+            upload_id: begun.upload_id.clone(),
+            chunk: Some(chunk),
+        });
     let (sender, receiver) = tokio::sync::mpsc::channel(100);
     sender.send(chunks.next().unwrap()).await.unwrap();
     let mut client = a.client.clone();
@@ -206,13 +269,24 @@ async fn a_stop_lets_an_upload_finish_and_ends_streams_with_a_word() {
     let mut stopping = JoinSet::new();
     stopping.spawn(server.stop(std::time::Duration::from_secs(10)));
     let last = watching.message().await;
-    assert_eq!(super::harness::code(last), concord_common::ErrorCode::ShuttingDown);
+    assert_eq!(
+        super::harness::code(last),
+        concord_common::ErrorCode::ShuttingDown
+    );
     let mut rest = stream::iter(chunks);
     while let Some(message) = futures::StreamExt::next(&mut rest).await {
         sender.send(message).await.unwrap();
     }
     drop(sender);
-    let receipt = upload.join_next().await.unwrap().unwrap().unwrap().into_inner().receipt.unwrap();
+    let receipt = upload
+        .join_next()
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap()
+        .into_inner()
+        .receipt
+        .unwrap();
     assert_eq!(receipt.outcome(), Outcome::Accepted);
     drop((a, b));
     let outcome = stopping.join_next().await.unwrap().unwrap();

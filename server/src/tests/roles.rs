@@ -53,7 +53,10 @@ async fn enrollment_is_checked_on_every_call_and_on_open_streams() {
     let world = World::start_with(|config| config.enrollment = EnrollmentPolicy::Manual).await;
     let mut client = FederationServiceClient::new(world.channel(Role::Silo, "a"));
     let info = v1::GetServerInfoRequest {};
-    assert_eq!(code(client.get_server_info(info).await), ErrorCode::NotEnrolled);
+    assert_eq!(
+        code(client.get_server_info(info).await),
+        ErrorCode::NotEnrolled
+    );
     enroll(&world, "a", Enrollment::Active).await;
     client.get_server_info(info).await.unwrap();
     let stream = client.watch_rounds(v1::WatchRoundsRequest {}).await;
@@ -61,9 +64,15 @@ async fn enrollment_is_checked_on_every_call_and_on_open_streams() {
     stream.message().await.unwrap();
     enroll(&world, "a", Enrollment::Suspended).await;
     assert_eq!(code(stream.message().await), ErrorCode::NotEnrolled);
-    assert_eq!(code(client.poll_rounds(v1::PollRoundsRequest {}).await), ErrorCode::NotEnrolled);
+    assert_eq!(
+        code(client.poll_rounds(v1::PollRoundsRequest {}).await),
+        ErrorCode::NotEnrolled
+    );
     enroll(&world, "a", Enrollment::Revoked).await;
-    assert_eq!(code(client.get_server_info(info).await), ErrorCode::NotEnrolled);
+    assert_eq!(
+        code(client.get_server_info(info).await),
+        ErrorCode::NotEnrolled
+    );
 }
 
 #[tokio::test]
@@ -74,10 +83,15 @@ async fn health_and_reflection_are_for_every_member() {
         let request = HealthCheckRequest {
             service: "concord.v1.FederationService".to_owned(),
         };
-        let answer = HealthClient::new(channel.clone()).check(request).await.unwrap();
+        let answer = HealthClient::new(channel.clone())
+            .check(request)
+            .await
+            .unwrap();
         assert_eq!(answer.into_inner().status, 1);
         let mut reflection =
-            tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient::new(channel);
+            tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient::new(
+                channel,
+            );
         let request = tonic_reflection::pb::v1::ServerReflectionRequest {
             host: String::new(),
             message_request: Some(
@@ -89,9 +103,19 @@ async fn health_and_reflection_are_for_every_member() {
         let answer = reflection
             .server_reflection_info(futures::stream::iter([request]))
             .await;
-        let answer = answer.unwrap().into_inner().message().await.unwrap().unwrap();
+        let answer = answer
+            .unwrap()
+            .into_inner()
+            .message()
+            .await
+            .unwrap()
+            .unwrap();
         let text = format!("{answer:?}");
-        for service in ["concord.v1.FederationService", "concord.v1.OperatorService", "grpc.health.v1.Health"] {
+        for service in [
+            "concord.v1.FederationService",
+            "concord.v1.OperatorService",
+            "grpc.health.v1.Health",
+        ] {
             assert!(text.contains(service), "{text}");
         }
     }
@@ -135,5 +159,8 @@ async fn metrics_and_probes_are_served_on_a_listener_of_their_own() {
     ] {
         assert!(metrics.contains(name), "{name} is missing in\n{metrics}");
     }
-    assert!(!metrics.contains("concord_tls_certificate_expiry_seconds 0"), "{metrics}");
+    assert!(
+        !metrics.contains("concord_tls_certificate_expiry_seconds 0"),
+        "{metrics}"
+    );
 }

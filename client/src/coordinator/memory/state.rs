@@ -23,7 +23,7 @@ use concord_proto::v1;
 
 use super::token;
 
-const LEASE: Duration = Duration::from_secs(3600);
+const LEASE: Duration = Duration::from_hours(1);
 
 pub(super) struct State {
     job: JobId,
@@ -31,7 +31,7 @@ pub(super) struct State {
     spec: TrainingSpec,
     layout: AdapterLayout,
     silos: BTreeSet<SiloId>,
-    job_state: JobState,
+    outcome: JobState,
     reason: String,
     round: Option<Round>,
     progress: Progress,
@@ -72,7 +72,7 @@ impl State {
             layout: spec.adapter_shape().layout()?,
             spec: *spec,
             silos,
-            job_state: JobState::Running,
+            outcome: JobState::Running,
             reason: String::new(),
             round: None,
             progress: Progress {
@@ -92,7 +92,7 @@ impl State {
     }
 
     pub(super) fn outcome(&self) -> (JobState, String) {
-        (self.job_state, self.reason.clone())
+        (self.outcome, self.reason.clone())
     }
 
     pub(super) fn versions(&self) -> &[AdapterVersion] {
@@ -141,13 +141,13 @@ impl State {
                 self.silos.len(),
                 self.spec.rounds.min_silos
             )),
-            Step::Succeed => self.job_state = JobState::Succeeded,
+            Step::Succeed => self.outcome = JobState::Succeeded,
             Step::Fail { reason } => self.fail(reason),
         }
     }
 
     fn fail(&mut self, reason: String) {
-        self.job_state = JobState::Failed;
+        self.outcome = JobState::Failed;
         self.reason = reason;
     }
 
@@ -186,7 +186,7 @@ impl State {
                     self.advance(clock);
                 }
                 Effect::Fail { reason } => self.fail(reason),
-                Effect::Cancel => self.job_state = JobState::Cancelled,
+                Effect::Cancel => self.outcome = JobState::Cancelled,
             }
         }
         Ok(answer)
@@ -239,7 +239,7 @@ impl State {
         silo: &SiloId,
     ) -> Result<&Round, Refusal> {
         self.check_job(job)?;
-        if self.job_state.is_over() {
+        if self.outcome.is_over() {
             return refuse(ErrorCode::JobEnded, "the job has ended");
         }
         match &self.round {
@@ -257,7 +257,7 @@ impl State {
             .round
             .as_ref()
             .filter(|round| round.spec().cohort.contains(silo));
-        if round.is_none() && !self.job_state.is_over() {
+        if round.is_none() && !self.outcome.is_over() {
             return Vec::new();
         }
         let outcome = round
@@ -265,7 +265,7 @@ impl State {
             .map(|record| record.outcome);
         vec![v1::RoundNotice {
             job_id: self.job.to_string(),
-            job_state: v1::JobState::from(self.job_state) as i32,
+            job_state: v1::JobState::from(self.outcome) as i32,
             round: round.map_or(0, |round| round.spec().number.0),
             phase: round.map_or(0, |round| v1::RoundPhase::from(round.phase()) as i32),
             base_version: self.base().0.to_vec(),

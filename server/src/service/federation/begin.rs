@@ -95,7 +95,10 @@ pub(super) async fn begin(
         }),
         Begun::Discarded(change) => {
             change.announce(&header.job_id, &context.hub);
-            let receipt = change.record.as_ref().and_then(|record| record.receipt.as_deref());
+            let receipt = change
+                .record
+                .as_ref()
+                .and_then(|record| record.receipt.as_deref());
             Ok(v1::BeginContributionResponse {
                 receipt: receipt.map(decode_receipt).transpose()?,
                 ..Default::default()
@@ -155,8 +158,7 @@ async fn decide_begin(
     if !round.phase().is_open() {
         require_lease(held.as_ref(), header)?;
         let event = Event::Contributed(contribution(header));
-        let change =
-            decide::apply(tx, &context.signer, job_id, number, event, None, now).await?;
+        let change = decide::apply(tx, &context.signer, job_id, number, event, None, now).await?;
         return Ok(Begun::Discarded(Box::new(change)));
     }
     let unexpired = held.filter(|lease| lease.expires_at > now);
@@ -261,7 +263,9 @@ async fn place(
         examples: header.examples,
         touched_at: now,
     };
-    let old = tx.upload_of(&header.job_id, header.round, header.silo_id).await?;
+    let old = tx
+        .upload_of(&header.job_id, header.round, header.silo_id)
+        .await?;
     if let Some(old) = &old
         && old.payload_digest == upload.payload_digest
         && old.examples == upload.examples
@@ -279,9 +283,12 @@ async fn place(
     let (uploads, bytes) = tx.upload_load().await?;
     let spool = &context.config.spool;
     if uploads >= spool.max_uploads || bytes + upload.payload_bytes > spool.max_bytes.bytes() {
-        return Err(Refusal::new(ErrorCode::Busy, "too many uploads are in progress; try again")
-            .retry_after(std::time::Duration::from_secs(5))
-            .into());
+        return Err(Refusal::new(
+            ErrorCode::Busy,
+            "too many uploads are in progress; try again",
+        )
+        .retry_after(std::time::Duration::from_secs(5))
+        .into());
     }
     tx.insert_upload(&upload).await?;
     Ok(Begun::Upload { upload, replaced })

@@ -156,9 +156,9 @@ async fn count(context: &Context, job_id: &JobId, silo_id: &SiloId, bytes: u64) 
     let counted = context
         .datastore
         .run_tx("count_download", |tx| {
-            Box::pin(async move {
-                Ok::<_, Failure>(tx.count_bytes(job_id, silo_id, 0, bytes).await?)
-            })
+            Box::pin(
+                async move { Ok::<_, Failure>(tx.count_bytes(job_id, silo_id, 0, bytes).await?) },
+            )
         })
         .await;
     if let Err(error) = counted {
