@@ -53,7 +53,8 @@ impl Context {
         let folder = config.state_dir.clone();
         let shown = folder.display();
         make_private_folder(&folder).map_err(Failure::io(format!("cannot make {shown}")))?;
-        let lock = lock(&folder.join("lock")).map_err(Failure::io(format!("cannot use {shown}")))?;
+        let lock =
+            lock(&folder.join("lock")).map_err(Failure::io(format!("cannot use {shown}")))?;
         let datastore = Datastore::open(&folder.join("concord.db"), config.durability).await?;
         let blobs = BlobStore::open(&folder.join("adapters"), config.durability)
             .map_err(Failure::io(format!("cannot open {shown}/adapters")))?;
