@@ -73,10 +73,7 @@ async fn find(
             Box::pin(async move {
                 let upload = tx.upload(upload_id).await?;
                 let Some(upload) = upload.filter(|upload| upload.silo_id == *silo_id) else {
-                    return refuse(
-                        ErrorCode::UnknownUpload,
-                        "there is no such upload, or it has expired; begin the contribution again",
-                    );
+                    return no_such_upload();
                 };
                 tx.touch_upload(upload_id, now).await?;
                 let job = decide::job(tx, &upload.job_id).await?;
@@ -91,6 +88,13 @@ async fn find(
         max_norm: spec.limits.max_update_norm,
     };
     Ok((upload, expected))
+}
+
+fn no_such_upload<T>() -> Result<T, Failure> {
+    refuse(
+        ErrorCode::UnknownUpload,
+        "there is no such upload, or it has expired or was replaced; begin the contribution again",
+    )
 }
 
 /// Moves the stream's bytes into the file until the payload is whole.
@@ -211,6 +215,10 @@ pub(crate) async fn record(context: &Context, upload: &UploadRecord) -> Result<C
                 });
                 let id = upload.upload_id;
                 let (job_id, silo_id) = (&upload.job_id, &upload.silo_id);
+                // Another contribution may have been announced in its place meanwhile, and then its bytes are deleted.
+                if tx.upload(&id).await?.is_none() {
+                    return no_such_upload();
+                }
                 let change =
                     decide::apply(tx, signer, job_id, upload.round, event, Some(id), now).await?;
                 tx.delete_upload(&id).await?;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use concord_common::{Clock, Digest, RoundNumber, chunk, round::RoundPhase};
+use concord_common::{Clock, Digest, ErrorCode, RoundNumber, chunk, round::RoundPhase};
 use concord_proto::v1::{self, JobState, Outcome};
 use futures::stream;
 use tokio::task::JoinSet;
@@ -296,4 +296,40 @@ async fn a_stop_lets_an_upload_finish_and_ends_streams_with_a_word() {
     let [_a, mut b] = world.silos(["a", "b"]).await;
     b.contribute(&job_id, 1, 1.0, 1).await;
     world.wait_for_state(&job_id, JobState::Succeeded).await;
+}
+
+#[tokio::test]
+async fn an_upload_that_another_has_replaced_is_not_recorded_and_the_other_counts() {
+    let world = World::start().await;
+    let [mut a] = world.silos(["a"]).await;
+    let job_id = world.submit(&spec(1, 1, "")).await;
+    let first = a.offer(&job_id, 1, constant(1.25), 3).await;
+    let begun = a
+        .client
+        .begin_contribution(first.begin.clone())
+        .await
+        .unwrap()
+        .into_inner();
+    let context = Arc::clone(world.server.as_ref().unwrap().context());
+    let id: [u8; 16] = begun.upload_id.as_slice().try_into().unwrap();
+    let upload = context
+        .datastore
+        .run_read("test", |tx| {
+            Box::pin(async move { Ok::<_, Failure>(tx.upload(&id).await?) })
+        })
+        .await
+        .unwrap()
+        .unwrap();
+    // As if the first upload's last byte were just being synced to the disk.
+    let second = a.offer(&job_id, 1, constant(2.5), 3).await;
+    a.client
+        .begin_contribution(second.begin.clone())
+        .await
+        .unwrap();
+    let refused = crate::service::record_upload(&context, &upload).await;
+    assert!(
+        matches!(&refused, Err(Failure::Refused(refusal)) if refusal.code == ErrorCode::UnknownUpload)
+    );
+    assert_eq!(a.send(&second).await.unwrap().outcome(), Outcome::Accepted);
+    expect_published(&world, &mut a, &job_id, 1, &[("a", 2.5, 3)]).await;
 }
