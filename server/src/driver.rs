@@ -26,6 +26,9 @@ pub(crate) use sweep::sweep as sweep_now;
 
 /// Wait before something that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// How often the database is looked at although nobody announced a change: a call whose caller has gone away may have
+/// been dropped between its commit and the announcement.
+const LOOK_AGAIN: Duration = Duration::from_secs(3);
 /// Longest sleep towards a deadline before the clock is read again: it may have been set, or belong to a test.
 const CLOCK_CHECK: Duration = Duration::from_millis(500);
 
@@ -46,7 +49,7 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
             () = stop.cancelled() => break,
             () = &mut sweep => {}
             () = context.hub.queue_change() => {}
-            () = sleep_opt(retry) => {}
+            () = tokio::time::sleep(retry.unwrap_or(LOOK_AGAIN)) => {}
             Some(ended) = running.join_next() => match ended {
                 Ok(job_id) => { jobs.remove(&job_id); }
                 Err(error) => {
@@ -59,13 +62,6 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
         }
     }
     running.shutdown().await;
-}
-
-async fn sleep_opt(time: Option<Duration>) {
-    match time {
-        Some(time) => tokio::time::sleep(time).await,
-        None => std::future::pending().await,
-    }
 }
 
 /// Starts what is running in the database and not here, then queued jobs as far as there is room.

@@ -7,7 +7,7 @@ use concord_common::{
     round::{Event, Round, RoundPhase, job::JobState},
 };
 
-use super::{RETRY, aggregate, fail, level, sleep_until};
+use super::{LOOK_AGAIN, RETRY, aggregate, fail, level, sleep_until};
 use crate::{
     context::Context,
     decide::{self, Change},
@@ -57,6 +57,7 @@ pub(super) async fn drive(context: Arc<Context>, job_id: JobId) -> JobId {
         };
         tokio::select! {
             () = sleep_until(&context, wake) => {}
+            () = tokio::time::sleep(LOOK_AGAIN) => {}
             // The context holds the sender, so that it cannot be gone.
             _ = changes.changed() => {}
         }

@@ -154,14 +154,7 @@ async fn record_without_a_driver(world: &World, upload_id: &[u8], payload: &[u8]
         .unwrap();
     let id: [u8; 16] = upload_id.try_into().unwrap();
     std::fs::write(context.spool.path(&id), payload).unwrap();
-    let upload: UploadRecord = context
-        .datastore
-        .run_read("test", |tx| {
-            Box::pin(async move { Ok::<_, Failure>(tx.upload(&id).await?) })
-        })
-        .await
-        .unwrap()
-        .unwrap();
+    let upload = row_of(&context, id).await;
     let change = crate::service::record_upload(&context, &upload)
         .await
         .unwrap();
@@ -312,14 +305,7 @@ async fn an_upload_that_another_has_replaced_is_not_recorded_and_the_other_count
         .into_inner();
     let context = Arc::clone(world.server.as_ref().unwrap().context());
     let id: [u8; 16] = begun.upload_id.as_slice().try_into().unwrap();
-    let upload = context
-        .datastore
-        .run_read("test", |tx| {
-            Box::pin(async move { Ok::<_, Failure>(tx.upload(&id).await?) })
-        })
-        .await
-        .unwrap()
-        .unwrap();
+    let upload = row_of(&context, id).await;
     // As if the first upload's last byte were just being synced to the disk.
     let second = a.offer(&job_id, 1, constant(2.5), 3).await;
     a.client
@@ -332,4 +318,37 @@ async fn an_upload_that_another_has_replaced_is_not_recorded_and_the_other_count
     );
     assert_eq!(a.send(&second).await.unwrap().outcome(), Outcome::Accepted);
     expect_published(&world, &mut a, &job_id, 1, &[("a", 2.5, 3)]).await;
+}
+
+#[tokio::test]
+async fn a_contribution_that_was_committed_but_never_announced_is_seen_all_the_same() {
+    let world = World::start().await;
+    let [mut a] = world.silos(["a"]).await;
+    let job_id = world.submit(&spec(1, 1, "max_time = \"1day\"")).await;
+    let offer = a.offer(&job_id, 1, constant(1.25), 3).await;
+    let begun = a
+        .client
+        .begin_contribution(offer.begin.clone())
+        .await
+        .unwrap()
+        .into_inner();
+    let context = Arc::clone(world.server.as_ref().unwrap().context());
+    let id: [u8; 16] = begun.upload_id.as_slice().try_into().unwrap();
+    std::fs::write(context.spool.path(&id), &offer.payload).unwrap();
+    let upload = row_of(&context, id).await;
+    crate::service::record_upload(&context, &upload)
+        .await
+        .unwrap();
+    world.wait_for_state(&job_id, JobState::Succeeded).await;
+}
+
+async fn row_of(context: &Context, id: [u8; 16]) -> UploadRecord {
+    context
+        .datastore
+        .run_read("test", |tx| {
+            Box::pin(async move { Ok::<_, Failure>(tx.upload(&id).await?) })
+        })
+        .await
+        .unwrap()
+        .unwrap()
 }
