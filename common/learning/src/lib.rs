@@ -7,6 +7,7 @@ pub mod backbone;
 pub mod batch;
 pub mod cache;
 pub mod data;
+pub mod diffusion;
 pub mod error;
 pub mod fusion;
 pub mod head;
