@@ -14,6 +14,7 @@ use crate::{
     seed::Seed,
 };
 
+pub mod artaug;
 mod check;
 #[cfg(test)]
 mod tests;

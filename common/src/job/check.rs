@@ -21,11 +21,11 @@ pub(super) fn check(spec: &TrainingSpec) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn refuse(key: &str, what: &str) -> Refusal {
+pub(super) fn refuse(key: &str, what: &str) -> Refusal {
     Refusal::new(ErrorCode::InvalidJobSpec, format!("`{key}`: {what}"))
 }
 
-fn require(holds: bool, key: &str, what: &str) -> Result<(), Refusal> {
+pub(super) fn require(holds: bool, key: &str, what: &str) -> Result<(), Refusal> {
     if holds {
         Ok(())
     } else {
@@ -33,7 +33,7 @@ fn require(holds: bool, key: &str, what: &str) -> Result<(), Refusal> {
     }
 }
 
-fn range<T: PartialOrd + std::fmt::Display + Copy>(
+pub(super) fn range<T: PartialOrd + std::fmt::Display + Copy>(
     value: &T,
     low: T,
     high: T,
