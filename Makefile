@@ -23,6 +23,7 @@ test: libtorch backbone binaries ## builds and passes every test
 	$(CARGO) test --doc --workspace --locked
 	python3 -m unittest discover --start-directory deploy/demo/tests
 	python3 -m unittest discover --start-directory deploy/experiment/tests
+	python3 -m unittest discover --start-directory deploy/artaug/tests
 
 interop: libtorch backbone binaries ## compares with Python's torch, transformers and adapters
 	deploy/interop/run.sh
