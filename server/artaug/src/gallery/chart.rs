@@ -1,0 +1,60 @@
+//! Loss curves as SVG.
+
+use std::fmt::Write as _;
+
+use super::{Curve, escape};
+
+const WIDTH: f64 = 520.0;
+const HEIGHT: f64 = 150.0;
+/// Most points of a line; longer curves are averaged in groups.
+const MOST_POINTS: usize = 260;
+
+pub(super) fn curves(page: &mut String, curves: &[Curve]) {
+    let drawable: Vec<(&Curve, Vec<f64>)> = curves
+        .iter()
+        .map(|curve| (curve, points(&curve.losses)))
+        .filter(|(_, points)| points.len() > 1)
+        .collect();
+    if drawable.is_empty() {
+        return;
+    }
+    page.push_str("<h2>Losses</h2>\n<div class=\"cards\">\n");
+    for (curve, points) in drawable {
+        let lowest = points.iter().copied().fold(f64::INFINITY, f64::min);
+        let highest = points.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let span = (highest - lowest).max(f64::MIN_POSITIVE);
+        let step = WIDTH / (points.len() - 1) as f64;
+        let line: Vec<String> = points
+            .iter()
+            .enumerate()
+            .map(|(index, loss)| {
+                let y = 4.0 + (1.0 - (loss - lowest) / span) * (HEIGHT - 8.0);
+                format!("{:.1},{y:.1}", index as f64 * step)
+            })
+            .collect();
+        let _ = writeln!(
+            page,
+            "<div class=\"card\"><h3>{}</h3><svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" width=\"100%\" role=\"img\">\
+             <polyline points=\"{}\" fill=\"none\" stroke=\"#2a6f97\" stroke-width=\"2\"/></svg>\
+             <p class=\"small\">{} steps, highest {highest:.4}, lowest {lowest:.4}</p></div>",
+            escape(&curve.name),
+            line.join(" "),
+            curve.losses.len()
+        );
+    }
+    page.push_str("</div>\n");
+}
+
+/// The finite losses, averaged in equal groups if there are many.
+fn points(losses: &[f64]) -> Vec<f64> {
+    let finite: Vec<f64> = losses
+        .iter()
+        .copied()
+        .filter(|loss| loss.is_finite())
+        .collect();
+    let group = finite.len().div_ceil(MOST_POINTS).max(1);
+    finite
+        .chunks(group)
+        .map(|group| group.iter().sum::<f64>() / group.len() as f64)
+        .collect()
+}

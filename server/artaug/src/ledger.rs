@@ -1,0 +1,183 @@
+//! What a job cost, added up from its journal.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{advisor::Usage, machine::Event};
+
+/// Counts and times of a job.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Ledger {
+    /// Images made, base, enhanced and held out.
+    pub images: u64,
+    /// Forward passes of the denoiser for base and enhanced images.
+    pub forwards: u64,
+    /// Calls and tokens of the advisor.
+    pub advice: Usage,
+    /// Answers of the advisor that could not be used.
+    pub rejected_replies: u64,
+    /// Training steps.
+    pub steps: u64,
+    /// Seconds of generating and regenerating.
+    pub generating: f64,
+    /// Seconds of waiting for advice; these overlap with the others.
+    pub advising: f64,
+    /// Seconds of training.
+    pub training: f64,
+}
+
+impl Ledger {
+    /// Adds what an event cost.
+    pub fn take(&mut self, event: &Event) {
+        match event {
+            Event::Generated { result, .. } => self.image(result.forwards, result.seconds),
+            Event::Regenerated { result, .. } => self.image(result.forwards, result.seconds),
+            Event::Advised { result, .. } => {
+                self.advice += result.advice.usage;
+                self.rejected_replies += result.advice.rejected_replies.len() as u64;
+                self.advising += result.seconds;
+            }
+            Event::Trained { result, .. } => {
+                self.steps += result.steps;
+                self.training += result.seconds;
+            }
+            Event::Evaluated { .. } => self.images += 1,
+            _ => {}
+        }
+    }
+
+    fn image(&mut self, forwards: u64, seconds: f64) {
+        self.images += 1;
+        self.forwards += forwards;
+        self.generating += seconds;
+    }
+
+    /// Names and values as they are to be read, with the peak memory of the process in bytes if it is known.
+    pub fn lines(&self, peak_memory: Option<u64>) -> Vec<(String, String)> {
+        let line = |name: &str, value: String| (name.to_owned(), value);
+        let seconds = |value: f64| format!("{value:.1} s");
+        vec![
+            line("images", self.images.to_string()),
+            line("forward passes for pairs", self.forwards.to_string()),
+            line("advisor calls", self.advice.calls.to_string()),
+            line("advisor tokens read", self.advice.prompt_tokens.to_string()),
+            line(
+                "advisor tokens written",
+                self.advice.reply_tokens.to_string(),
+            ),
+            line("unusable answers", self.rejected_replies.to_string()),
+            line("training steps", self.steps.to_string()),
+            line("generating", seconds(self.generating)),
+            line("waiting for advice", seconds(self.advising)),
+            line("training", seconds(self.training)),
+            line(
+                "peak memory",
+                peak_memory.map_or_else(
+                    || "not measured".to_owned(),
+                    |bytes| format!("{:.0} MB", bytes as f64 / 1e6),
+                ),
+            ),
+        ]
+    }
+}
+
+/// The most memory that this process has used, in bytes; none where the system does not tell.
+pub fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use concord_common::Digest;
+
+    use super::*;
+    use crate::{
+        advisor::{Advice, RejectedReply},
+        machine::{Advised, Generated, Trained, Training},
+    };
+
+    #[test]
+    fn costs_are_added_up_from_the_journal() {
+        let object = Digest::of(b"x");
+        let reply = RejectedReply {
+            raw: String::new(),
+            code: "no-json".to_owned(),
+            reason: String::new(),
+        };
+        let events = [
+            Event::Generated {
+                iteration: 1,
+                item: 0,
+                result: Generated {
+                    prompt: String::new(),
+                    seed: 0,
+                    image: object,
+                    forwards: 20,
+                    seconds: 1.5,
+                },
+            },
+            Event::Advised {
+                iteration: 1,
+                item: 0,
+                result: Advised {
+                    advisor: String::new(),
+                    advice: Advice {
+                        rejected_replies: vec![reply],
+                        usage: Usage {
+                            calls: 2,
+                            prompt_tokens: 200,
+                            reply_tokens: 30,
+                        },
+                        ..Advice::default()
+                    },
+                    error: None,
+                    seconds: 4.0,
+                },
+            },
+            Event::Trained {
+                iteration: 1,
+                training: Training::First,
+                result: Trained {
+                    lora: object,
+                    losses: object,
+                    steps: 120,
+                    final_loss: 0.1,
+                    seconds: 60.0,
+                },
+            },
+        ];
+        let mut ledger = Ledger::default();
+        for event in events {
+            ledger.take(&event);
+        }
+        let lines = ledger.lines(Some(512_000_000));
+        for (name, value) in [
+            ("images", "1"),
+            ("forward passes for pairs", "20"),
+            ("advisor calls", "2"),
+            ("advisor tokens read", "200"),
+            ("unusable answers", "1"),
+            ("training steps", "120"),
+            ("training", "60.0 s"),
+            ("peak memory", "512 MB"),
+        ] {
+            assert!(
+                lines.contains(&(name.to_owned(), value.to_owned())),
+                "{name}: {lines:?}"
+            );
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_peak_memory_is_at_least_what_is_held() {
+        let held = vec![1_u8; 64 << 20];
+        assert!(peak_memory().unwrap() > 64 << 20);
+        drop(held);
+    }
+}

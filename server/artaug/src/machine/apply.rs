@@ -1,0 +1,178 @@
+//! Taking in events: what fits, and what it changes.
+
+use std::collections::BTreeMap;
+
+use super::{Arm, Decision, Event, Item, Machine, Misfit, Stage, Summary, Work, open_items};
+use crate::filter::{Reason, Verdict};
+
+impl Machine {
+    /// Takes in what happened.
+    ///
+    /// # Errors
+    /// If the event does not fit; the state is then as it was.
+    pub fn apply(&mut self, event: Event) -> Result<(), Misfit> {
+        let name = event.name();
+        let refuse = |what: String| Misfit { event: name, what };
+        self.fits(&event).map_err(refuse)?;
+        match event {
+            Event::Began { .. } => self.began = true,
+            Event::Generated { item, result, .. } => self.item(item).generated = Some(result),
+            Event::Advised { item, result, .. } => self.item(item).advised = Some(result),
+            Event::Regenerated { item, result, .. } => self.item(item).regenerated = Some(result),
+            Event::Scored { item, result, .. } => self.item(item).scored = Some(result),
+            Event::Filtered {
+                verdicts, raw_gain, ..
+            } => {
+                for (item, verdict) in verdicts {
+                    self.item(item).verdict = Some(verdict);
+                }
+                self.raw_gain = raw_gain;
+                self.filtered = true;
+            }
+            Event::Reviewed { item, accepted, .. } => {
+                self.reviewed.insert(item);
+                if !accepted {
+                    let reason = Reason::Review;
+                    self.item(item).verdict = Some(Verdict::Rejected { reason });
+                }
+            }
+            Event::Checkpointed {
+                training, result, ..
+            } => {
+                self.checkpoints.insert(training, result);
+            }
+            Event::Trained {
+                training, result, ..
+            } => {
+                self.checkpoints.remove(&training);
+                self.trained.insert(training, result);
+            }
+            Event::Fused { result, .. } => self.fused = Some(result),
+            Event::Evaluated {
+                arm, item, result, ..
+            } => {
+                self.arms.entry(arm).or_default().items.insert(item, result);
+            }
+            Event::Diversity { arm, value, .. } => {
+                self.arms.entry(arm).or_default().diversity = Some(value);
+            }
+            Event::Decided { decision, .. } => self.close(decision),
+        }
+        Ok(())
+    }
+
+    fn item(&mut self, number: u32) -> &mut Item {
+        self.items.entry(number).or_default()
+    }
+
+    /// Whether an event is one of those that [`Machine::work`] asks for.
+    fn fits(&self, event: &Event) -> Result<(), String> {
+        if let Event::Began { specification, .. } = event {
+            return if self.began {
+                Err("the job has begun already".to_owned())
+            } else if *specification != self.specification {
+                Err("it belongs to a job of another specification".to_owned())
+            } else {
+                Ok(())
+            };
+        }
+        if !self.began {
+            return Err("the job has not begun".to_owned());
+        }
+        if !event.is_finite() {
+            return Err("it holds a number that is not finite".to_owned());
+        }
+        if event.iteration() != Some(self.iteration) {
+            return Err(format!("iteration {} is under way", self.iteration));
+        }
+        // Items are many: theirs are judged without looking at all the others.
+        let wanted = if let Some((item, stage)) = item_stage(event) {
+            let next = self.items.get(&item).and_then(Item::next);
+            !self.filtered && next == Some(stage)
+        } else {
+            self.asks_for(event)
+        };
+        if wanted {
+            Ok(())
+        } else {
+            Err(format!("the job is at {:?}", self.stage()))
+        }
+    }
+
+    /// Whether an event that is not of an item is the one that the work at hand ends with.
+    fn asks_for(&self, event: &Event) -> bool {
+        match (event, self.work()) {
+            (Event::Filtered { verdicts, .. }, Work::Filter) => {
+                verdicts.iter().map(|(item, _)| item).eq(self.items.keys())
+            }
+            (Event::Reviewed { item, .. }, Work::Review(open)) => open.contains(item),
+            (
+                Event::Checkpointed {
+                    training, result, ..
+                },
+                Work::Train(wanted, from),
+            ) => *training == wanted && from.is_none_or(|from| result.step > from.step),
+            (Event::Trained { training, .. }, Work::Train(wanted, _)) => *training == wanted,
+            (Event::Evaluated { arm, item, .. }, Work::Evaluate(wanted, left)) => {
+                *arm == wanted && left.contains(item)
+            }
+            (Event::Diversity { arm, .. }, Work::Diversity(wanted)) => *arm == wanted,
+            (Event::Fused { .. }, Work::Fuse) | (Event::Decided { .. }, Work::Decide) => true,
+            _ => false,
+        }
+    }
+
+    /// Ends the iteration, and the job unless it goes on.
+    fn close(&mut self, decision: Decision) {
+        let goes_on = decision == Decision::Continue;
+        let summary = self.summary(decision);
+        self.history.push(summary);
+        if !goes_on {
+            self.over = true;
+            return;
+        }
+        self.iteration += 1;
+        self.items = open_items(self.plan.pairs);
+        self.filtered = false;
+        self.raw_gain = None;
+        self.reviewed.clear();
+        self.checkpoints.clear();
+        self.trained.clear();
+        self.fused = None;
+        self.arms.remove(&Arm::PlainLora);
+        self.previous = self.arms.remove(&Arm::Enhanced);
+    }
+
+    fn summary(&self, decision: Decision) -> Summary {
+        let mut rejected = BTreeMap::new();
+        let mut rejected_replies = 0;
+        for item in self.items.values() {
+            if let Some(Verdict::Rejected { reason }) = &item.verdict {
+                *rejected.entry(reason.code().to_owned()).or_insert(0) += 1;
+            }
+            if let Some(advised) = &item.advised {
+                rejected_replies += advised.advice.rejected_replies.len();
+            }
+        }
+        Summary {
+            iteration: self.iteration,
+            raw_gain: self.raw_gain,
+            kept: self.kept().len(),
+            rejected,
+            rejected_replies,
+            arms: self.arm_summaries(),
+            decision,
+        }
+    }
+}
+
+/// The item of an event and what that item needed.
+fn item_stage(event: &Event) -> Option<(u32, Stage)> {
+    match event {
+        Event::Generated { item, .. } => Some((*item, Stage::Generate)),
+        Event::Advised { item, .. } => Some((*item, Stage::Advise)),
+        Event::Regenerated { item, .. } => Some((*item, Stage::Regenerate)),
+        Event::Scored { item, .. } => Some((*item, Stage::Score)),
+        _ => None,
+    }
+}

@@ -1,0 +1,310 @@
+//! What can happen in a job, as it stands in the journal.
+
+use concord_common::Digest;
+use serde::{Deserialize, Serialize};
+
+use super::{Arm, Decision, Training};
+use crate::{
+    advisor::Advice,
+    filter::Verdict,
+    scorer::{ForEvaluation, ForFilter, Scores},
+    stats::Interval,
+};
+
+/// Something that is done and need not be done again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Event {
+    /// The job began; the first line of its journal.
+    Began {
+        /// Digest of the specification.
+        specification: Digest,
+        /// Version of the worker.
+        version: String,
+    },
+    /// A base image was made.
+    Generated {
+        /// The iteration, from 1.
+        iteration: u32,
+        /// The item, from 0.
+        item: u32,
+        /// What was made.
+        result: Generated,
+    },
+    /// The advisor was asked.
+    Advised {
+        /// The iteration.
+        iteration: u32,
+        /// The item.
+        item: u32,
+        /// What it said.
+        result: Advised,
+    },
+    /// An enhanced image was made.
+    Regenerated {
+        /// The iteration.
+        iteration: u32,
+        /// The item.
+        item: u32,
+        /// What was made.
+        result: Regenerated,
+    },
+    /// Both images were scored for the filter.
+    Scored {
+        /// The iteration.
+        iteration: u32,
+        /// The item.
+        item: u32,
+        /// The scores; empty if a scorer gave none.
+        result: Scored,
+    },
+    /// The filter judged all pairs.
+    Filtered {
+        /// The iteration.
+        iteration: u32,
+        /// Every item, in order, with its verdict.
+        verdicts: Vec<(u32, Verdict)>,
+        /// Gain before the filter; none for fewer than two scored pairs.
+        raw_gain: Option<Interval>,
+    },
+    /// An operator judged a pair.
+    Reviewed {
+        /// The iteration.
+        iteration: u32,
+        /// The item.
+        item: u32,
+        /// The operator's word.
+        accepted: bool,
+    },
+    /// A training saved its state.
+    Checkpointed {
+        /// The iteration.
+        iteration: u32,
+        /// Which training.
+        training: Training,
+        /// The state.
+        result: Checkpoint,
+    },
+    /// A training ended.
+    Trained {
+        /// The iteration.
+        iteration: u32,
+        /// Which training.
+        training: Training,
+        /// What came out.
+        result: Trained,
+    },
+    /// `LoRA_2` went into the model.
+    Fused {
+        /// The iteration.
+        iteration: u32,
+        /// What came out.
+        result: Fused,
+    },
+    /// A held-out image was made and scored.
+    Evaluated {
+        /// The iteration.
+        iteration: u32,
+        /// Which model and prompt.
+        arm: Arm,
+        /// The held-out prompt, from 0.
+        item: u32,
+        /// What came out.
+        result: Evaluated,
+    },
+    /// The diversity of an arm's images was measured.
+    Diversity {
+        /// The iteration.
+        iteration: u32,
+        /// Which arm.
+        arm: Arm,
+        /// See [`crate::photometry::diversity`].
+        value: f64,
+    },
+    /// The iteration was judged.
+    Decided {
+        /// The iteration.
+        iteration: u32,
+        /// What follows.
+        decision: Decision,
+    },
+}
+
+/// A base image.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Generated {
+    /// The prompt P.
+    pub prompt: String,
+    /// Seed of the noise.
+    pub seed: u64,
+    /// The stored PNG file.
+    pub image: Digest,
+    /// Forward passes of the denoiser.
+    pub forwards: u64,
+    /// Time spent.
+    pub seconds: f64,
+}
+
+/// Advice on an image.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Advised {
+    /// Name and version of the advisor.
+    pub advisor: String,
+    /// Raw answer, regions, rejected answers, cost.
+    pub advice: Advice,
+    /// Why there is no usable advice, if so.
+    #[serde(default)]
+    pub error: Option<String>,
+    /// Time spent.
+    pub seconds: f64,
+}
+
+impl Advised {
+    /// Number of regions; none if there is no usable advice.
+    pub fn regions(&self) -> Option<usize> {
+        self.error.is_none().then_some(self.advice.regions.len())
+    }
+}
+
+/// An enhanced image.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Regenerated {
+    /// The stored PNG file.
+    pub image: Digest,
+    /// Forward passes of the denoiser.
+    pub forwards: u64,
+    /// Time spent.
+    pub seconds: f64,
+}
+
+/// Filter scores of a pair.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scored {
+    /// Of the base image.
+    pub base: Scores<ForFilter>,
+    /// Of the enhanced image.
+    pub enhanced: Scores<ForFilter>,
+}
+
+/// A training's state, from which it goes on exactly.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Checkpoint {
+    /// Steps done.
+    pub step: u64,
+    /// The stored file with weights and moments.
+    pub state: Digest,
+    /// Mean loss since the checkpoint before.
+    pub loss: f64,
+}
+
+/// A finished training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Trained {
+    /// The stored `LoRA` file.
+    pub lora: Digest,
+    /// The stored list of losses, one number a step.
+    pub losses: Digest,
+    /// Steps done.
+    pub steps: u64,
+    /// Mean loss of the last tenth of the steps.
+    pub final_loss: f64,
+    /// Time spent, over all resumptions.
+    pub seconds: f64,
+}
+
+/// A model after an iteration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fused {
+    /// The stored file of all `LoRA_2` up to here, joined.
+    pub merged: Digest,
+    /// The same, reduced by SVD.
+    #[serde(default)]
+    pub reduced: Option<Digest>,
+}
+
+/// A held-out image and its scores.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Evaluated {
+    /// The prompt as used (rewritten for [`Arm::Rewriting`]).
+    pub prompt: String,
+    /// The stored PNG file.
+    pub image: Digest,
+    /// What the evaluation scorers say.
+    pub scores: Scores<ForEvaluation>,
+    /// What the filter scorers say, to notice when only those are pleased.
+    pub filter_scores: Scores<ForFilter>,
+}
+
+impl Event {
+    /// Its name as in the journal.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Began { .. } => "began",
+            Self::Generated { .. } => "generated",
+            Self::Advised { .. } => "advised",
+            Self::Regenerated { .. } => "regenerated",
+            Self::Scored { .. } => "scored",
+            Self::Filtered { .. } => "filtered",
+            Self::Reviewed { .. } => "reviewed",
+            Self::Checkpointed { .. } => "checkpointed",
+            Self::Trained { .. } => "trained",
+            Self::Fused { .. } => "fused",
+            Self::Evaluated { .. } => "evaluated",
+            Self::Diversity { .. } => "diversity",
+            Self::Decided { .. } => "decided",
+        }
+    }
+
+    /// Whether every number in it is one: JSON has no other, so the journal could not be read back.
+    pub fn is_finite(&self) -> bool {
+        let finite = |value: &f64| value.is_finite();
+        match self {
+            Self::Generated { result, .. } => finite(&result.seconds),
+            Self::Advised { result, .. } => finite(&result.seconds),
+            Self::Regenerated { result, .. } => finite(&result.seconds),
+            Self::Scored { result, .. } => {
+                let scores = result.base.iter().chain(result.enhanced.iter());
+                scores.into_iter().all(|(_, value)| finite(&value))
+            }
+            Self::Checkpointed { result, .. } => finite(&result.loss),
+            Self::Trained { result, .. } => finite(&result.final_loss) && finite(&result.seconds),
+            Self::Evaluated { result, .. } => {
+                result.scores.iter().all(|(_, value)| finite(&value))
+                    && result.filter_scores.iter().all(|(_, value)| finite(&value))
+            }
+            Self::Diversity { value, .. } => finite(value),
+            Self::Began { .. }
+            | Self::Filtered { .. }
+            | Self::Reviewed { .. }
+            | Self::Fused { .. }
+            | Self::Decided { .. } => true,
+        }
+    }
+
+    /// The iteration it belongs to; none for the job's beginning.
+    pub fn iteration(&self) -> Option<u32> {
+        match self {
+            Self::Began { .. } => None,
+            Self::Generated { iteration, .. }
+            | Self::Advised { iteration, .. }
+            | Self::Regenerated { iteration, .. }
+            | Self::Scored { iteration, .. }
+            | Self::Filtered { iteration, .. }
+            | Self::Reviewed { iteration, .. }
+            | Self::Checkpointed { iteration, .. }
+            | Self::Trained { iteration, .. }
+            | Self::Fused { iteration, .. }
+            | Self::Evaluated { iteration, .. }
+            | Self::Diversity { iteration, .. }
+            | Self::Decided { iteration, .. } => Some(*iteration),
+        }
+    }
+}

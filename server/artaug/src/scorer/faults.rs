@@ -1,0 +1,72 @@
+//! Photometric and colour metrics for the filter: how far an image leaves the ranges of clean images.
+
+use super::{ForFilter, ScoreError, Scorer};
+use crate::{
+    image::Image,
+    photometry::{CleanRanges, Finding, GRID, survey},
+    words::Dimension,
+};
+
+/// An excess counts at most this much, so that one strange cell does not decide.
+const MOST_EXCESS: f64 = 3.0;
+
+/// 0 for an image within the ranges of clean ones, below 0 for one outside:
+/// -(e(whole) + mean over the cells of e(cell)) / 2 with e the sum of the excesses in its dimensions, each at most 3.
+#[derive(Debug, Clone)]
+pub struct FaultScorer {
+    name: &'static str,
+    dimensions: Vec<Dimension>,
+    ranges: CleanRanges,
+}
+
+impl FaultScorer {
+    /// Exposure, contrast, sharpness and placement.
+    pub fn photometry(ranges: CleanRanges) -> Self {
+        Self {
+            name: "photometry",
+            dimensions: vec![
+                Dimension::Exposure,
+                Dimension::Contrast,
+                Dimension::Sharpness,
+                Dimension::Placement,
+            ],
+            ranges,
+        }
+    }
+
+    /// Colourfulness.
+    pub fn colour(ranges: CleanRanges) -> Self {
+        Self {
+            name: "colour",
+            dimensions: vec![Dimension::Colour],
+            ranges,
+        }
+    }
+}
+
+impl Scorer for FaultScorer {
+    type Use = ForFilter;
+
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn score(&self, image: &Image, _prompt: &str) -> Result<f64, ScoreError> {
+        let survey = survey(image);
+        let excess = |finding: Option<Finding>| {
+            finding.map_or(0.0, |finding| finding.excess.min(MOST_EXCESS))
+        };
+        let sum: f64 = self
+            .dimensions
+            .iter()
+            .map(|dimension| {
+                let whole = excess(self.ranges.judge_whole(&survey, *dimension));
+                let cells: f64 = (0..GRID * GRID)
+                    .map(|cell| excess(self.ranges.judge_cell(&survey, cell, *dimension)))
+                    .sum();
+                f64::midpoint(whole, cells / (GRID * GRID) as f64)
+            })
+            .sum();
+        Ok(-sum)
+    }
+}

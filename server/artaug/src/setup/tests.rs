@@ -1,0 +1,181 @@
+use super::*;
+use crate::{image::Image, photometry::survey};
+
+const SAMPLE: &str = include_str!("../../../../deploy/artaug/job.toml");
+
+fn clean() -> Clean {
+    let images: Vec<Image> = (0..20_u8)
+        .map(|shade| Image::filled(16, 16, [shade * 9, 90, 200]).unwrap())
+        .collect();
+    let surveys: Vec<_> = images.iter().map(survey).collect();
+    Clean {
+        ranges: CleanRanges::measure(&surveys, 0.05).unwrap(),
+        statistics: CleanStatistics::fit(&images).unwrap(),
+    }
+}
+
+/// A worker without any trained model.
+struct Bare;
+
+fn missing<T>(scorer: &'static str) -> Result<T, SetupError> {
+    let what = "no model".to_owned();
+    Err(SetupError::Scorer { scorer, what })
+}
+
+impl TrainedScorers for Bare {
+    fn alignment_filter(&self) -> Result<Box<dyn Scorer<Use = ForFilter>>, SetupError> {
+        missing("alignment")
+    }
+    fn alignment_guard(&self) -> Result<Box<dyn Scorer<Use = ForEvaluation>>, SetupError> {
+        missing("alignment")
+    }
+    fn brisque_filter(&self) -> Result<Box<dyn Scorer<Use = ForFilter>>, SetupError> {
+        missing("brisque")
+    }
+    fn brisque_evaluation(&self) -> Result<Box<dyn Scorer<Use = ForEvaluation>>, SetupError> {
+        missing("brisque")
+    }
+}
+
+fn spec(changes: &[(&str, &str)]) -> ArtaugSpec {
+    let mut text = SAMPLE.to_owned();
+    for (from, to) in changes {
+        assert!(text.contains(from), "{from}");
+        text = text.replace(from, to);
+    }
+    ArtaugSpec::parse(&text).unwrap()
+}
+
+const NO_ALIGNMENT: [(&str, &str); 2] = [
+    ("    { kind = \"alignment\", least_gain = -0.02 },\n", ""),
+    ("guard = \"alignment\"", "guard = \"none\""),
+];
+
+#[test]
+fn the_plan_is_that_of_the_specification() {
+    let plan = plan(&spec(&[]));
+    assert_eq!((plan.iterations, plan.pairs, plan.held_out), (3, 288, 200));
+    let names: Vec<(&str, f64)> = plan
+        .filter
+        .least_gain
+        .iter()
+        .map(|(name, gain)| (name.as_str(), *gain))
+        .collect();
+    assert_eq!(
+        names,
+        [("alignment", -0.02), ("colour", -0.1), ("photometry", 0.0)]
+    );
+    assert_eq!(
+        (plan.filter.most_kept, plan.stop.judge.as_str()),
+        (48, "statistics")
+    );
+    assert_eq!(plan.stop.alignment.as_deref(), Some(GUARD));
+    assert_eq!(super::plan(&spec(&NO_ALIGNMENT)).stop.alignment, None);
+}
+
+#[test]
+fn advisor_and_panels_are_those_of_the_specification() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let chat = "kind = \"chat\"\nendpoint = \"vision\"\nmodel = \"m\"\nboxes = \"pixel\"\n";
+    let mut changes = NO_ALIGNMENT.to_vec();
+    changes.push(("kind = \"rules\"\n", chat));
+    changes.push(("tail = 0.05\n", ""));
+    changes.push(("least_excess = 0.05\n", ""));
+    changes.push((
+        "evaluation = [{ kind = \"statistics\" }]",
+        "evaluation = [{ kind = \"statistics\" }, { kind = \"chat\", name = \"beauty\", endpoint = \"vision\", model = \"j\", criterion = \"c\" }]",
+    ));
+    let spec = spec(&changes);
+    let mut allowed = Allowed::default();
+    let error = Endpoints::new(&allowed, runtime.handle().clone())
+        .advisor(&spec.advisor, &clean().ranges)
+        .err()
+        .unwrap();
+    assert!(error.to_string().contains("[endpoints.vision]"), "{error}");
+    allowed.endpoints.insert(
+        "vision".to_owned(),
+        EndpointSettings::new("http://127.0.0.1:1/v1"),
+    );
+    let mut endpoints = Endpoints::new(&allowed, runtime.handle().clone());
+    assert!(
+        endpoints
+            .advisor(&spec.advisor, &clean().ranges)
+            .unwrap()
+            .name()
+            .starts_with("m (")
+    );
+    let names = |panel: &Panel<ForEvaluation>| -> Vec<String> {
+        panel
+            .iter()
+            .map(|scorer| scorer.name().to_owned())
+            .collect()
+    };
+    assert_eq!(
+        names(&endpoints.evaluation_panel(&spec, &clean(), &Bare).unwrap()),
+        ["statistics", "beauty"]
+    );
+    assert_eq!(
+        endpoints
+            .filter_panel(&spec, &clean(), &Bare)
+            .unwrap()
+            .len(),
+        2
+    );
+    assert_eq!(endpoints.open.len(), 1);
+}
+
+#[test]
+fn a_scorer_without_its_model_is_an_error_and_no_silent_gap() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let allowed = Allowed::default();
+    let mut endpoints = Endpoints::new(&allowed, runtime.handle().clone());
+    let spec = spec(&[]);
+    assert!(matches!(
+        endpoints.filter_panel(&spec, &clean(), &Bare),
+        Err(SetupError::Scorer { .. })
+    ));
+    assert!(matches!(
+        endpoints.evaluation_panel(&spec, &clean(), &Bare),
+        Err(SetupError::Scorer { .. })
+    ));
+}
+
+#[test]
+fn prompts_come_from_the_file_below_the_allowed_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("icons")).unwrap();
+    std::fs::write(folder.path().join("icons/held-out.txt"), "green tree\n").unwrap();
+    let allowed = Allowed {
+        prompt_folders: vec![folder.path().to_owned()],
+        ..Allowed::default()
+    };
+    let (trained, held_out) = prompts(&spec(&[]), &allowed).unwrap();
+    assert_eq!(
+        (trained.len(), held_out),
+        (3, vec!["green tree".to_owned()])
+    );
+    std::fs::write(
+        folder.path().join("icons/held-out.txt"),
+        "rocket, purple background\n",
+    )
+    .unwrap();
+    assert!(matches!(
+        prompts(&spec(&[]), &allowed),
+        Err(SetupError::Path(PathError::NotHeldOut(_)))
+    ));
+    assert!(matches!(
+        prompts(&spec(&[]), &Allowed::default()),
+        Err(SetupError::Path(PathError::Outside { .. }))
+    ));
+}
+
+#[test]
+fn an_unknown_setting_of_a_worker_is_named() {
+    let error = toml::from_str::<Allowed>("model_folder = [\"/m\"]").unwrap_err();
+    assert!(error.to_string().contains("model_folder"));
+    let good = "model_folders = [\"/m\"]\n[endpoints.vision]\nurl = \"http://127.0.0.1:8000/v1\"\nrequests_per_minute = 30";
+    assert_eq!(
+        toml::from_str::<Allowed>(good).unwrap().endpoints["vision"].requests_per_minute,
+        Some(30)
+    );
+}

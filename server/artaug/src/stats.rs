@@ -1,0 +1,259 @@
+//! Paired comparisons: interval of a mean difference, and win rate.
+
+use concord_common::seed::Seed;
+use serde::{Deserialize, Serialize};
+
+/// A mean difference with its confidence interval.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Interval {
+    /// Mean of after - before.
+    pub mean: f64,
+    /// Lower end.
+    pub low: f64,
+    /// Upper end.
+    pub high: f64,
+    /// Pairs behind it.
+    pub pairs: usize,
+}
+
+impl Interval {
+    /// Whether no difference at all is among what the data allow.
+    pub fn includes_zero(&self) -> bool {
+        self.low <= 0.0 && self.high >= 0.0
+    }
+
+    /// Whether the data allow improvement only.
+    pub fn is_gain(&self) -> bool {
+        self.low > 0.0
+    }
+}
+
+/// How often the second of a pair is better.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wins {
+    /// Pairs whose second is better.
+    pub wins: usize,
+    /// Pairs without a difference.
+    pub ties: usize,
+    /// Pairs whose first is better.
+    pub losses: usize,
+}
+
+impl Wins {
+    /// Wins over all pairs, a tie counting half; 0.5 without pairs.
+    pub fn rate(&self) -> f64 {
+        let pairs = self.wins + self.ties + self.losses;
+        if pairs == 0 {
+            0.5
+        } else {
+            (self.wins as f64 + 0.5 * self.ties as f64) / pairs as f64
+        }
+    }
+}
+
+/// How an interval is made.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Bootstrap {
+    /// Probability that the interval is to cover, such as 0.95.
+    pub confidence: f64,
+    /// Samples drawn.
+    pub resamples: u32,
+    /// Seed of the draws: the same data and seed give the same interval.
+    pub seed: Seed,
+}
+
+/// Why no comparison can be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum CompareError {
+    /// Both sides must have the same items.
+    #[error("{before} scores before and {after} after are no pairs")]
+    Unpaired {
+        /// Scores before.
+        before: usize,
+        /// Scores after.
+        after: usize,
+    },
+    /// One pair says nothing of its spread.
+    #[error("{0} pairs are too few for an interval")]
+    Few(usize),
+    /// Not a number.
+    #[error("the scores of pair {0} are no finite numbers")]
+    NotFinite(usize),
+}
+
+impl Bootstrap {
+    /// The percentile bootstrap interval (Efron and Tibshirani, 1993) of the mean of after - before, pairs drawn whole.
+    ///
+    /// # Errors
+    /// If the scores are no pairs, fewer than two, or not finite.
+    pub fn interval(&self, before: &[f64], after: &[f64]) -> Result<Interval, CompareError> {
+        let differences = differences(before, after)?;
+        let pairs = differences.len();
+        if pairs < 2 {
+            return Err(CompareError::Few(pairs));
+        }
+        let mean = |sum: f64| sum / pairs as f64;
+        let mut rng = self.seed.rng();
+        let mut means: Vec<f64> = (0..self.resamples.max(1))
+            .map(|_| {
+                mean(
+                    (0..pairs)
+                        .map(|_| differences[rng.below(pairs as u64) as usize])
+                        .sum(),
+                )
+            })
+            .collect();
+        means.sort_unstable_by(f64::total_cmp);
+        let tail = (1.0 - self.confidence.clamp(0.0, 1.0)) / 2.0;
+        let last = (means.len() - 1) as f64;
+        Ok(Interval {
+            mean: mean(differences.iter().sum()),
+            low: means[(tail * last).floor() as usize],
+            high: means[((1.0 - tail) * last).ceil() as usize],
+            pairs,
+        })
+    }
+}
+
+/// Counts the pairs by which side is better; differences up to `tie` are none.
+///
+/// # Errors
+/// If the scores are no pairs or not finite.
+pub fn wins(before: &[f64], after: &[f64], tie: f64) -> Result<Wins, CompareError> {
+    let mut count = Wins::default();
+    for difference in differences(before, after)? {
+        if difference.abs() <= tie {
+            count.ties += 1;
+        } else if difference > 0.0 {
+            count.wins += 1;
+        } else {
+            count.losses += 1;
+        }
+    }
+    Ok(count)
+}
+
+fn differences(before: &[f64], after: &[f64]) -> Result<Vec<f64>, CompareError> {
+    if before.len() != after.len() {
+        return Err(CompareError::Unpaired {
+            before: before.len(),
+            after: after.len(),
+        });
+    }
+    let differences: Vec<f64> = before
+        .iter()
+        .zip(after)
+        .map(|(old, new)| new - old)
+        .collect();
+    match differences
+        .iter()
+        .position(|difference| !difference.is_finite())
+    {
+        Some(pair) => Err(CompareError::NotFinite(pair)),
+        None => Ok(differences),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BOOTSTRAP: Bootstrap = Bootstrap {
+        confidence: 0.95,
+        resamples: 2000,
+        seed: Seed(1),
+    };
+
+    #[test]
+    fn a_constant_difference_has_an_interval_of_no_width() {
+        let interval = BOOTSTRAP
+            .interval(&[1.0, 2.0, 3.0], &[1.5, 2.5, 3.5])
+            .unwrap();
+        assert_eq!(
+            (interval.mean, interval.low, interval.high),
+            (0.5, 0.5, 0.5)
+        );
+        assert!(interval.is_gain() && !interval.includes_zero());
+    }
+
+    #[test]
+    fn the_interval_is_about_that_of_the_normal_distribution() {
+        let mut rng = Seed(5).rng();
+        let before: Vec<f64> = (0..400).map(|_| rng.normal()).collect();
+        let after: Vec<f64> = before
+            .iter()
+            .map(|value| value + 0.1 + 0.5 * rng.normal())
+            .collect();
+        let interval = BOOTSTRAP.interval(&before, &after).unwrap();
+        // Standard error of the mean: 0.5 / sqrt(400) = 0.025.
+        let half = (interval.high - interval.low) / 2.0;
+        assert!((half - 1.96 * 0.025).abs() < 0.008, "{interval:?}");
+        assert!((interval.mean - 0.1).abs() < 0.08);
+        assert_eq!(BOOTSTRAP.interval(&before, &after), Ok(interval));
+    }
+
+    #[test]
+    fn noise_around_nothing_includes_zero() {
+        let mut rng = Seed(9).rng();
+        let before: Vec<f64> = (0..200).map(|_| rng.normal()).collect();
+        let after: Vec<f64> = (0..200).map(|_| rng.normal()).collect();
+        let interval = BOOTSTRAP.interval(&before, &after).unwrap();
+        assert!(
+            interval.includes_zero() && !interval.is_gain(),
+            "{interval:?}"
+        );
+    }
+
+    #[test]
+    fn scores_that_are_no_pairs_are_refused() {
+        assert_eq!(
+            BOOTSTRAP.interval(&[1.0], &[]),
+            Err(CompareError::Unpaired {
+                before: 1,
+                after: 0
+            })
+        );
+        assert_eq!(
+            BOOTSTRAP.interval(&[1.0], &[1.0]),
+            Err(CompareError::Few(1))
+        );
+        assert_eq!(
+            wins(&[0.0, 1.0], &[0.0, f64::NAN], 0.0),
+            Err(CompareError::NotFinite(1))
+        );
+    }
+
+    #[test]
+    fn a_tie_counts_half() {
+        let count = wins(&[0.0; 4], &[1.0, 0.05, -0.05, -1.0], 0.1).unwrap();
+        assert_eq!(
+            count,
+            Wins {
+                wins: 1,
+                ties: 2,
+                losses: 1
+            }
+        );
+        assert_eq!(count.rate(), 0.5);
+        assert_eq!(wins(&[0.0; 2], &[1.0; 2], 0.0).unwrap().rate(), 1.0);
+        assert_eq!(Wins::default().rate(), 0.5);
+    }
+
+    proptest! {
+        #[test]
+        fn the_mean_lies_in_its_interval(
+            pairs in prop::collection::vec((-1e3_f64..1e3, -1e3_f64..1e3), 2..30), seed: u64,
+        ) {
+            let (before, after): (Vec<f64>, Vec<f64>) = pairs.into_iter().unzip();
+            let bootstrap = Bootstrap { confidence: 0.99, resamples: 400, seed: Seed(seed) };
+            let interval = bootstrap.interval(&before, &after).unwrap();
+            let slack = 1e-9;
+            prop_assert!(interval.low <= interval.high);
+            prop_assert!(interval.low <= interval.mean + slack && interval.mean <= interval.high + slack);
+        }
+    }
+}
