@@ -9,11 +9,19 @@
 
 pub mod attention;
 pub mod clip;
+pub mod denoiser;
 mod files;
 pub mod layers;
 pub mod linear;
+pub mod lora;
 pub mod params;
+pub mod pipeline;
+pub mod prompt;
+pub mod region;
 pub mod resnet;
+pub mod schedule;
+pub mod seeds;
+pub mod train;
 pub mod unet;
 pub mod vae;
 

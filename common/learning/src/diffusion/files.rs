@@ -1,11 +1,17 @@
 //! What the parts of a model folder have in common: where their files are, and how their numbers are checked.
 
 use std::{
-    fs, io,
+    collections::BTreeMap,
+    fs,
+    io::{self, BufWriter, Write},
     path::{Path, PathBuf},
 };
 
-use crate::error::LearningError;
+use serde_json::{Map, Value, json};
+use tch::Tensor;
+use tempfile::NamedTempFile;
+
+use crate::{error::LearningError, named::HostTensor};
 
 /// Larger configuration files than this are not read.
 const MOST_BYTES: u64 = 1 << 20;
@@ -58,6 +64,22 @@ pub(crate) fn weights(folder: &Path, stem: &str) -> Result<PathBuf, LearningErro
     ))
 }
 
+/// Insists that fields which change what is not built are absent or have the values that leave it alone, given as JSON.
+pub(crate) fn neutral(
+    fields: &Map<String, Value>,
+    expected: &[(&str, &str)],
+) -> Result<(), String> {
+    for (field, only) in expected {
+        if let Some(value) = fields.get(*field) {
+            let found = value.to_string();
+            if found != *only {
+                return Err(format!("{field} {found} is not supported, only {only}"));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// A number from 1 to `most`.
 pub(crate) fn within(field: &str, value: i64, most: i64) -> Result<(), String> {
     if (1..=most).contains(&value) {
@@ -74,4 +96,57 @@ pub(crate) fn epsilon(field: &str, value: f64) -> Result<f64, String> {
     } else {
         Err(format!("{field} {value} is out of range"))
     }
+}
+
+/// Writes tensors as a safetensors file in f32, one at a time, with `notes` as its metadata; it appears whole or not at all. Equal contents give equal
+/// bytes: names are sorted, notes too.
+pub(crate) fn write_weights(
+    file: &Path,
+    tensors: &BTreeMap<String, Tensor>,
+    notes: &[(&str, &str)],
+) -> Result<(), LearningError> {
+    let mut header = Map::new();
+    if !notes.is_empty() {
+        let notes: Map<String, Value> = notes
+            .iter()
+            .map(|(key, text)| ((*key).to_owned(), json!(text)))
+            .collect();
+        header.insert("__metadata__".to_owned(), Value::Object(notes));
+    }
+    let mut end = 0;
+    for (name, tensor) in tensors {
+        let start = end;
+        end += 4 * tensor.numel();
+        header.insert(
+            name.clone(),
+            json!({"dtype": "F32", "shape": tensor.size(), "data_offsets": [start, end]}),
+        );
+    }
+    let mut header = Value::Object(header).to_string();
+    // The data begins at a multiple of eight bytes.
+    while !header.len().is_multiple_of(8) {
+        header.push(' ');
+    }
+    let complain = |source| LearningError::io(file, source);
+    let parent = file.parent().unwrap_or(Path::new("."));
+    let mut pending = NamedTempFile::new_in(parent).map_err(complain)?;
+    {
+        let mut stream = BufWriter::new(&mut pending);
+        stream
+            .write_all(&(header.len() as u64).to_le_bytes())
+            .and_then(|()| stream.write_all(header.as_bytes()))
+            .map_err(complain)?;
+        for tensor in tensors.values() {
+            let values = HostTensor::from_tensor(tensor)?.values;
+            stream
+                .write_all(&concord_common::adapter::encode_f32(&values))
+                .map_err(complain)?;
+        }
+        stream.flush().map_err(complain)?;
+    }
+    pending.as_file().sync_all().map_err(complain)?;
+    pending
+        .persist(file)
+        .map_err(|error| LearningError::io(file, error.error))?;
+    Ok(())
 }

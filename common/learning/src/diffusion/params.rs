@@ -16,6 +16,9 @@ use crate::{error::LearningError, named::HostTensor, weights::WeightsFile};
 /// How many names an error spells out before it says how many more there are.
 const NAMES_SHOWN: usize = 40;
 
+/// The largest tensor that is made from a seed: 1 GiB in f32.
+const MOST_VALUES: i64 = 1 << 28;
+
 /// Where a model computes, and in what numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Compute {
@@ -51,13 +54,16 @@ pub type Rename = fn(&str) -> Option<String>;
 
 #[derive(Debug)]
 enum Source {
-    File {
-        file: WeightsFile,
-        path: PathBuf,
-        /// Layout name to stored names; more than one is an error.
-        names: BTreeMap<String, Vec<String>>,
-    },
+    File(Box<Stored>),
     Seed(Seed),
+}
+
+#[derive(Debug)]
+struct Stored {
+    file: WeightsFile,
+    path: PathBuf,
+    /// Layout name to stored names; more than one is an error.
+    names: BTreeMap<String, Vec<String>>,
 }
 
 /// Hands out tensors by name.
@@ -84,11 +90,11 @@ impl Params {
             }
         }
         Ok(Self::new(
-            Source::File {
+            Source::File(Box::new(Stored {
                 file,
                 path: path.to_path_buf(),
                 names,
-            },
+            })),
             compute,
         ))
     }
@@ -125,13 +131,13 @@ impl Params {
     ) -> Result<Tensor, LearningError> {
         let tensor = match &self.source {
             Source::Seed(seed) => begin(*seed, name, shape, start)?,
-            Source::File { file, names, .. } => match names.get(name).map(Vec::as_slice) {
+            Source::File(source) => match source.names.get(name).map(Vec::as_slice) {
                 None => {
                     self.missing.push(name.to_owned());
                     None
                 }
                 Some([stored]) => {
-                    let tensor = file.tensor(stored)?;
+                    let tensor = source.file.tensor(stored)?;
                     match complaint(&tensor, shape)? {
                         None => Some(tensor),
                         Some(reason) => {
@@ -148,14 +154,16 @@ impl Params {
                     None
                 }
             }
-            .map_or_else(
-                || Tensor::f_zeros(shape, (Kind::Float, Device::Cpu)),
-                |tensor| tensor.f_reshape(shape),
-            )?,
+            .map_or_else(|| stand_in(shape), |tensor| Ok(tensor.f_reshape(shape)?))?,
         };
-        let tensor = tensor
-            .f_to_kind(self.compute.kind)?
-            .f_to_device(self.compute.device)?;
+        // After a complaint the model is given up, so nothing more need be copied.
+        let tensor = if self.missing.is_empty() && self.wrong.is_empty() {
+            tensor
+                .f_to_kind(self.compute.kind)?
+                .f_to_device(self.compute.device)?
+        } else {
+            tensor
+        };
         self.taken.insert(name.to_owned(), tensor.shallow_clone());
         Ok(tensor)
     }
@@ -165,10 +173,11 @@ impl Params {
     /// # Errors
     /// One [`LearningError::Weights`] with every missing, unexpected and wrong tensor.
     pub fn finish(self) -> Result<BTreeMap<String, Tensor>, LearningError> {
-        let Source::File { path, names, .. } = &self.source else {
+        let Source::File(source) = &self.source else {
             return Ok(self.taken);
         };
-        let unexpected: Vec<String> = names
+        let unexpected: Vec<String> = source
+            .names
             .iter()
             .filter(|(name, _)| !self.taken.contains_key(*name))
             .flat_map(|(_, stored)| stored.clone())
@@ -185,9 +194,14 @@ impl Params {
         if parts.is_empty() {
             Ok(self.taken)
         } else {
-            Err(LearningError::weights(path, parts.join("; ")))
+            Err(LearningError::weights(&source.path, parts.join("; ")))
         }
     }
+}
+
+/// One zero seen through a shape, so that a configuration cannot make the loader reserve what its file does not hold.
+fn stand_in(shape: &[i64]) -> Result<Tensor, LearningError> {
+    Ok(Tensor::f_zeros([1], (Kind::Float, Device::Cpu))?.f_expand(shape, false)?)
 }
 
 /// What is wrong with a stored tensor. Of an older spelling are linear weights with two dimensions of 1 at the end.
@@ -218,7 +232,15 @@ fn complaint(tensor: &Tensor, shape: &[i64]) -> Result<Option<String>, LearningE
 }
 
 fn begin(seed: Seed, name: &str, shape: &[i64], start: Start) -> Result<Tensor, LearningError> {
-    let count = shape.iter().product::<i64>() as usize;
+    let count = shape
+        .iter()
+        .try_fold(1_i64, |count, &size| count.checked_mul(size))
+        .filter(|&count| count <= MOST_VALUES)
+        .ok_or_else(|| {
+            LearningError::Config(format!(
+                "{name} of shape {shape:?} is too large to be made from a seed"
+            ))
+        })? as usize;
     let mut rng = seed.derive(name).rng();
     let values: Vec<f32> = match start {
         Start::FanIn(inputs) => {

@@ -195,6 +195,11 @@ pub(super) fn apart(ours: &Tensor, theirs: &Tensor) -> f64 {
     }
 }
 
+/// Whether two tensors are equal to the bit (no NaN).
+pub(super) fn same(ours: &Tensor, theirs: &Tensor) -> bool {
+    apart(ours, theirs) <= 0.0
+}
+
 /// Lets every tensor collect gradients.
 pub(super) fn track(tensors: &BTreeMap<String, Tensor>) {
     for tensor in tensors.values() {
@@ -212,8 +217,27 @@ pub(super) fn gradients_apart(
     output: &Tensor,
     tensors: &BTreeMap<String, Tensor>,
 ) -> f64 {
-    let kind = output.kind();
     let reference = results(name, "reference.safetensors");
+    compare_gradients(&reference, label, output, tensors)
+}
+
+/// The same for the adapters of `lora.safetensors`.
+pub(super) fn lora_gradients_apart(
+    name: &str,
+    output: &Tensor,
+    tensors: &BTreeMap<String, Tensor>,
+) -> f64 {
+    let reference = results(name, "lora_reference.safetensors");
+    compare_gradients(&reference, "lora", output, tensors)
+}
+
+fn compare_gradients(
+    reference: &WeightsFile,
+    label: &str,
+    output: &Tensor,
+    tensors: &BTreeMap<String, Tensor>,
+) -> f64 {
+    let kind = output.kind();
     let shape: Vec<usize> = output.size().iter().map(|&size| size as usize).collect();
     let target = values(&format!("target.{label}"), &shape, 1.0, kind);
     let loss = output.mse_loss(&target, Reduction::Mean);

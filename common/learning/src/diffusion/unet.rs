@@ -3,13 +3,17 @@
 //! A way down through levels of halved resolution, a middle, and a way up that reads, beside what comes from below, everything that the way
 //! down left behind. Names are those of `unet/diffusion_pytorch_model.safetensors`.
 
+mod checkpoint;
 mod config;
 
 use std::{collections::BTreeMap, path::Path};
 
 use tch::{Kind, Tensor};
 
-pub use self::config::{Level, UNetConfig};
+pub use self::{
+    checkpoint::pull_through,
+    config::{Level, UNetConfig},
+};
 use super::{
     attention::{Transformer, TransformerSizes},
     files,
@@ -110,11 +114,6 @@ impl Sites for UNet {
     }
 }
 
-/// A stored name is the layout's.
-fn as_stored(name: &str) -> Option<String> {
-    Some(name.to_owned())
-}
-
 impl UNet {
     /// Loads the folder `unet` of a model: `config.json` and `diffusion_pytorch_model.safetensors`.
     ///
@@ -123,7 +122,10 @@ impl UNet {
     pub fn load(folder: &Path, compute: Compute) -> Result<Self, LearningError> {
         let config = UNetConfig::read(&folder.join("config.json"))?;
         let file = files::weights(folder, "diffusion_pytorch_model")?;
-        Self::build(config, Params::open(&file, as_stored, compute)?)
+        Self::build(
+            config,
+            Params::open(&file, |stored| Some(stored.to_owned()), compute)?,
+        )
     }
 
     /// Makes one from parameters.
@@ -170,7 +172,11 @@ impl UNet {
         let width = (bottom.channels, bottom.channels);
         let middle = Middle {
             first: Resnet::take(p, "mid_block.resnets.0", width, sizes)?,
-            transformer: Transformer::take(p, "mid_block.attentions.0", config.transformer(bottom))?,
+            transformer: Transformer::take(
+                p,
+                "mid_block.attentions.0",
+                config.transformer(bottom),
+            )?,
             second: Resnet::take(p, "mid_block.resnets.1", width, sizes)?,
         };
 

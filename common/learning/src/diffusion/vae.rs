@@ -3,17 +3,19 @@
 //! Names are those of `vae/diffusion_pytorch_model.safetensors`; the attention's older spelling (`query`, `key`, `value`, `proj_attn`) is read
 //! too.
 
+mod config;
+
 use std::{collections::BTreeMap, path::Path};
 
-use serde::Deserialize;
 use tch::Tensor;
 
+pub use self::config::VaeConfig;
 use super::{
     files,
     layers::{Conv, GroupNorm},
     linear::{Linear, Shape},
     params::{Compute, Params},
-    resnet::{Downsample, Resnet, ResnetSizes, Upsample},
+    resnet::{Downsample, Resnet, Upsample},
 };
 use crate::error::LearningError;
 
@@ -22,165 +24,6 @@ const EPS: f64 = 1e-6;
 
 /// The log of the variance is kept within these.
 const LOG_VARIANCE: (f64, f64) = (-30.0, 20.0);
-
-#[derive(Debug, Deserialize)]
-struct Fields {
-    #[serde(default = "three")]
-    in_channels: i64,
-    #[serde(default = "three")]
-    out_channels: i64,
-    down_block_types: Vec<String>,
-    up_block_types: Vec<String>,
-    block_out_channels: Vec<i64>,
-    #[serde(default = "one")]
-    layers_per_block: i64,
-    #[serde(default = "four")]
-    latent_channels: i64,
-    #[serde(default = "thirty_two")]
-    norm_num_groups: i64,
-    #[serde(default = "stable_diffusions")]
-    scaling_factor: f64,
-    shift_factor: Option<f64>,
-    latents_mean: Option<Vec<f64>>,
-    latents_std: Option<Vec<f64>>,
-    act_fn: Option<String>,
-    #[serde(default = "yes")]
-    use_quant_conv: bool,
-    #[serde(default = "yes")]
-    use_post_quant_conv: bool,
-    #[serde(default = "yes")]
-    mid_block_add_attention: bool,
-}
-
-fn one() -> i64 {
-    1
-}
-fn three() -> i64 {
-    3
-}
-fn four() -> i64 {
-    4
-}
-fn thirty_two() -> i64 {
-    32
-}
-fn stable_diffusions() -> f64 {
-    0.18215
-}
-fn yes() -> bool {
-    true
-}
-
-/// Sizes of an autoencoder.
-#[derive(Debug, Clone, PartialEq)]
-pub struct VaeConfig {
-    /// Channels of the images that enter.
-    pub in_channels: i64,
-    /// Channels of the images that leave.
-    pub out_channels: i64,
-    /// Channels from full resolution downwards.
-    pub channels: Vec<i64>,
-    /// Residual blocks of a level of the encoder; the decoder's have one more.
-    pub resnets: usize,
-    /// Channels of a latent.
-    pub latent_channels: i64,
-    /// Groups of every norm.
-    pub groups: i64,
-    /// Latents times this are what the denoiser sees.
-    pub scaling_factor: f64,
-    /// Subtracted from latents before that.
-    pub shift_factor: f64,
-    /// Whether the encoder's output goes through one more layer.
-    pub quant_conv: bool,
-    /// Whether the decoder's input does.
-    pub post_quant_conv: bool,
-}
-
-impl VaeConfig {
-    /// Reads a `config.json`.
-    ///
-    /// # Errors
-    /// [`LearningError::Io`], or [`LearningError::Config`] that says which field asks for what cannot be done.
-    pub fn read(file: &Path) -> Result<Self, LearningError> {
-        files::read_config(file, Self::parse)
-    }
-
-    fn parse(text: &[u8]) -> Result<Self, String> {
-        let fields: Fields = serde_json::from_slice(text).map_err(|error| error.to_string())?;
-        let levels = fields.block_out_channels.len();
-        files::within("levels in block_out_channels", levels as i64, 8)?;
-        for (field, found, only) in [
-            (
-                "down_block_types",
-                &fields.down_block_types,
-                "DownEncoderBlock2D",
-            ),
-            ("up_block_types", &fields.up_block_types, "UpDecoderBlock2D"),
-        ] {
-            if found.len() != levels || found.iter().any(|name| name != only) {
-                return Err(format!(
-                    "{field} {found:?} is not {levels} times {only}, which is all that is supported"
-                ));
-            }
-        }
-        for channels in &fields.block_out_channels {
-            files::within("block_out_channels", *channels, 16_384)?;
-        }
-        for (field, value, most) in [
-            ("in_channels", fields.in_channels, 64),
-            ("out_channels", fields.out_channels, 64),
-            ("layers_per_block", fields.layers_per_block, 16),
-            ("latent_channels", fields.latent_channels, 64),
-            ("norm_num_groups", fields.norm_num_groups, 1024),
-        ] {
-            files::within(field, value, most)?;
-        }
-        if !(fields.scaling_factor > 1e-6 && fields.scaling_factor < 1e6) {
-            return Err(format!(
-                "scaling_factor {} is out of range",
-                fields.scaling_factor
-            ));
-        }
-        let shift_factor = fields.shift_factor.unwrap_or(0.0);
-        if !shift_factor.is_finite() {
-            return Err(format!("shift_factor {shift_factor} is out of range"));
-        }
-        if fields.act_fn.as_deref().unwrap_or("silu") != "silu" {
-            return Err("act_fn is not supported, only \"silu\"".to_owned());
-        }
-        if fields.latents_mean.is_some() || fields.latents_std.is_some() {
-            return Err("latents_mean and latents_std are not supported, only null".to_owned());
-        }
-        if !fields.mid_block_add_attention {
-            return Err("mid_block_add_attention false is not supported".to_owned());
-        }
-        Ok(Self {
-            in_channels: fields.in_channels,
-            out_channels: fields.out_channels,
-            channels: fields.block_out_channels,
-            resnets: fields.layers_per_block as usize,
-            latent_channels: fields.latent_channels,
-            groups: fields.norm_num_groups,
-            scaling_factor: fields.scaling_factor,
-            shift_factor,
-            quant_conv: fields.use_quant_conv,
-            post_quant_conv: fields.use_post_quant_conv,
-        })
-    }
-
-    /// How many pixels a side of a latent's pixel covers.
-    pub fn factor(&self) -> i64 {
-        1 << (self.channels.len() - 1)
-    }
-
-    fn sizes(&self) -> ResnetSizes {
-        ResnetSizes {
-            time: None,
-            groups: self.groups,
-            eps: EPS,
-        }
-    }
-}
 
 /// Attention of one head over all pixels, added to the map.
 #[derive(Debug)]
@@ -233,7 +76,10 @@ impl PixelAttention {
             false,
         )?;
         let joined = out.run(&mixed.f_squeeze_dim(1)?)?;
-        Ok(joined.f_transpose(1, 2)?.f_reshape([n, c, h, w])?.f_add(x)?)
+        Ok(joined
+            .f_transpose(1, 2)?
+            .f_reshape([n, c, h, w])?
+            .f_add(x)?)
     }
 }
 
@@ -251,12 +97,7 @@ impl Middle {
         let at = |name: &str| format!("{part}.mid_block.{name}");
         Ok(Self {
             first: Resnet::take(params, &at("resnets.0"), width, config.sizes())?,
-            attention: PixelAttention::take(
-                params,
-                &at("attentions.0"),
-                channels,
-                config.groups,
-            )?,
+            attention: PixelAttention::take(params, &at("attentions.0"), channels, config.groups)?,
             second: Resnet::take(params, &at("resnets.1"), width, config.sizes())?,
         })
     }
@@ -322,9 +163,7 @@ impl Encoder {
                 let width = (channels[level.saturating_sub(1)], channels[level]);
                 let cells = resnets(p, &name, config.resnets, width, config)?;
                 let downsample = (level < last)
-                    .then(|| {
-                        Downsample::take(p, &format!("{name}.downsamplers.0"), width.1, true)
-                    })
+                    .then(|| Downsample::take(p, &format!("{name}.downsamplers.0"), width.1, true))
                     .transpose()?;
                 Ok((cells, downsample))
             })
@@ -365,7 +204,9 @@ impl Encoder {
             .ends
             .leave
             .run(&self.ends.norm_out.run(&x)?.f_silu()?)?;
-        self.quant.as_ref().map_or(Ok(x.shallow_clone()), |conv| conv.run(&x))
+        self.quant
+            .as_ref()
+            .map_or(Ok(x.shallow_clone()), |conv| conv.run(&x))
     }
 }
 
@@ -425,9 +266,7 @@ impl Decoder {
                 x = upsample.run(&x, None)?;
             }
         }
-        self.ends
-            .leave
-            .run(&self.ends.norm_out.run(&x)?.f_silu()?)
+        self.ends.leave.run(&self.ends.norm_out.run(&x)?.f_silu()?)
     }
 }
 
@@ -451,9 +290,9 @@ pub struct Vae {
 }
 
 /// The layout's name for a stored one.
-fn rename(stored: &str) -> Option<String> {
+fn rename(stored: &str) -> String {
     if !stored.contains(".attentions.") {
-        return Some(stored.to_owned());
+        return stored.to_owned();
     }
     let mut name = stored.to_owned();
     for (old, new) in [
@@ -464,7 +303,7 @@ fn rename(stored: &str) -> Option<String> {
     ] {
         name = name.replace(old, new);
     }
-    Some(name)
+    name
 }
 
 impl Vae {
@@ -475,7 +314,10 @@ impl Vae {
     pub fn load(folder: &Path, compute: Compute) -> Result<Self, LearningError> {
         let config = VaeConfig::read(&folder.join("config.json"))?;
         let file = files::weights(folder, "diffusion_pytorch_model")?;
-        Self::build(config, Params::open(&file, rename, compute)?)
+        Self::build(
+            config,
+            Params::open(&file, |stored| Some(rename(stored)), compute)?,
+        )
     }
 
     /// Makes one from parameters.

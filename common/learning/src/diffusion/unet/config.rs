@@ -175,13 +175,7 @@ impl UNetConfig {
     pub(super) fn parse(text: &[u8]) -> Result<Self, String> {
         let all: Map<String, Value> =
             serde_json::from_slice(text).map_err(|error| error.to_string())?;
-        for (field, neutral) in NEUTRAL {
-            if let Some(value) = all.get(field)
-                && value.to_string() != neutral
-            {
-                return Err(format!("{field} {value} is not supported, only {neutral}"));
-            }
-        }
+        files::neutral(&all, &NEUTRAL)?;
         for field in ONES {
             if let Some(value) = all.get(field)
                 && value

@@ -81,7 +81,7 @@ fn half_precision_files_are_read() {
         testing::write(&file, &tensors, Dtype::F32);
         let full = UNet::load(&folder.path().join("unet"), Compute::CPU).unwrap();
         let apart = testing::apart(&output("sd2", &half), &output("sd2", &full));
-        assert_eq!(apart, 0.0, "{dtype:?}");
+        assert!(apart <= 0.0, "{dtype:?}");
     }
 }
 
@@ -163,6 +163,6 @@ fn a_fresh_network_follows_from_its_seed() {
         output("sd2", &UNet::build(config.clone(), params).unwrap())
     };
     let (first, again, other) = (fresh(1), fresh(1), fresh(2));
-    assert_eq!(testing::apart(&first, &again), 0.0);
+    assert!(testing::same(&first, &again));
     assert!(testing::apart(&first, &other) > 1e-3);
 }

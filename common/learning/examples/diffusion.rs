@@ -1,0 +1,189 @@
+//! Text-to-image for comparison with Python's `diffusers`; `deploy/interop/diffusion.py` runs it.
+//!
+//! ```text
+//! diffusion adapter <model folder> <work folder>
+//!     trains a small LoRA, writes it in both layouts with an image that it gives, and the fused model
+//! diffusion bench <model folder> <threads>
+//!     milliseconds of one forward and backward pass of the UNet, and of 20 guided steps of DDIM
+//! ```
+
+use std::{collections::BTreeMap, env, path::Path, process::ExitCode, time::Instant};
+
+use concord_common::seed::Seed;
+use concord_learning::{
+    LearningError,
+    diffusion::{
+        denoiser::Denoiser,
+        lora::{self, Layout, Placement},
+        params::Compute,
+        pipeline::{TextToImage, to_bytes},
+        region::{Order, Texts, generate},
+        schedule::Sampler,
+        seeds,
+        train::{Example, Recipe, Trainer, lora_leaves},
+    },
+    named::{self, HostTensor},
+    optimiser::AdamWSettings,
+    weights::WeightsFile,
+};
+use tch::{Kind, Tensor};
+
+const PROMPT: &str = "a red fox in the snow";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let done = match words[..] {
+        ["adapter", model, work] => adapter(Path::new(model), Path::new(work)),
+        ["bench", model, threads] => bench(Path::new(model), threads),
+        _ => {
+            eprintln!(
+                "usage: diffusion adapter <model> <work> | diffusion bench <model> <threads>"
+            );
+            return ExitCode::FAILURE;
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn texts(model: &TextToImage) -> Result<Texts, LearningError> {
+    Ok(Texts {
+        positive: model.condition(&[PROMPT])?,
+        negative: model.condition(&[""])?,
+        guidance: 7.5,
+    })
+}
+
+fn adapter(folder: &Path, work: &Path) -> Result<(), LearningError> {
+    tch::set_num_threads(1);
+    let mut model = TextToImage::load(folder, Compute::CPU)?;
+    let compute = model.compute();
+    lora::attach_fresh(
+        model.sites(),
+        "trained",
+        Placement::Transformers,
+        3,
+        Seed(1),
+        compute,
+    )?;
+    let recipe = Recipe {
+        learning_rate: 1e-2,
+        adamw: AdamWSettings {
+            weight_decay: 0.0,
+            warmup_steps: 0,
+            clip_norm: 0.0,
+        },
+        batch: 2,
+        accumulation: 1,
+        steps: 5,
+    };
+    let noise = WeightsFile::open(&work.join("noise.safetensors"))?.tensor("noise")?;
+    let example = Example {
+        latent: noise.f_mul_scalar(0.3)?,
+        condition: model.condition(&[PROMPT])?,
+    };
+    let mut trainer = Trainer::new(lora_leaves(model.sites(), "trained"), recipe)?;
+    while !trainer.done() {
+        trainer.pass(&model, std::slice::from_ref(&example), Seed(2))?;
+    }
+    let layers = lora::layers(model.sites());
+    let trained = lora::extract(model.sites(), "trained")?;
+    let notes = [("concord", "interop")];
+    for (layout, name) in [(Layout::Diffusers, "lora"), (Layout::Kohya, "kohya")] {
+        let file = work.join(format!("{name}.safetensors"));
+        trained.write(&file, layout, &layers, &notes)?;
+    }
+
+    let plan = model.objective().plan(Sampler::Ddim, 10)?;
+    let order = Order {
+        prompt: 0,
+        advice: None,
+    };
+    let texts = texts(&model)?;
+    let latents = generate(&model, &plan, &noise, &[order], &texts, &mut |_| Ok(()))?;
+    let images = model.codec().decode(&latents)?;
+    let (_, _, height, width) = images.size4()?;
+    let pixels = HostTensor {
+        shape: vec![height as usize, width as usize, 3],
+        values: to_bytes(&images)?.into_iter().map(f32::from).collect(),
+    };
+    let results = BTreeMap::from([
+        ("latents".to_owned(), HostTensor::from_tensor(&latents)?),
+        ("pixels".to_owned(), pixels),
+    ]);
+    let file = work.join("ours.safetensors");
+    std::fs::write(&file, named::to_safetensors(&results, "{}")?)
+        .map_err(|source| LearningError::io(&file, source))?;
+
+    lora::merge(model.sites(), "trained")?;
+    model.save(&work.join("fused"))
+}
+
+fn bench(folder: &Path, threads: &str) -> Result<(), LearningError> {
+    let threads = threads
+        .parse()
+        .map_err(|_| LearningError::Config(format!("{threads} is no number of threads")))?;
+    tch::set_num_threads(threads);
+    let model = TextToImage::load(folder, Compute::CPU)?;
+    let size = model.native_size();
+    let sample = seeds::noise(&[Seed(1), Seed(2)], size, model.compute())?;
+    let times = Tensor::f_from_slice(&[900.0_f64, 100.0])?;
+    let condition = model.condition(&[PROMPT, ""])?;
+    let leaves: Vec<Tensor> = model
+        .unet()
+        .tensors()
+        .values()
+        .map(|tensor| tensor.set_requires_grad(true))
+        .collect();
+    let pass = || -> Result<(), LearningError> {
+        let output = model.predict(&sample, &times, &condition)?;
+        let loss = output.f_square()?.f_mean(Kind::Float)?;
+        let _gradients = Tensor::f_run_backward(&[loss], &leaves, false, false)?;
+        Ok(())
+    };
+    println!("pass {:.3}", median(7, 3, pass)?);
+
+    let noise = seeds::noise(&[Seed(3)], size, model.compute())?;
+    let plan = model.objective().plan(Sampler::Ddim, 20)?;
+    let run = || -> Result<(), LearningError> {
+        let order = Order {
+            prompt: 0,
+            advice: None,
+        };
+        let _latents = generate(
+            &model,
+            &plan,
+            &noise,
+            &[order],
+            &texts(&model)?,
+            &mut |_| Ok(()),
+        )?;
+        Ok(())
+    };
+    println!("sample {:.3}", median(3, 1, run)?);
+    Ok(())
+}
+
+/// The middle of `count` times in milliseconds, after some to warm up.
+fn median(
+    count: usize,
+    warm: usize,
+    run: impl Fn() -> Result<(), LearningError>,
+) -> Result<f64, LearningError> {
+    let mut times = Vec::new();
+    for round in 0..count + warm {
+        let start = Instant::now();
+        run()?;
+        if round >= warm {
+            times.push(start.elapsed().as_secs_f64() * 1e3);
+        }
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times[times.len() / 2])
+}

@@ -1,0 +1,146 @@
+//! What a text-to-image model must be able to do, so that generation, interaction and training need not know which it is.
+
+use tch::Tensor;
+
+use super::{
+    linear::{Linear, Sites},
+    params::Compute,
+    schedule::{Objective, TrainingPair, TrainingTime, training_pair},
+};
+use crate::error::LearningError;
+
+/// Texts as a model reads them. Rows can be put together and repeated, so that many prompts share a forward pass.
+#[derive(Debug)]
+pub struct Condition {
+    /// Hidden states, `[n, t, d]`.
+    pub context: Tensor,
+}
+
+impl Condition {
+    /// One after another.
+    ///
+    /// # Errors
+    /// [`LearningError::Torch`] if the widths differ.
+    pub fn stack(parts: &[&Self]) -> Result<Self, LearningError> {
+        let contexts: Vec<&Tensor> = parts.iter().map(|part| &part.context).collect();
+        Ok(Self {
+            context: Tensor::f_cat(&contexts, 0)?,
+        })
+    }
+
+    /// The rows of these places.
+    ///
+    /// # Errors
+    /// [`LearningError::Torch`] if there is no such row.
+    pub fn rows(&self, places: &[i64]) -> Result<Self, LearningError> {
+        let index = Tensor::f_from_slice(places)?.f_to_device(self.context.device())?;
+        Ok(Self {
+            context: self.context.f_index_select(0, &index)?,
+        })
+    }
+
+    /// Texts in it.
+    pub fn len(&self) -> i64 {
+        self.context.size()[0]
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Between images and what the denoiser works on.
+pub trait LatentCodec {
+    /// Pixels that a side of a latent's pixel covers.
+    fn factor(&self) -> i64;
+
+    /// Channels of a latent.
+    fn channels(&self) -> i64;
+
+    /// Images `[n, 3, h, w]` in -1..=1 to scaled latents (the most likely ones: no draw).
+    ///
+    /// # Errors
+    /// [`LearningError::Torch`] if the shapes do not fit.
+    fn encode(&self, images: &Tensor) -> Result<Tensor, LearningError>;
+
+    /// Scaled latents to images in -1..=1.
+    ///
+    /// # Errors
+    /// [`LearningError::Torch`] if the shapes do not fit.
+    fn decode(&self, latents: &Tensor) -> Result<Tensor, LearningError>;
+}
+
+/// A model that takes noise out of latents, told by texts what they show.
+///
+/// Linear layers that adapters can sit on are found through [`Sites`], by the names of the diffusers layout (`unet.…`, `text_encoder.…`).
+pub trait Denoiser {
+    /// Where and in what it computes.
+    fn compute(&self) -> Compute;
+
+    /// What it was trained to say.
+    fn objective(&self) -> &Objective;
+
+    /// Between its latents and images.
+    fn codec(&self) -> &dyn LatentCodec;
+
+    /// Channels, height and width that it was trained at, in latent pixels.
+    fn native_size(&self) -> [i64; 3];
+
+    /// Prompts as the model reads them. No gradient flows.
+    ///
+    /// # Errors
+    /// [`LearningError::Tokenizer`] if a prompt cannot be encoded, [`LearningError::Data`] for none.
+    fn condition(&self, prompts: &[&str]) -> Result<Condition, LearningError>;
+
+    /// Its output for samples `[n, c, h, w]` at times `[n]`, each at its own.
+    ///
+    /// # Errors
+    /// [`LearningError::Data`] if the batches differ.
+    fn predict(
+        &self,
+        samples: &Tensor,
+        times: &Tensor,
+        condition: &Condition,
+    ) -> Result<Tensor, LearningError>;
+
+    /// [`Denoiser::predict`] and the gradients that a gradient of the output gives: for leaves of the model, in their order. Blocks may be run
+    /// twice instead of keeping what lies between their ends.
+    ///
+    /// # Errors
+    /// As [`Denoiser::predict`]; and what `output_gradient` returns.
+    fn predict_and_pull(
+        &self,
+        samples: &Tensor,
+        times: &Tensor,
+        condition: &Condition,
+        leaves: &[&Tensor],
+        output_gradient: &mut dyn FnMut(&Tensor) -> Result<Tensor, LearningError>,
+    ) -> Result<Vec<Tensor>, LearningError>;
+
+    /// Clean latents and noise as a training example.
+    ///
+    /// # Errors
+    /// [`LearningError::Data`] if the times are not as many as the latents.
+    fn training_pair(
+        &self,
+        clean: &Tensor,
+        noise: &Tensor,
+        times: &[TrainingTime],
+    ) -> Result<TrainingPair, LearningError> {
+        training_pair(clean, noise, times)
+    }
+
+    /// The linear layers of the denoiser itself, by which adapters are attached, with the layout's names.
+    fn sites(&mut self) -> Vec<(String, &mut Linear)>;
+}
+
+/// All linear layers of a part, with the part's name in front.
+pub(crate) fn named<'a>(part: &str, model: &'a mut dyn Sites) -> Vec<(String, &'a mut Linear)> {
+    let mut found = Vec::new();
+    model.linears_mut(&mut found);
+    found
+        .into_iter()
+        .map(|linear| (format!("{part}.{}", linear.name()), linear))
+        .collect()
+}

@@ -1,0 +1,337 @@
+//! Whole runs against Python's `StableDiffusionPipeline`.
+
+use std::fs;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::diffusion::{
+    lora::{self, Lora, Placement},
+    region::{Order, Texts, generate},
+    schedule::{NoiseTable, Sampler, Spacing},
+    testing::{self, CHECKPOINTS, PLAIN},
+    train,
+};
+
+fn load(name: &str) -> (TempDir, TextToImage) {
+    let folder = testing::checkpoint(name, PLAIN);
+    let model = TextToImage::load(folder.path(), Compute::CPU).unwrap();
+    (folder, model)
+}
+
+fn size(name: &str) -> (usize, usize) {
+    if name == "sd1" { (32, 32) } else { (18, 12) }
+}
+
+fn latents(
+    name: &str,
+    model: &TextToImage,
+    spacing: Spacing,
+    sampler: Sampler,
+    steps: usize,
+) -> Tensor {
+    let table: NoiseTable = match model.objective() {
+        Objective::Noise(table) => table.clone().spaced(spacing),
+        Objective::Flow(_) => panic!("no flow"),
+    };
+    let plan = Objective::Noise(table).plan(sampler, steps).unwrap();
+    let (height, width) = size(name);
+    let noise = testing::values("input.noise", &[1, 4, height, width], 1.7, Kind::Float);
+    let texts = Texts {
+        positive: model.condition(&["a red fox in the snow"]).unwrap(),
+        negative: model.condition(&[""]).unwrap(),
+        guidance: 7.5,
+    };
+    let order = Order {
+        prompt: 0,
+        advice: None,
+    };
+    generate(model, &plan, &noise, &[order], &texts, &mut |_| Ok(())).unwrap()
+}
+
+#[test]
+fn twenty_steps_with_guidance_give_the_latents_and_pixels_of_diffusers() {
+    for name in CHECKPOINTS {
+        let reference = testing::results(name, "samples.safetensors");
+        let (_folder, model) = load(name);
+        let ours = latents(name, &model, Spacing::Leading, Sampler::Ddim, 20);
+        let theirs = reference.tensor("sample.ddim20").unwrap();
+        let apart = testing::apart(&ours, &theirs);
+        println!("{name}: 20-step latents {apart:.1e}");
+        assert!(apart < 5e-4, "{name}: {apart}");
+
+        let bytes = to_bytes(&model.codec().decode(&ours).unwrap()).unwrap();
+        let theirs = reference.tensor("sample.pixels").unwrap();
+        let pixels = Vec::<u8>::try_from(theirs.reshape([-1])).unwrap();
+        assert_eq!(bytes.len(), pixels.len());
+        let off = bytes
+            .iter()
+            .zip(&pixels)
+            .filter(|(a, b)| a.abs_diff(**b) > 1)
+            .count();
+        let unlike = bytes.iter().zip(&pixels).filter(|(a, b)| a != b).count();
+        println!(
+            "{name}: {unlike} of {} bytes differ, {off} by more than 1",
+            bytes.len()
+        );
+        assert!(off * 1000 <= bytes.len(), "{name}: {off}");
+    }
+}
+
+#[test]
+fn every_sampler_and_spacing_gives_the_latents_of_diffusers() {
+    for name in CHECKPOINTS {
+        let reference = testing::results(name, "samples.safetensors");
+        let (_folder, model) = load(name);
+        for (spacing, named) in [
+            (Spacing::Leading, "leading"),
+            (Spacing::Trailing, "trailing"),
+            (Spacing::Linspace, "linspace"),
+        ] {
+            for (sampler, label) in [
+                (Sampler::Ddim, "ddim"),
+                (Sampler::Dpm, "dpm"),
+                (Sampler::Euler, "euler"),
+            ] {
+                let ours = latents(name, &model, spacing, sampler, 8);
+                let theirs = reference
+                    .tensor(&format!("sample.{label}.{named}"))
+                    .unwrap();
+                let apart = testing::apart(&ours, &theirs);
+                println!("{name} {label} {named}: {apart:.1e}");
+                assert!(apart < 5e-4, "{name} {label} {named}: {apart}");
+            }
+        }
+    }
+}
+
+#[test]
+fn adapters_of_diffusers_and_kohya_give_the_output_of_diffusers() {
+    for name in CHECKPOINTS {
+        let reference = testing::results(name, "lora_reference.safetensors");
+        for (kind, bound) in testing::FORWARD {
+            let folder = testing::checkpoint(name, PLAIN);
+            let mut model = TextToImage::load(folder.path(), testing::compute(kind)).unwrap();
+            let layers = lora::layers(model.all_sites());
+            let (height, width) = size(name);
+            let sample = testing::values("input.sample", &[3, 4, height, width], 1.7, kind);
+            let context = model.unet().config().context as usize;
+            let condition = Condition {
+                context: testing::values("input.context", &[3, 11, context], 1.7, kind),
+            };
+            let times = Tensor::from_slice(&[951_i64, 420, 1]);
+            let plain = model.predict(&sample, &times, &condition).unwrap();
+            let theirs = reference
+                .tensor(&format!("{}.lora", testing::prefix(kind)))
+                .unwrap();
+            // kohya's file is in half precision.
+            for (file, bound) in [("lora.safetensors", bound), ("kohya.safetensors", 2e-2)] {
+                let known = Lora::read(&testing::fixture(name).join(file), &layers).unwrap();
+                let compute = model.compute();
+                lora::attach(model.sites(), "known", &known, 1.0, compute).unwrap();
+                lora::set_frozen(model.sites(), "known", false).unwrap();
+                let ours = model.predict(&sample, &times, &condition).unwrap();
+                let apart = testing::apart(&ours, &theirs);
+                println!("{name} {kind:?} {file}: {apart:.1e}");
+                assert!(apart < bound, "{name} {kind:?} {file}: {apart}");
+                assert!(testing::apart(&plain, &theirs) > 0.1);
+                if file == "lora.safetensors" {
+                    gradients(name, &mut model, &ours);
+                }
+                lora::detach(model.sites(), "known").unwrap();
+            }
+            let again = model.predict(&sample, &times, &condition).unwrap();
+            assert!(testing::same(&plain, &again));
+        }
+    }
+}
+
+/// Names leaves as peft does and compares their gradients.
+fn gradients(name: &str, model: &mut TextToImage, output: &Tensor) {
+    let leaves = train::lora_leaves(model.sites(), "known")
+        .into_iter()
+        .map(|(leaf, tensor)| {
+            let plain = leaf.strip_prefix("unet.").unwrap();
+            let stem = plain.rsplit_once('.').unwrap().0;
+            let half = if leaf.rsplit('.').next() == Some("down") {
+                "lora_A"
+            } else {
+                "lora_B"
+            };
+            (format!("{stem}.{half}.weight"), tensor)
+        })
+        .collect();
+    let apart = testing::lora_gradients_apart(name, output, &leaves);
+    println!("{name} {:?} adapters: gradients {apart:.1e}", output.kind());
+    let bound = if output.kind() == Kind::Double {
+        1e-9
+    } else {
+        1e-6
+    };
+    assert!(apart < bound, "{name}: {apart}");
+}
+
+#[test]
+fn a_merged_adapter_computes_what_an_attached_one_does_and_is_saved() {
+    let (folder, mut model) = load("sd1");
+    let compute = model.compute();
+    let layers = lora::layers(model.sites());
+    let known = Lora::read(&testing::fixture("sd1").join("lora.safetensors"), &layers).unwrap();
+    lora::attach(model.sites(), "known", &known, 0.7, compute).unwrap();
+    let target = folder.path().join("fused");
+    let refusal = model.save(&target).unwrap_err().to_string();
+    assert!(refusal.contains("merge or detach"), "{refusal}");
+    let output = |model: &TextToImage| {
+        let sample = testing::values("input.sample", &[1, 4, 32, 32], 1.7, Kind::Float);
+        let condition = model.condition(&["a fox"]).unwrap();
+        let times = Tensor::from_slice(&[500.0_f64]);
+        model.predict(&sample, &times, &condition).unwrap()
+    };
+    let attached = output(&model);
+    lora::merge(model.sites(), "known").unwrap();
+    let merged = output(&model);
+    assert!(testing::apart(&attached, &merged) < 1e-5);
+    model.save(&target).unwrap();
+    let loaded = TextToImage::load(&target, compute).unwrap();
+    assert!(testing::same(&output(&loaded), &merged));
+}
+
+#[test]
+fn a_model_without_autoencoder_works_on_pixels() {
+    let folder = testing::checkpoint("sd2", PLAIN);
+    let index = folder.path().join("model_index.json");
+    let text = fs::read_to_string(&index).unwrap();
+    fs::write(&index, text.replace("\"vae\"", "\"no_vae\"")).unwrap();
+    let refusal = TextToImage::load(folder.path(), Compute::CPU)
+        .unwrap_err()
+        .to_string();
+    assert!(refusal.contains("latents have 3"), "{refusal}");
+    assert_eq!(Pixels.factor(), 1);
+}
+
+#[test]
+fn parts_of_another_kind_are_refused() {
+    let folder = testing::checkpoint("sd2", PLAIN);
+    let index = folder.path().join("model_index.json");
+    let text = fs::read_to_string(&index).unwrap();
+    fs::write(
+        &index,
+        text.replace("UNet2DConditionModel", "SD3Transformer2DModel"),
+    )
+    .unwrap();
+    let refusal = TextToImage::load(folder.path(), Compute::CPU)
+        .unwrap_err()
+        .to_string();
+    assert!(refusal.contains("SD3Transformer2DModel"), "{refusal}");
+}
+
+#[test]
+fn images_survive_bytes() {
+    let bytes: Vec<u8> = (0..2 * 3 * 4 * 3).map(|x| (x * 3) as u8).collect();
+    let images = from_bytes(&bytes, (2, 3, 4), Compute::CPU).unwrap();
+    assert_eq!(to_bytes(&images).unwrap(), bytes);
+    assert!(from_bytes(&bytes[1..], (2, 3, 4), Compute::CPU).is_err());
+}
+
+#[test]
+fn fresh_adapters_change_nothing_until_they_are_trained() {
+    let (_folder, mut model) = load("sd2");
+    let compute = model.compute();
+    let sample = testing::values("input.sample", &[1, 4, 18, 12], 1.7, Kind::Float);
+    let condition = model.condition(&["a fox"]).unwrap();
+    let times = Tensor::from_slice(&[500.0_f64]);
+    let before = model.predict(&sample, &times, &condition).unwrap();
+    let seed = concord_common::seed::Seed(1);
+    // Seven transformers of two blocks, eleven residual blocks, two layers for the time.
+    for (placement, count) in [
+        (Placement::Attention, 7 * 2 * 8),
+        (Placement::Transformers, 7 * (2 + 2 * 10)),
+        (Placement::All, 7 * (2 + 2 * 10) + 11 + 2),
+    ] {
+        let attached =
+            lora::attach_fresh(model.sites(), "new", placement, 4, seed, compute).unwrap();
+        assert_eq!(attached, count, "{placement:?}");
+        let after = model.predict(&sample, &times, &condition).unwrap();
+        assert!(testing::same(&before, &after));
+        let again = lora::attach_fresh(model.sites(), "new", placement, 4, seed, compute);
+        assert!(again.is_err());
+        lora::detach(model.sites(), "new").unwrap();
+    }
+    assert!(lora::detach(model.sites(), "new").is_err());
+}
+
+/// The way from nothing: a pixel model with a straight flow, trained for a few steps with its text encoder, saved and loaded.
+#[test]
+fn a_fresh_pixel_model_trains_and_survives_its_folder() {
+    let folder = testing::checkpoint("sd2", PLAIN);
+    let replace = |file: &str, changes: &[(&str, &str)]| {
+        let file = folder.path().join(file);
+        let mut text = fs::read_to_string(&file).unwrap();
+        for (from, to) in changes {
+            assert!(text.contains(from), "{from}");
+            text = text.replace(from, to);
+        }
+        fs::write(&file, text).unwrap();
+    };
+    replace("model_index.json", &[("\"vae\"", "\"no_vae\"")]);
+    replace(
+        "unet/config.json",
+        &[
+            ("\"in_channels\":4", "\"in_channels\":3"),
+            ("\"out_channels\":4", "\"out_channels\":3"),
+        ],
+    );
+    fs::write(
+        folder.path().join("scheduler/scheduler_config.json"),
+        r#"{"_class_name":"FlowMatchEulerDiscreteScheduler","num_train_timesteps":1000,"shift":3.0}"#,
+    )
+    .unwrap();
+    let seed = concord_common::seed::Seed(4);
+    let model = TextToImage::fresh(folder.path(), seed, Compute::CPU).unwrap();
+    let recipe = train::Recipe {
+        learning_rate: 2e-3,
+        adamw: crate::optimiser::AdamWSettings {
+            weight_decay: 0.0,
+            warmup_steps: 0,
+            clip_norm: 1.0,
+        },
+        batch: 2,
+        accumulation: 1,
+        steps: 12,
+    };
+    let mut trainer = train::Trainer::new(model.leaves(), recipe).unwrap();
+    let images = testing::values("image", &[2, 3, 8, 8], 1.0, Kind::Float);
+    let noise = testing::values("noise", &[2, 3, 8, 8], 1.7, Kind::Float);
+    let times = [0.2, 0.7].map(|place| model.objective().training_time(place));
+    let pair = model.training_pair(&images, &noise, &times).unwrap();
+    let mut losses = Vec::new();
+    while !trainer.done() {
+        let condition = model.encode_text(&["a red fox", "the snow"]).unwrap();
+        let output = model.predict(&pair.noisy, &pair.times, &condition).unwrap();
+        let loss = output.mse_loss(&pair.target, tch::Reduction::Mean);
+        losses.push(loss.double_value(&[]));
+        let gradients = Tensor::f_run_backward(&[loss], &trainer.leaves(), false, false).unwrap();
+        assert!(gradients.iter().all(Tensor::defined));
+        trainer.gather(gradients).unwrap();
+    }
+    assert!(losses[11] < 0.9 * losses[0], "{losses:?}");
+
+    let saved = folder.path().join("saved");
+    model.save(&saved).unwrap();
+    let loaded = TextToImage::load(&saved, Compute::CPU).unwrap();
+    let run = |model: &TextToImage| {
+        let plan = model.objective().plan(Sampler::Euler, 3).unwrap();
+        let texts = Texts {
+            positive: model.condition(&["a red fox"]).unwrap(),
+            negative: model.condition(&[""]).unwrap(),
+            guidance: 2.0,
+        };
+        let order = Order {
+            prompt: 0,
+            advice: None,
+        };
+        let noise = noise.narrow(0, 0, 1);
+        generate(model, &plan, &noise, &[order], &texts, &mut |_| Ok(())).unwrap()
+    };
+    assert!(testing::same(&run(&model), &run(&loaded)));
+}

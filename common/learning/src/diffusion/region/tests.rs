@@ -1,0 +1,202 @@
+//! The mix by its formula, and batches by their parts.
+
+use super::*;
+use crate::diffusion::{
+    params::Compute,
+    pipeline::TextToImage,
+    schedule::Sampler,
+    testing::{self, PLAIN},
+};
+
+fn region(left: f64, top: f64, right: f64, bottom: f64, strength: f64) -> Region {
+    Region {
+        left,
+        top,
+        right,
+        bottom,
+        prompt: "a bright fox".to_owned(),
+        strength,
+    }
+}
+
+fn model() -> (tempfile::TempDir, TextToImage) {
+    let folder = testing::checkpoint("sd2", PLAIN);
+    let model = TextToImage::load(folder.path(), Compute::CPU).unwrap();
+    (folder, model)
+}
+
+#[test]
+fn masks_are_rectangles_of_at_least_a_pixel() {
+    let mask = region(0.25, 0.5, 0.75, 1.0, 1.0).mask(4, 4);
+    let rows: Vec<f64> = [
+        [0.0; 4],
+        [0.0; 4],
+        [0.0, 1.0, 1.0, 0.0],
+        [0.0, 1.0, 1.0, 0.0],
+    ]
+    .concat();
+    assert_eq!(mask, rows);
+    let small = region(0.99, 0.99, 0.999, 1.0, 1.0).mask(4, 4);
+    let covered: Vec<usize> = (0..16).filter(|&place| small[place] > 0.0).collect();
+    assert_eq!(covered, [15]);
+}
+
+#[test]
+fn the_blur_is_that_of_the_authors_at_their_size_and_scales() {
+    let kernel = blur_kernel(128, 128);
+    assert_eq!(kernel.len(), 33);
+    let ratio = kernel[16] / kernel[6];
+    // Ten pixels are one deviation.
+    assert!((ratio - 0.5_f64.exp()).abs() < 1e-12, "{ratio}");
+    assert_eq!(blur_kernel(64, 64).len(), 17);
+    assert_eq!(blur_kernel(8, 8).len(), 3);
+    assert_eq!(blur_kernel(2, 2).len(), 1);
+}
+
+#[test]
+fn a_blur_keeps_a_full_mask_and_the_range() {
+    let full = blurred(&[1.0; 20 * 12], 20, 12);
+    assert!(full.iter().all(|value| (value - 1.0).abs() < 1e-12));
+    let half: Vec<f64> = (0..240)
+        .map(|place| f64::from(u8::from(place % 12 < 6)))
+        .collect();
+    let soft = blurred(&half, 20, 12);
+    assert!(
+        soft.iter()
+            .all(|value| (-1e-12..=1.0 + 1e-12).contains(value))
+    );
+    assert!(soft[5] < 1.0 && soft[6] > 0.0);
+    assert!(soft[0] > soft[11]);
+}
+
+/// The formula, written out for every pixel.
+#[test]
+fn the_mix_follows_the_formula() {
+    let (_folder, model) = model();
+    let regions = [
+        region(0.0, 0.0, 0.5, 0.5, 1.5),
+        region(0.2, 0.3, 1.0, 1.0, 0.5),
+    ];
+    let advice = Advice::prepare(&model, &regions, (18, 12)).unwrap();
+    let whole = testing::values("whole", &[1, 4, 18, 12], 1.0, Kind::Float);
+    let parts = testing::values("parts", &[2, 4, 18, 12], 1.0, Kind::Float);
+    let mixed = advice.mix(&whole, &parts).unwrap();
+    let blurs = regions
+        .each_ref()
+        .map(|region| blurred(&region.mask(18, 12), 18, 12));
+    for channel in 0..4 {
+        for y in 0..18_i64 {
+            for x in 0..12_i64 {
+                let place = (y * 12 + x) as usize;
+                let mut sum = whole.double_value(&[0, channel, y, x]);
+                let mut weight = 1.0;
+                for (which, (region, blur)) in regions.iter().zip(&blurs).enumerate() {
+                    let share = region.strength * blur[place];
+                    sum += share * parts.double_value(&[which as i64, channel, y, x]);
+                    weight += share;
+                }
+                let ours = mixed.double_value(&[0, channel, y, x]);
+                assert!((ours - sum / weight).abs() < 1e-6);
+            }
+        }
+    }
+}
+
+#[test]
+fn regions_outside_the_picture_or_without_weight_are_refused() {
+    let (_folder, model) = model();
+    for bad in [
+        region(-0.1, 0.0, 0.5, 0.5, 1.0),
+        region(0.5, 0.0, 0.5, 0.5, 1.0),
+        region(0.0, 0.0, 0.5, 1.5, 1.0),
+        region(0.0, f64::NAN, 0.5, 0.5, 1.0),
+        region(0.0, 0.0, 0.5, 0.5, 0.0),
+        region(0.0, 0.0, 0.5, 0.5, f64::INFINITY),
+    ] {
+        assert!(matches!(
+            Advice::prepare(&model, &[bad], (18, 12)),
+            Err(LearningError::Data(_))
+        ));
+    }
+    assert!(Advice::prepare(&model, &[], (18, 12)).is_err());
+    let many = vec![region(0.0, 0.0, 1.0, 1.0, 1.0); MOST_REGIONS + 1];
+    assert!(Advice::prepare(&model, &many, (18, 12)).is_err());
+}
+
+/// A batch with and without advice gives what each picture gives alone.
+#[test]
+fn pictures_of_a_batch_do_not_touch_each_other() {
+    let (_folder, model) = model();
+    let plan = model.objective().plan(Sampler::Ddim, 3).unwrap();
+    let noise = testing::values("input.noise", &[2, 4, 18, 12], 1.7, Kind::Float);
+    let texts = Texts {
+        positive: model.condition(&["a red fox", "the snow"]).unwrap(),
+        negative: model.condition(&[""]).unwrap(),
+        guidance: 4.0,
+    };
+    let advice = Advice::prepare(&model, &[region(0.0, 0.0, 0.6, 1.0, 1.0)], (18, 12)).unwrap();
+    let run = |noise: &Tensor, orders: &[Order<'_>]| {
+        generate(&model, &plan, noise, orders, &texts, &mut |_| Ok(())).unwrap()
+    };
+    let advised = |prompt| Order {
+        prompt,
+        advice: Some(&advice),
+    };
+    let plain = |prompt| Order {
+        prompt,
+        advice: None,
+    };
+    let both = run(&noise, &[plain(1), advised(0)]);
+    let first = run(&noise.narrow(0, 0, 1), &[plain(1)]);
+    let second = run(&noise.narrow(0, 1, 1), &[advised(0)]);
+    let apart = testing::apart(&both, &Tensor::cat(&[&first, &second], 0));
+    assert!(apart < 1e-4, "{apart}");
+    let without = run(&noise.narrow(0, 1, 1), &[plain(0)]);
+    assert!(testing::apart(&second, &without) > 1e-2);
+}
+
+/// Advice that repeats the picture's own prompt over all of it changes nothing, whatever its weight: a mean of equals.
+#[test]
+fn advice_that_repeats_the_prompt_changes_nothing() {
+    let (_folder, model) = model();
+    let plan = model.objective().plan(Sampler::Dpm, 3).unwrap();
+    let noise = testing::values("input.noise", &[1, 4, 18, 12], 1.7, Kind::Float);
+    let texts = Texts {
+        positive: model.condition(&["a bright fox"]).unwrap(),
+        negative: model.condition(&[""]).unwrap(),
+        guidance: 4.0,
+    };
+    let advice = Advice::prepare(&model, &[region(0.0, 0.0, 1.0, 1.0, 3.0)], (18, 12)).unwrap();
+    let run = |advice| {
+        let order = Order { prompt: 0, advice };
+        generate(&model, &plan, &noise, &[order], &texts, &mut |_| Ok(())).unwrap()
+    };
+    let apart = testing::apart(&run(None), &run(Some(&advice)));
+    assert!(apart < 1e-4, "{apart}");
+}
+
+#[test]
+fn a_run_can_be_stopped_between_steps() {
+    let (_folder, model) = model();
+    let plan = model.objective().plan(Sampler::Euler, 5).unwrap();
+    let noise = testing::values("input.noise", &[1, 4, 18, 12], 1.7, Kind::Float);
+    let texts = Texts {
+        positive: model.condition(&["a fox"]).unwrap(),
+        negative: model.condition(&[""]).unwrap(),
+        guidance: 1.0,
+    };
+    let order = Order {
+        prompt: 0,
+        advice: None,
+    };
+    let mut steps = Vec::new();
+    let stopped = generate(&model, &plan, &noise, &[order], &texts, &mut |done| {
+        steps.push(done);
+        if done == 2 {
+            return Err(LearningError::Cancelled);
+        }
+        Ok(())
+    });
+    assert!(matches!(stopped, Err(LearningError::Cancelled)));
+    assert_eq!(steps, [1, 2]);
+}
