@@ -10,6 +10,7 @@ The weights follow from their names (see diffusion_rule.py) and are not stored; 
 """
 
 import argparse
+import copy
 import json
 import shutil
 import sys
@@ -344,11 +345,67 @@ def sample(folder, parts):
     return {name: tensor.contiguous() for name, tensor in results.items()}
 
 
+def adapted(parts):
+    """What a UNet with a LoRA of rank 2 and alpha 3 gives, and the adapter's gradients; and the UNet, to save the adapter."""
+    from peft import LoraConfig
+
+    results = {}
+    height, width = parts["size"]
+    for kind, prefix in ((torch.float32, "f32"), (torch.float64, "f64")):
+        unet = copy.deepcopy(parts["unet"]).to(kind).eval()
+        unet.requires_grad_(False)
+        layers = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"]
+        unet.add_adapter(LoraConfig(r=2, lora_alpha=3, target_modules=layers, init_lora_weights=False))
+        with torch.no_grad():
+            for name, parameter in unet.named_parameters():
+                if "lora_" in name:
+                    values = rule.values(f"lora.{name.replace('.default', '')}", tuple(parameter.shape), 0.2)
+                    parameter.copy_(values)
+        sample = rule.values("input.sample", (3, 4, height, width), 1.7).to(kind)
+        context = rule.values("input.context", (3, 11, unet.config.cross_attention_dim), 1.7).to(kind)
+        output = unet(sample, torch.tensor([951, 420, 1]), encoder_hidden_states=context).sample
+        results[f"{prefix}.lora"] = output.detach()
+        found = {}
+        with_gradients(found, prefix, unet, output, "lora")
+        results |= {name.replace(".default", ""): tensor for name, tensor in found.items()}
+        if kind == torch.float32:
+            plain = unet
+    return {name: tensor.contiguous() for name, tensor in results.items()}, plain
+
+
+def write_lora(folder, unet):
+    """The adapter as diffusers writes it, and renamed to kohya's layout with its alpha."""
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft.utils import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(unet)
+    # Lists in place of sets, as the metadata's writer wants it.
+    config = unet.peft_config["default"].to_dict()
+    config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    with tempfile.TemporaryDirectory() as saved:
+        StableDiffusionPipeline.save_lora_weights(
+            saved,
+            unet_lora_layers=convert_state_dict_to_diffusers(state),
+            unet_lora_adapter_metadata=config,
+            weight_name="lora.safetensors",
+        )
+        shutil.copyfile(Path(saved) / "lora.safetensors", folder / "lora.safetensors")
+    kohya = {}
+    for name, tensor in state.items():
+        layer, half = name.removesuffix(".weight").rsplit(".", 1)
+        stem = "lora_unet_" + layer.replace(".", "_")
+        kohya[f"{stem}.{'lora_down' if half == 'lora_A' else 'lora_up'}.weight"] = tensor.half().contiguous()
+        kohya[f"{stem}.alpha"] = torch.tensor(3.0)
+    save_file(kohya, folder / "kohya.safetensors", {"ss_network_module": "networks.lora"})
+
+
 def build(folder, parts):
     """All results of one checkpoint."""
     for part in ("unet", "vae", "text_encoder"):
         rule.fill(parts[part], part)
-    return compute(folder, parts), sample(folder, parts)
+    computed = compute(folder, parts)
+    sampled = sample(folder, parts)
+    return computed, sampled, adapted(parts)
 
 
 def compare(name, found, expected):
@@ -380,13 +437,16 @@ def main():
         if not checking:
             shutil.rmtree(folder, ignore_errors=True)
             write_layout(folder, parts)
-        computed, sampled = build(folder, parts)
+        computed, sampled, (lora, unet) = build(folder, parts)
         if checking:
             good &= compare(name, computed, load_file(folder / "reference.safetensors"))
             good &= compare(name, sampled, load_file(folder / "samples.safetensors"))
+            good &= compare(name, lora, load_file(folder / "lora_reference.safetensors"))
         else:
             save_file(computed, folder / "reference.safetensors")
             save_file(sampled, folder / "samples.safetensors")
+            save_file(lora, folder / "lora_reference.safetensors")
+            write_lora(folder, unet)
             print(f"wrote {folder}")
     sys.exit(0 if good else 1)
 

@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Compares Concord's text-to-image engine with Python's diffusers: the committed fixtures, and adapters and models that Concord writes.
+#
+#   diffusion.sh            compare
+#   diffusion.sh --bench    how fast both are
+#   CONCORD_CACHE=...       where the venv is kept, about 3 GB (default: ~/.cache/concord)
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../.." && pwd)
+cargo=${CARGO:-cargo}
+cache=${CONCORD_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/concord}
+venv=$cache/venv-diffusion
+stamp=$venv/requirements.sha256
+wanted=$(sha256sum "$here/requirements-diffusion.txt" | cut -d ' ' -f 1)
+
+mkdir -p "$cache"
+if command -v flock >/dev/null; then # two runs at once make it only once
+  exec 9>"$cache/venv-diffusion.lock"
+  flock 9
+fi
+if [[ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]]; then
+  printf 'interop: making the Python venv with torch and diffusers (about 3 GB, once) in %s\n' "$venv" >&2
+  # The stamp is written last: without it the venv counts as not made. The system's pip fills it, as in venv.sh.
+  python3 -m venv --clear --without-pip "$venv"
+  mkdir "$venv/tmp"
+  TMPDIR=$venv/tmp python3 -m pip --python "$venv/bin/python" install --quiet --disable-pip-version-check --no-cache-dir \
+    --requirement "$here/requirements-diffusion.txt" >&2
+  rm -rf "$venv/tmp"
+  printf '%s\n' "$wanted" >"$stamp"
+fi
+exec 9>&-
+
+export HF_HUB_OFFLINE=1 PYTHONWARNINGS=ignore PYTHONDONTWRITEBYTECODE=1
+(cd "$root" && "$cargo" build --quiet --locked -p concord-learning --example diffusion)
+program=${CARGO_TARGET_DIR:-$root/target}/debug/examples/diffusion
+if [[ "${1:-}" == --bench ]]; then
+  exec "$venv/bin/python" "$here/diffusion.py" "$program" --bench
+fi
+
+printf '\n--- the committed fixtures, recomputed with diffusers\n'
+"$venv/bin/python" "$here/diffusion_fixtures.py" --check
+
+printf '\n--- adapters and fused models of Concord, loaded with diffusers\n'
+"$venv/bin/python" "$here/diffusion.py" "$program"
+
+printf '\ninterop: all checks passed\n'
