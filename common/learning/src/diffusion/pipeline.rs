@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use concord_common::seed::Seed;
+use concord_common::{digest::Digest, seed::Seed};
 use serde_json::{Map, Value};
 use tch::{Kind, Tensor};
 
@@ -24,7 +24,7 @@ use super::{
     unet::{UNet, UNetConfig},
     vae::{Vae, VaeConfig},
 };
-use crate::error::LearningError;
+use crate::{error::LearningError, named::HostTensor};
 
 /// The autoencoder as the denoiser's codec: latents are shifted and scaled.
 impl LatentCodec for Vae {
@@ -243,6 +243,34 @@ impl TextToImage {
         })
     }
 
+    /// BLAKE3 over names, shapes and f32 values of all weights as they are now: what a stage's results depend on. Attached adapters do not count.
+    ///
+    /// # Errors
+    /// [`LearningError::Torch`] if a weight cannot be copied to the CPU.
+    pub fn digest(&self) -> Result<Digest, LearningError> {
+        let mut hasher = blake3::Hasher::new_derive_key("concord.v1 diffusion weights");
+        for (part, _, tensors) in self.parts() {
+            for (name, tensor) in tensors {
+                let host = HostTensor::from_tensor(tensor)?;
+                hasher.update(format!("{part}.{name} {:?}\n", host.shape).as_bytes());
+                hasher.update(&concord_common::adapter::encode_f32(&host.values));
+            }
+        }
+        Ok(hasher.finalize().into())
+    }
+
+    /// Folder, file stem and tensors of every part with weights.
+    fn parts(&self) -> Vec<(&'static str, &'static str, &BTreeMap<String, Tensor>)> {
+        let mut parts = vec![
+            ("unet", "diffusion_pytorch_model", self.unet.tensors()),
+            ("text_encoder", "model", self.text.tensors()),
+        ];
+        if let Some(vae) = &self.vae {
+            parts.push(("vae", "diffusion_pytorch_model", vae.tensors()));
+        }
+        parts
+    }
+
     /// Writes the model as a new folder in the same layout: configurations and tokenizer are copied, weights written as they are now, in f32.
     /// Adapters must have been merged.
     ///
@@ -266,14 +294,7 @@ impl TextToImage {
         for part in ["tokenizer", "scheduler"] {
             copy_folder(&self.folder.join(part), &folder.join(part))?;
         }
-        let mut parts = vec![
-            ("unet", "diffusion_pytorch_model", self.unet.tensors()),
-            ("text_encoder", "model", self.text.tensors()),
-        ];
-        if let Some(vae) = &self.vae {
-            parts.push(("vae", "diffusion_pytorch_model", vae.tensors()));
-        }
-        for (part, stem, tensors) in parts {
+        for (part, stem, tensors) in self.parts() {
             let (from, to) = (self.folder.join(part), folder.join(part));
             fs::create_dir(&to).map_err(|source| LearningError::io(&to, source))?;
             copy(&from.join("config.json"), &to.join("config.json"))?;

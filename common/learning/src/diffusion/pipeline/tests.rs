@@ -188,12 +188,15 @@ fn a_merged_adapter_computes_what_an_attached_one_does_and_is_saved() {
         model.predict(&sample, &times, &condition).unwrap()
     };
     let attached = output(&model);
+    let before = model.digest().unwrap();
     lora::merge(model.sites(), "known").unwrap();
     let merged = output(&model);
+    assert_ne!(model.digest().unwrap(), before);
     assert!(testing::apart(&attached, &merged) < 1e-5);
     model.save(&target).unwrap();
     let loaded = TextToImage::load(&target, compute).unwrap();
     assert!(testing::same(&output(&loaded), &merged));
+    assert_eq!(loaded.digest().unwrap(), model.digest().unwrap());
 }
 
 #[test]
@@ -334,4 +337,41 @@ fn a_fresh_pixel_model_trains_and_survives_its_folder() {
         generate(model, &plan, &noise, &[order], &texts, &mut |_| Ok(())).unwrap()
     };
     assert!(testing::same(&run(&model), &run(&loaded)));
+}
+
+/// Files of others often adapt the text encoder too, under either of its names.
+#[test]
+fn adapters_of_the_text_encoder_are_attached() {
+    let (folder, mut model) = load("sd1");
+    let compute = model.compute();
+    let layers = lora::layers(model.all_sites());
+    let plain = model.condition(&["a fox"]).unwrap().context;
+    let mut found = Vec::new();
+    for stem in [
+        "lora_te_text_model_encoder_layers_1_mlp_fc1",
+        "lora_te_encoder_layers_1_mlp_fc1",
+    ] {
+        let half = |half: &str, shape: &[usize]| {
+            let tensor = testing::values(half, shape, 0.5, Kind::Float);
+            let name = format!("{stem}.lora_{half}.weight");
+            (
+                name,
+                crate::named::HostTensor::from_tensor(&tensor).unwrap(),
+            )
+        };
+        let tensors = [half("down", &[2, 32]), half("up", &[37, 2])].into();
+        let file = folder.path().join("text.safetensors");
+        testing::write(&file, &tensors, safetensors::Dtype::F32);
+        let known = Lora::read(&file, &layers).unwrap();
+        lora::attach(model.all_sites(), "known", &known, 1.0, compute).unwrap();
+        found.push(model.condition(&["a fox"]).unwrap().context);
+        lora::detach(model.all_sites(), "known").unwrap();
+        // The UNet alone has no such layer, and says so.
+        let refusal = lora::attach(model.sites(), "known", &known, 1.0, compute)
+            .unwrap_err()
+            .to_string();
+        assert!(refusal.contains("text_encoder.encoder.layers.1.mlp.fc1"));
+    }
+    assert!(testing::same(&found[0], &found[1]));
+    assert!(testing::apart(&found[0], &plain) > 1e-2);
 }
