@@ -105,7 +105,7 @@ pub enum AdvisorSpec {
         /// Quantile of the clean images beyond which a measure is a fault.
         #[serde(default = "default_tail")]
         tail: f64,
-        /// A fault counts from this excess on, in widths of the clean range.
+        /// A fault counts from this excess on, in visible steps.
         #[serde(default = "default_excess")]
         least_excess: f64,
     },
@@ -214,7 +214,7 @@ pub enum FilterScorer {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum EvaluationScorer {
-    /// Distance of the image's statistics to those of clean images.
+    /// A linear discriminant of image statistics, trained on good and badly rendered images.
     Statistics {},
     /// Distortion of photos; means little on drawings.
     Brisque {},
@@ -449,10 +449,10 @@ fn four_regions() -> u32 {
     4
 }
 fn default_tail() -> f64 {
-    0.05
+    0.02
 }
 fn default_excess() -> f64 {
-    0.05
+    0.5
 }
 fn three_tries() -> u32 {
     3

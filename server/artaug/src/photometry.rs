@@ -21,7 +21,7 @@ mod tests;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    clean::{CleanRanges, Finding, NoImages, Range},
+    clean::{CleanLooks, CleanRanges, Finding, NoImages, Range},
     diversity::diversity,
     subject::Subject,
 };

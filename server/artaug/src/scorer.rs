@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     external::{EXTERNAL_VERSION, ExternalScorer},
     faults::FaultScorer,
-    statistics::{CleanStatistics, StatisticsScorer},
+    statistics::{Discriminant, InvalidDiscriminant, StatisticsScorer},
 };
 use crate::{advisor::AdvisorError, image::Image};
 

@@ -22,10 +22,10 @@ use crate::{
     endpoint::{Endpoint, EndpointError, EndpointSettings},
     filter::FilterRules,
     machine::{Plan, StopRules},
-    photometry::CleanRanges,
+    photometry::CleanLooks,
     prompts::{PathError, check_apart, read_prompts, resolve},
     scorer::{
-        CleanStatistics, ExternalScorer, FaultScorer, ForEvaluation, ForFilter, Panel, Scorer,
+        Discriminant, ExternalScorer, FaultScorer, ForEvaluation, ForFilter, Panel, Scorer,
         StatisticsScorer,
     },
     stats::Bootstrap,
@@ -46,13 +46,13 @@ pub struct Allowed {
     pub endpoints: BTreeMap<String, EndpointSettings>,
 }
 
-/// What clean images look like, measured once from the data of the base model.
+/// What good images look like, measured once from the data of the base model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Clean {
     /// For advice and the filter.
-    pub ranges: CleanRanges,
+    pub looks: CleanLooks,
     /// For the evaluation.
-    pub statistics: CleanStatistics,
+    pub statistics: Discriminant,
 }
 
 /// Scorers that need trained models; the worker brings them.
@@ -188,7 +188,7 @@ impl<'a> Endpoints<'a> {
         ))
     }
 
-    /// The understanding model of a specification. The ranges come from clean images, measured with the tail that
+    /// The understanding model of a specification. The looks come from clean images, measured with the tail that
     /// [`rule_tail`] gives.
     ///
     /// # Errors
@@ -196,7 +196,7 @@ impl<'a> Endpoints<'a> {
     pub fn advisor(
         &mut self,
         spec: &AdvisorSpec,
-        clean: &CleanRanges,
+        clean: &CleanLooks,
     ) -> Result<Box<dyn Advisor>, SetupError> {
         match spec {
             AdvisorSpec::Rules { least_excess, .. } => {
@@ -255,10 +255,10 @@ impl<'a> Endpoints<'a> {
                 |scorer| -> Result<Box<dyn Scorer<Use = ForFilter>>, SetupError> {
                     Ok(match scorer {
                         FilterScorer::Photometry { .. } => {
-                            Box::new(FaultScorer::photometry(clean.ranges.clone()))
+                            Box::new(FaultScorer::photometry(clean.looks.clone()))
                         }
                         FilterScorer::Colour { .. } => {
-                            Box::new(FaultScorer::colour(clean.ranges.clone()))
+                            Box::new(FaultScorer::colour(clean.looks.clone()))
                         }
                         FilterScorer::Alignment { .. } => trained.alignment_filter()?,
                         FilterScorer::Brisque { .. } => trained.brisque_filter()?,
@@ -326,6 +326,6 @@ pub fn max_regions(spec: &AdvisorSpec) -> usize {
 pub fn rule_tail(spec: &AdvisorSpec) -> f64 {
     match spec {
         AdvisorSpec::Rules { tail, .. } => *tail,
-        AdvisorSpec::Chat { .. } => 0.05,
+        AdvisorSpec::Chat { .. } => 0.02,
     }
 }

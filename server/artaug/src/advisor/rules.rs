@@ -2,7 +2,7 @@
 
 use super::{Advice, Advisor, AdvisorError, MAX_REGIONS, Question, Region, RegionPrompt};
 use crate::{
-    photometry::{CleanRanges, GRID, Survey, cell_area, survey},
+    photometry::{CleanLooks, CleanRanges, GRID, Survey, cell_area, survey},
     region::Area,
     words::{Dimension, Level, Place, Statement, describe},
 };
@@ -10,7 +10,7 @@ use crate::{
 /// How the rules read the measures.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct RuleSettings {
-    /// A fault counts from this excess on, in widths of the clean range.
+    /// A fault counts from this excess on, in visible steps.
     pub least_excess: f64,
     /// A box has at least this many cells of the 4 x 4 grid.
     pub least_cells: usize,
@@ -21,7 +21,7 @@ pub struct RuleSettings {
 impl Default for RuleSettings {
     fn default() -> Self {
         Self {
-            least_excess: 0.05,
+            least_excess: 0.5,
             least_cells: 2,
             whole_cells: 12,
         }
@@ -31,7 +31,7 @@ impl Default for RuleSettings {
 /// Advises by measured photometry and composition.
 #[derive(Debug, Clone)]
 pub struct RuleAdvisor {
-    ranges: CleanRanges,
+    looks: CleanLooks,
     settings: RuleSettings,
 }
 
@@ -45,15 +45,18 @@ struct Fault {
 }
 
 impl RuleAdvisor {
-    /// An advisor that compares with `ranges`.
-    pub fn new(ranges: CleanRanges, settings: RuleSettings) -> Self {
-        Self { ranges, settings }
+    /// An advisor that compares with `looks`.
+    pub fn new(looks: impl Into<CleanLooks>, settings: RuleSettings) -> Self {
+        Self {
+            looks: looks.into(),
+            settings,
+        }
     }
 
     /// The faults of an image as statements about the nearest named places, for rewriting a prompt as a whole (one of the
     /// control arms) and for tables.
-    pub fn faults(&self, survey: &Survey) -> Vec<Statement> {
-        self.find(survey)
+    pub fn faults(&self, survey: &Survey, prompt: &str) -> Vec<Statement> {
+        self.find(survey, self.looks.for_prompt(prompt))
             .into_iter()
             .map(|fault| Statement {
                 dimension: fault.dimension,
@@ -63,19 +66,24 @@ impl RuleAdvisor {
             .collect()
     }
 
-    fn find(&self, survey: &Survey) -> Vec<Fault> {
+    fn find(&self, survey: &Survey, ranges: &CleanRanges) -> Vec<Fault> {
         Dimension::ALL
             .into_iter()
             .filter_map(|dimension| {
                 // A region explains more than the whole does, which a large region moves too.
-                self.regional_fault(survey, dimension)
-                    .or_else(|| self.whole_fault(survey, dimension))
+                self.regional_fault(survey, ranges, dimension)
+                    .or_else(|| self.whole_fault(survey, ranges, dimension))
             })
             .collect()
     }
 
-    fn whole_fault(&self, survey: &Survey, dimension: Dimension) -> Option<Fault> {
-        let finding = self.ranges.judge_whole(survey, dimension)?;
+    fn whole_fault(
+        &self,
+        survey: &Survey,
+        ranges: &CleanRanges,
+        dimension: Dimension,
+    ) -> Option<Fault> {
+        let finding = ranges.judge_whole(survey, dimension)?;
         (finding.excess >= self.settings.least_excess).then_some(Fault {
             dimension,
             level: finding.level,
@@ -85,10 +93,15 @@ impl RuleAdvisor {
     }
 
     /// The larger of the two boxes of cells that are too low and too high.
-    fn regional_fault(&self, survey: &Survey, dimension: Dimension) -> Option<Fault> {
+    fn regional_fault(
+        &self,
+        survey: &Survey,
+        ranges: &CleanRanges,
+        dimension: Dimension,
+    ) -> Option<Fault> {
         let boxed = |level: Level| {
             let excess: [f64; GRID * GRID] = std::array::from_fn(|cell| {
-                self.ranges
+                ranges
                     .judge_cell(survey, cell, dimension)
                     .filter(|finding| finding.level == level)
                     .map_or(0.0, |finding| finding.excess)
@@ -136,13 +149,16 @@ fn largest_box(faulty: &[bool; GRID * GRID]) -> Option<(Area, usize)> {
 
 impl Advisor for RuleAdvisor {
     fn name(&self) -> String {
-        format!("rules v1 on {} clean images", self.ranges.images())
+        format!("rules v1 on {} clean images", self.looks.images())
     }
 
     fn advise(&self, question: &Question<'_>) -> Result<Advice, AdvisorError> {
         // Faults in one box become one region whose prompt asks for all of them to be good.
         let mut boxes: Vec<(Area, f64, Vec<Statement>)> = Vec::new();
-        for fault in self.find(&survey(question.image)) {
+        for fault in self.find(
+            &survey(question.image),
+            self.looks.for_prompt(question.prompt),
+        ) {
             let wish = Statement {
                 dimension: fault.dimension,
                 level: Level::Good,

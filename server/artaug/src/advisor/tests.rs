@@ -383,7 +383,7 @@ fn a_dimmed_corner_is_found_where_it_is() {
         level: Level::Low,
         place: Place::BottomLeft,
     };
-    assert!(rules().faults(&survey(&image)).contains(&dim));
+    assert!(rules().faults(&survey(&image), "red square").contains(&dim));
 }
 
 #[test]

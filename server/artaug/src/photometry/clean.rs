@@ -1,5 +1,7 @@
 //! The ranges that clean images keep, measured, and where an image leaves them.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::{GRID, Survey};
@@ -26,6 +28,17 @@ pub struct CleanRanges {
     images: usize,
 }
 
+/// A difference that is plainly seen; excesses are counted in these, so that a measure which clean images hardly vary in is not
+/// a fault at the first trace of noise.
+fn visible_step(dimension: Dimension) -> f64 {
+    match dimension {
+        Dimension::Exposure | Dimension::Colour => 0.05,
+        Dimension::Contrast => 0.03,
+        Dimension::Sharpness => 0.3,
+        Dimension::Placement => 0.1,
+    }
+}
+
 /// Ranges cannot be measured without clean images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("no clean image to measure the ranges from")]
@@ -38,7 +51,7 @@ pub struct Finding {
     pub dimension: Dimension,
     /// On which side of the range.
     pub level: Level,
-    /// How far outside, in widths of the range; above 0.
+    /// How far outside, in visible steps; above 0.
     pub excess: f64,
 }
 
@@ -58,11 +71,11 @@ impl Range {
     }
 
     fn judge(self, dimension: Dimension, value: f64) -> Option<Finding> {
-        let width = (self.high - self.low).max(1e-3);
+        let step = visible_step(dimension);
         let (level, excess) = if value < self.low {
-            (Level::Low, (self.low - value) / width)
+            (Level::Low, (self.low - value) / step)
         } else if value > self.high && dimension.too_high_is_a_fault() {
-            (Level::High, (value - self.high) / width)
+            (Level::High, (value - self.high) / step)
         } else {
             return None;
         };
@@ -127,5 +140,65 @@ impl CleanRanges {
     ) -> Option<Finding> {
         let value = survey.cells[cell].get(dimension)?;
         self.cells[cell][dimension.index()].judge(dimension, value)
+    }
+}
+
+/// Fewer clean images make no context of their own.
+const LEAST_OF_CONTEXT: usize = 20;
+
+/// The ranges of clean images by context: words of a prompt that say what else an image must look like, such as a background.
+/// White surroundings are no fault where the prompt asks for them.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CleanLooks {
+    overall: CleanRanges,
+    contexts: BTreeMap<String, CleanRanges>,
+}
+
+impl From<CleanRanges> for CleanLooks {
+    /// The same ranges for every prompt.
+    fn from(overall: CleanRanges) -> Self {
+        Self {
+            overall,
+            contexts: BTreeMap::new(),
+        }
+    }
+}
+
+impl CleanLooks {
+    /// Measures clean images with their contexts, over all and by context; `tail` as in [`CleanRanges::measure`].
+    ///
+    /// # Errors
+    /// If there is no image.
+    pub fn measure(clean: &[(String, Survey)], tail: f64) -> Result<Self, NoImages> {
+        let mut by_context: BTreeMap<&str, Vec<Survey>> = BTreeMap::new();
+        for (context, survey) in clean {
+            by_context.entry(context).or_default().push(survey.clone());
+        }
+        let all: Vec<Survey> = clean.iter().map(|(_, survey)| survey.clone()).collect();
+        let mut contexts = BTreeMap::new();
+        for (context, surveys) in by_context {
+            if surveys.len() >= LEAST_OF_CONTEXT && !context.is_empty() {
+                contexts.insert(context.to_owned(), CleanRanges::measure(&surveys, tail)?);
+            }
+        }
+        Ok(Self {
+            overall: CleanRanges::measure(&all, tail)?,
+            contexts,
+        })
+    }
+
+    /// The ranges for a prompt: those of the longest context that stands in it, or the overall ones.
+    pub fn for_prompt(&self, prompt: &str) -> &CleanRanges {
+        self.contexts
+            .iter()
+            .filter(|(context, _)| prompt.contains(context.as_str()))
+            .max_by_key(|(context, _)| context.len())
+            .map_or(&self.overall, |(_, ranges)| ranges)
+    }
+
+    /// Clean images behind the ranges.
+    pub fn images(&self) -> usize {
+        self.overall.images()
     }
 }

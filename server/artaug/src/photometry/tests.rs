@@ -120,9 +120,9 @@ fn ranges_are_quantiles_of_the_clean_images() {
     let dark = survey(&Image::filled(8, 8, [20; 3]).unwrap());
     let finding = ranges.judge_whole(&dark, Dimension::Exposure).unwrap();
     assert_eq!(finding.level, Level::Low);
-    close(finding.excess, 0.5);
+    close(finding.excess, 40.0 / 255.0 / 0.05);
     let cell = ranges.judge_cell(&dark, 3, Dimension::Exposure).unwrap();
-    close(cell.excess, 0.5);
+    close(cell.excess, finding.excess);
     assert_eq!(ranges.judge_cell(&dark, 3, Dimension::Placement), None);
     let bright = survey(&Image::filled(8, 8, [240; 3]).unwrap());
     assert_eq!(
@@ -156,4 +156,28 @@ fn ranges_survive_their_text_form() {
     let ranges = CleanRanges::measure(&clean, 0.05).unwrap();
     let text = serde_json::to_string(&ranges).unwrap();
     assert_eq!(serde_json::from_str::<CleanRanges>(&text).unwrap(), ranges);
+}
+
+#[test]
+fn a_context_in_the_prompt_chooses_its_own_ranges() {
+    let grey = |value: u8| survey(&Image::filled(8, 8, [value; 3]).unwrap());
+    let mut clean: Vec<(String, Survey)> = Vec::new();
+    for step in 0..30 {
+        clean.push(("white background".to_owned(), grey(220 + step)));
+        clean.push(("off-white background".to_owned(), grey(190 + step)));
+        clean.push(("black background".to_owned(), grey(step)));
+    }
+    clean.push(("rare".to_owned(), grey(128)));
+    let looks = CleanLooks::measure(&clean, 0.0).unwrap();
+    let level = |prompt: &str, value: u8| {
+        let finding = looks
+            .for_prompt(prompt)
+            .judge_whole(&grey(value), Dimension::Exposure);
+        finding.map(|finding| finding.level)
+    };
+    assert_eq!(level("cat, white background", 120), Some(Level::Low));
+    assert_eq!(level("cat, black background", 120), Some(Level::High));
+    assert_eq!(level("cat, off-white background", 200), None);
+    assert_eq!((level("cat", 120), level("rare cat", 3)), (None, None));
+    assert_eq!(CleanLooks::measure(&[], 0.1), Err(NoImages));
 }

@@ -3,25 +3,25 @@
 use super::{ForFilter, ScoreError, Scorer};
 use crate::{
     image::Image,
-    photometry::{CleanRanges, Finding, GRID, survey},
+    photometry::{CleanLooks, Finding, GRID, survey},
     words::Dimension,
 };
 
 /// An excess counts at most this much, so that one strange cell does not decide.
-const MOST_EXCESS: f64 = 3.0;
+const MOST_EXCESS: f64 = 5.0;
 
 /// 0 for an image within the ranges of clean ones, below 0 for one outside:
-/// -(e(whole) + mean over the cells of e(cell)) / 2 with e the sum of the excesses in its dimensions, each at most 3.
+/// -(e(whole) + mean over the cells of e(cell)) / 2 with e the sum of the excesses in its dimensions, each at most 5.
 #[derive(Debug, Clone)]
 pub struct FaultScorer {
     name: &'static str,
     dimensions: Vec<Dimension>,
-    ranges: CleanRanges,
+    looks: CleanLooks,
 }
 
 impl FaultScorer {
     /// Exposure, contrast, sharpness and placement.
-    pub fn photometry(ranges: CleanRanges) -> Self {
+    pub fn photometry(looks: impl Into<CleanLooks>) -> Self {
         Self {
             name: "photometry",
             dimensions: vec![
@@ -30,16 +30,16 @@ impl FaultScorer {
                 Dimension::Sharpness,
                 Dimension::Placement,
             ],
-            ranges,
+            looks: looks.into(),
         }
     }
 
     /// Colourfulness.
-    pub fn colour(ranges: CleanRanges) -> Self {
+    pub fn colour(looks: impl Into<CleanLooks>) -> Self {
         Self {
             name: "colour",
             dimensions: vec![Dimension::Colour],
-            ranges,
+            looks: looks.into(),
         }
     }
 }
@@ -51,8 +51,9 @@ impl Scorer for FaultScorer {
         self.name
     }
 
-    fn score(&self, image: &Image, _prompt: &str) -> Result<f64, ScoreError> {
+    fn score(&self, image: &Image, prompt: &str) -> Result<f64, ScoreError> {
         let survey = survey(image);
+        let ranges = self.looks.for_prompt(prompt);
         let excess = |finding: Option<Finding>| {
             finding.map_or(0.0, |finding| finding.excess.min(MOST_EXCESS))
         };
@@ -60,9 +61,9 @@ impl Scorer for FaultScorer {
             .dimensions
             .iter()
             .map(|dimension| {
-                let whole = excess(self.ranges.judge_whole(&survey, *dimension));
+                let whole = excess(ranges.judge_whole(&survey, *dimension));
                 let cells: f64 = (0..GRID * GRID)
-                    .map(|cell| excess(self.ranges.judge_cell(&survey, cell, *dimension)))
+                    .map(|cell| excess(ranges.judge_cell(&survey, cell, *dimension)))
                     .sum();
                 f64::midpoint(whole, cells / (GRID * GRID) as f64)
             })

@@ -82,12 +82,8 @@ fn the_fault_scorers_see_their_own_dimensions_and_the_size_of_a_fault() {
     assert!(score(&colour, &faded) < score(&photometry, &faded));
 }
 
-#[test]
-fn the_statistics_tell_every_damage_from_clean_images() {
-    let images = clean_images();
-    let scorer = StatisticsScorer::new(CleanStatistics::fit(&images).unwrap());
-    let score = |image: &Image| scorer.score(image, "").unwrap();
-    let worst_clean = images.iter().map(score).fold(f64::INFINITY, f64::min);
+fn damages() -> Vec<Statement> {
+    let mut damages = Vec::new();
     for (dimension, level) in [
         (Dimension::Exposure, Level::Low),
         (Dimension::Exposure, Level::High),
@@ -95,39 +91,88 @@ fn the_statistics_tell_every_damage_from_clean_images() {
         (Dimension::Colour, Level::Low),
         (Dimension::Sharpness, Level::Low),
     ] {
-        assert!(
-            score(&damaged(dimension, level, Place::Whole)) < worst_clean,
-            "{dimension:?}"
-        );
+        for place in [Place::Whole, Place::Left, Place::BottomRight] {
+            damages.push(Statement {
+                dimension,
+                level,
+                place,
+            });
+        }
     }
+    damages
+}
+
+fn bad_images(good: &[Image]) -> Vec<Image> {
+    let mut bad = Vec::new();
+    for (number, image) in good.iter().enumerate() {
+        for damage in damages().iter().skip(number % 2).step_by(2) {
+            let mut damaged = image.clone();
+            apply(&mut damaged, *damage, 0.5);
+            bad.push(damaged);
+        }
+    }
+    bad
 }
 
 #[test]
-fn the_distance_is_that_of_mahalanobis() {
-    // Of many clean images, the mean squared distance is nearly the number of features, a little less for the shrinkage.
+fn the_statistics_tell_good_images_from_bad_ones_that_they_have_not_seen() {
     let images = clean_images();
-    let scorer = StatisticsScorer::new(CleanStatistics::fit(&images).unwrap());
-    let squares: f64 = images
-        .iter()
-        .map(|image| scorer.score(image, "").unwrap().powi(2))
-        .sum();
-    let mean = squares / images.len() as f64;
-    assert!(mean > 1.0 && mean < 12.0, "{mean}");
+    let (seen, unseen): (Vec<_>, Vec<_>) = images
+        .into_iter()
+        .enumerate()
+        .partition(|(number, _)| number % 3 > 0);
+    let only = |list: Vec<(usize, Image)>| -> Vec<Image> {
+        list.into_iter().map(|(_, image)| image).collect()
+    };
+    let (seen, unseen) = (only(seen), only(unseen));
+    let scorer = StatisticsScorer::new(Discriminant::fit(&seen, &bad_images(&seen)).unwrap());
+    let score = |image: &Image| scorer.score(image, "").unwrap();
+    let (good, bad) = (
+        unseen.iter().map(score).collect::<Vec<_>>(),
+        bad_images(&unseen),
+    );
+    let (mut right, mut pairs) = (0, 0);
+    for worse in bad.iter().map(score) {
+        right += good.iter().filter(|better| **better > worse).count();
+        pairs += good.len();
+    }
+    assert!(right * 100 > pairs * 97, "{right} of {pairs}");
 }
 
 #[test]
-fn statistics_of_too_few_images_are_not_fitted() {
-    assert_eq!(CleanStatistics::fit(&clean_images()[..1]), None);
+fn a_discriminant_survives_its_file_and_a_wrong_one_is_refused() {
+    let images = clean_images();
+    let trained = Discriminant::fit(&images, &bad_images(&images)).unwrap();
+    let mut value = serde_json::to_value(&trained).unwrap();
+    assert_eq!(
+        serde_json::from_value::<Discriminant>(value.clone()).unwrap(),
+        trained
+    );
+    value["spread"][3] = 0.0.into();
+    assert!(serde_json::from_value::<Discriminant>(value.clone()).is_err());
+    value["spread"] = serde_json::json!([1.0]);
+    let error = serde_json::from_value::<Discriminant>(value)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("train it again"), "{error}");
 }
 
 #[test]
-fn statistics_of_equal_images_stay_finite() {
+fn too_few_images_train_nothing() {
+    let images = clean_images();
+    assert_eq!(Discriminant::fit(&images[..1], &images), None);
+    assert_eq!(Discriminant::fit(&images, &images[..1]), None);
+}
+
+#[test]
+fn equal_and_tiny_images_have_finite_scores() {
     let grey = vec![Image::filled(8, 8, [9; 3]).unwrap(); 3];
-    let scorer = StatisticsScorer::new(CleanStatistics::fit(&grey).unwrap());
+    let scorer = StatisticsScorer::new(Discriminant::fit(&grey, &grey).unwrap());
     for image in [
         &grey[0],
-        &damaged(Dimension::Exposure, Level::High, Place::Whole),
+        &clean_images()[0],
         &Image::filled(1, 1, [255; 3]).unwrap(),
+        &Image::filled(1, 7, [3; 3]).unwrap(),
     ] {
         assert!(scorer.score(image, "").unwrap().is_finite());
     }

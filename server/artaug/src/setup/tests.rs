@@ -1,5 +1,8 @@
 use super::*;
-use crate::{image::Image, photometry::survey};
+use crate::{
+    image::Image,
+    photometry::{CleanRanges, survey},
+};
 
 const SAMPLE: &str = include_str!("../../../../deploy/artaug/job.toml");
 
@@ -9,8 +12,8 @@ fn clean() -> Clean {
         .collect();
     let surveys: Vec<_> = images.iter().map(survey).collect();
     Clean {
-        ranges: CleanRanges::measure(&surveys, 0.05).unwrap(),
-        statistics: CleanStatistics::fit(&images).unwrap(),
+        looks: CleanRanges::measure(&surveys, 0.05).unwrap().into(),
+        statistics: Discriminant::fit(&images[..10], &images[10..]).unwrap(),
     }
 }
 
@@ -79,8 +82,8 @@ fn advisor_and_panels_are_those_of_the_specification() {
     let chat = "kind = \"chat\"\nendpoint = \"vision\"\nmodel = \"m\"\nboxes = \"pixel\"\n";
     let mut changes = NO_ALIGNMENT.to_vec();
     changes.push(("kind = \"rules\"\n", chat));
-    changes.push(("tail = 0.05\n", ""));
-    changes.push(("least_excess = 0.05\n", ""));
+    changes.push(("tail = 0.02\n", ""));
+    changes.push(("least_excess = 0.5\n", ""));
     changes.push((
         "evaluation = [{ kind = \"statistics\" }]",
         "evaluation = [{ kind = \"statistics\" }, { kind = \"chat\", name = \"beauty\", endpoint = \"vision\", model = \"j\", criterion = \"c\" }]",
@@ -88,7 +91,7 @@ fn advisor_and_panels_are_those_of_the_specification() {
     let spec = spec(&changes);
     let mut allowed = Allowed::default();
     let error = Endpoints::new(&allowed, runtime.handle().clone())
-        .advisor(&spec.advisor, &clean().ranges)
+        .advisor(&spec.advisor, &clean().looks)
         .err()
         .unwrap();
     assert!(error.to_string().contains("[endpoints.vision]"), "{error}");
@@ -99,7 +102,7 @@ fn advisor_and_panels_are_those_of_the_specification() {
     let mut endpoints = Endpoints::new(&allowed, runtime.handle().clone());
     assert!(
         endpoints
-            .advisor(&spec.advisor, &clean().ranges)
+            .advisor(&spec.advisor, &clean().looks)
             .unwrap()
             .name()
             .starts_with("m (")
