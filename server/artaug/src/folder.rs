@@ -1,9 +1,9 @@
 //! A job's folder on the worker: journal, objects, manifests and metrics, kept in step with the state machine.
 //!
-//!     journal.jsonl           what happened; the only file that the job is resumed from
-//!     objects/<digest>        images, LoRA files, checkpoints
-//!     manifest-<n>.jsonl      iteration n, one line an item
-//!     metrics.jsonl, .csv     what the iterations came to
+//! - `journal.jsonl`: what happened; the only file that the job is resumed from
+//! - `objects/<digest>`: images, LoRA files, checkpoints
+//! - `manifest-<n>.jsonl`: iteration n, one line an item
+//! - `metrics.jsonl`, `metrics.csv`: what the iterations came to
 
 use std::{
     fmt::Write as _,

@@ -3,6 +3,14 @@
 //! Those that choose the training pairs and those that judge the result are of different types, so that the filter cannot be
 //! given a score that the evaluation uses: it would no longer be a judgement.
 //!
+//! ```
+//! use concord_artaug::scorer::{ForFilter, Scorer};
+//! fn filter_with(_: &dyn Scorer<Use = ForFilter>) {}
+//! fn right(chooser: &dyn Scorer<Use = ForFilter>) {
+//!     filter_with(chooser);
+//! }
+//! ```
+//!
 //! ```compile_fail
 //! use concord_artaug::scorer::{ForEvaluation, ForFilter, Scorer};
 //! fn filter_with(_: &dyn Scorer<Use = ForFilter>) {}
