@@ -1,10 +1,12 @@
 //! From a specification and the worker's settings to the parts of a job that need no engine.
 
+mod clean;
 #[cfg(test)]
 mod tests;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
+pub use self::clean::{Clean, CleanError};
 use concord_common::{
     job::artaug::{
         AdvisorSpec, ArtaugSpec, Boxes, EvaluationScorer, FilterScorer, Guard, PromptsSpec,
@@ -25,8 +27,7 @@ use crate::{
     photometry::CleanLooks,
     prompts::{PathError, check_apart, read_prompts, resolve},
     scorer::{
-        Discriminant, ExternalScorer, FaultScorer, ForEvaluation, ForFilter, Panel, Scorer,
-        StatisticsScorer,
+        ExternalScorer, FaultScorer, ForEvaluation, ForFilter, Panel, Scorer, StatisticsScorer,
     },
     stats::Bootstrap,
 };
@@ -44,15 +45,6 @@ pub struct Allowed {
     pub prompt_folders: Vec<PathBuf>,
     /// Endpoints by the name that jobs use.
     pub endpoints: BTreeMap<String, EndpointSettings>,
-}
-
-/// What good images look like, measured once from the data of the base model.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Clean {
-    /// For advice and the filter.
-    pub looks: CleanLooks,
-    /// For the evaluation.
-    pub statistics: Discriminant,
 }
 
 /// Scorers that need trained models; the worker brings them.

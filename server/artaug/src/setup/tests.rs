@@ -2,6 +2,7 @@ use super::*;
 use crate::{
     image::Image,
     photometry::{CleanRanges, survey},
+    scorer::Discriminant,
 };
 
 const SAMPLE: &str = include_str!("../../../../deploy/artaug/job.toml");
