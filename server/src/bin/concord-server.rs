@@ -160,9 +160,10 @@ async fn serve(config: ServerConfig) -> anyhow::Result<ExitCode> {
         () = watch(&server, &notifier) => unreachable!("the watchdog goes on until the server has stopped"),
     };
     server.stop(Duration::ZERO).await;
-    Ok(match outcome {
-        StopOutcome::Clean | StopOutcome::DeadlinePassed => ExitCode::SUCCESS,
-        StopOutcome::Forced => ExitCode::FAILURE,
+    Ok(if outcome.is_success() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
     })
 }
 
@@ -182,10 +183,9 @@ async fn reload(server: &RunningServer, notifier: &Notifier) -> anyhow::Result<S
     std::future::pending().await
 }
 
-/// Tells the service manager that the server lives, for as long as its runtime turns.
+/// Tells the service manager that the server lives, for as long as its main loops turn.
 async fn watch(server: &RunningServer, notifier: &Notifier) {
-    let stop = server.shutdown().hard_token();
-    notifier.watchdog(|| true, stop).await;
+    server.shutdown().watchdog(notifier).await;
     std::future::pending::<()>().await;
 }
 
