@@ -56,9 +56,9 @@ ARMS: tuple[Arm, ...] = (
         (Setting({"name": "fedavg"}, head={"sharing": "shared", "classes": SHARED_CLASSES}),),
     ),
     Arm("fedavg", "FedAvg, private heads", (Setting({"name": "fedavg"}),)),
-    Arm("fedprox", "FedProx", tuple(Setting({"name": "fedprox", "mu": mu}) for mu in (0.001, 0.01, 0.1))),
-    Arm("moon", "MOON", tuple(Setting({"name": "moon", "mu": mu}) for mu in (0.1, 1.0, 5.0))),
-    Arm("ditto", "Ditto", tuple(Setting({"name": "ditto", "lambda": value}) for value in (0.03, 0.1, 1.0))),
+    Arm("fedprox", "FedProx", tuple(Setting({"name": "fedprox", "mu": mu}) for mu in (0.01, 0.1))),
+    Arm("moon", "MOON", tuple(Setting({"name": "moon", "mu": mu}) for mu in (0.1, 1.0))),
+    Arm("ditto", "Ditto", tuple(Setting({"name": "ditto", "lambda": value}) for value in (0.03, 0.1))),
     Arm(
         "fedmcp-mu0",
         "FedMCP, mu = 0",
