@@ -2,12 +2,18 @@
 //!
 //! A blob is written to a temporary file beside the others and renamed when it is whole, so that a name always means whole
 //! content, also after a crash.
+//!
+//! The database says which blobs are needed, but a blob is written before its row is committed. So it is deleted in two steps
+//! while the server runs: [`BlobStore::condemn`] marks it, then the caller looks into the database once more, then
+//! [`BlobStore::delete_condemned`] deletes it, unless it was written anew in between. A blob that was written and not yet
+//! [settled](BlobStore::settled) cannot be condemned.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use concord_common::{Digest, fsutil};
@@ -20,6 +26,15 @@ use crate::config::Durability;
 pub struct BlobStore {
     folder: PathBuf,
     durability: Durability,
+    marks: Arc<Mutex<Marks>>,
+}
+
+/// What deleting has to know of blobs.
+#[derive(Debug, Default)]
+struct Marks {
+    /// How often a blob was written without its row's having been committed.
+    unsettled: BTreeMap<Digest, u32>,
+    condemned: BTreeSet<Digest>,
 }
 
 impl BlobStore {
@@ -32,7 +47,12 @@ impl BlobStore {
         Ok(Self {
             folder: folder.to_owned(),
             durability,
+            marks: Arc::default(),
         })
+    }
+
+    fn marks(&self) -> MutexGuard<'_, Marks> {
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where a blob is, or would be.
@@ -69,6 +89,47 @@ impl BlobStore {
     /// If there is none, or it cannot be opened.
     pub fn get(&self, digest: &Digest) -> io::Result<File> {
         File::open(self.path(digest))
+    }
+
+    /// The row that refers to a blob which was just written is committed: from now on the database alone says whether it is
+    /// needed. To be called once for each time that it was written; without it the blob stays until the next start.
+    pub fn settled(&self, digest: &Digest) {
+        let mut marks = self.marks();
+        if let Some(count) = marks.unsettled.get_mut(digest) {
+            *count -= 1;
+            if *count == 0 {
+                marks.unsettled.remove(digest);
+            }
+        }
+    }
+
+    /// Marks a blob that the database does not refer to, to be deleted; false if someone is about to refer to it.
+    #[must_use]
+    pub fn condemn(&self, digest: &Digest) -> bool {
+        let mut marks = self.marks();
+        let free = !marks.unsettled.contains_key(digest);
+        if free {
+            marks.condemned.insert(*digest);
+        }
+        free
+    }
+
+    /// Takes the mark of [`BlobStore::condemn`] away.
+    pub fn spare(&self, digest: &Digest) {
+        self.marks().condemned.remove(digest);
+    }
+
+    /// Deletes a blob that is still condemned: true if it was, and has not been written anew since.
+    ///
+    /// # Errors
+    /// If it cannot be deleted; it then stays until the next start.
+    pub fn delete_condemned(&self, digest: &Digest) -> io::Result<bool> {
+        // Deleted under the lock: a writer of the same blob gives it its name after it has taken the mark away.
+        let mut marks = self.marks();
+        if !marks.condemned.remove(digest) {
+            return Ok(false);
+        }
+        fs::remove_file(self.path(digest)).map(|()| true)
     }
 
     /// Deletes every file that is no blob in `keep`, and gives their number. Only for the start of the server: a blob that
@@ -126,6 +187,11 @@ impl BlobWriter {
         if durable {
             self.file.as_file().sync_all()?;
         }
+        {
+            let mut marks = self.store.marks();
+            *marks.unsettled.entry(digest).or_default() += 1;
+            marks.condemned.remove(&digest);
+        }
         self.file
             .persist(self.store.path(&digest))
             .map_err(|error| error.error)?;
@@ -173,6 +239,37 @@ mod tests {
             fs::read_dir(folder.path().join("blobs")).unwrap().count(),
             0
         );
+    }
+
+    #[test]
+    fn a_condemned_blob_is_deleted_unless_it_was_written_anew_in_between() {
+        let (_folder, store) = store();
+        let digest = store.put(b"adapter").unwrap();
+        assert!(!store.condemn(&digest), "its row is not there yet");
+        store.settled(&digest);
+        assert!(store.condemn(&digest));
+        store.put(b"adapter").unwrap();
+        assert!(!store.delete_condemned(&digest).unwrap());
+        assert!(store.get(&digest).is_ok());
+
+        store.settled(&digest);
+        assert!(store.condemn(&digest));
+        store.spare(&digest);
+        assert!(!store.delete_condemned(&digest).unwrap());
+        assert!(store.condemn(&digest));
+        assert!(store.delete_condemned(&digest).unwrap());
+        assert!(store.get(&digest).is_err());
+    }
+
+    #[test]
+    fn two_writers_of_one_blob_both_have_to_settle() {
+        let (_folder, store) = store();
+        let digest = store.put(b"adapter").unwrap();
+        store.put(b"adapter").unwrap();
+        store.settled(&digest);
+        assert!(!store.condemn(&digest));
+        store.settled(&digest);
+        assert!(store.condemn(&digest));
     }
 
     #[test]
