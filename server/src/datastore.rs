@@ -15,6 +15,7 @@ use sqlx::{
 use crate::{config::Durability, metrics};
 
 mod jobs;
+mod leases;
 mod migrations;
 mod reports;
 mod rounds;
@@ -23,12 +24,15 @@ mod silos;
 #[cfg(test)]
 pub(crate) mod tests;
 mod uploads;
+mod versions;
 
 pub use jobs::{JobRecord, JobSiloRecord, NewJob};
 pub use reports::ReportRecord;
-pub use rounds::{LeaseRecord, RoundRecord, RoundSiloRecord, VersionRecord};
+pub use leases::LeaseRecord;
+pub use rounds::{RoundRecord, RoundSiloRecord};
 pub use silos::{Enrollment, SiloRecord};
 pub use uploads::UploadRecord;
+pub use versions::VersionRecord;
 
 /// How often a transaction is tried while another one is in its way.
 const MAX_ATTEMPTS: u32 = 8;
