@@ -1,4 +1,4 @@
-use std::{fs, os::unix::fs::PermissionsExt as _};
+use std::{collections::HashMap, fs, os::unix::fs::PermissionsExt as _};
 
 use concord_common::{
     Timestamp,
@@ -8,7 +8,7 @@ use concord_common::{
 };
 use concord_learning::adapter::{Adapter, Global, GlobalBase};
 
-use super::*;
+use super::{log::Store, *};
 
 const NO_LIMITS: GateLimits = GateLimits {
     bytes_per_job: u64::MAX,
@@ -300,6 +300,10 @@ fn a_report_lets_named_finite_numbers_out_and_nothing_else() {
     assert!(report(vec![]).is_err());
     assert!(report(vec![("accuracy", f64::NAN)]).is_err());
     assert!(report(vec![("Dear patient, ", 1.0)]).is_err());
+    assert!(
+        report(vec![("accuracy", 0.5), ("patient_4711", 1.0)]).is_err(),
+        "well shaped, but no known metric"
+    );
     assert!(log_lines(folder.path()).is_empty());
     let cleared = report(vec![("accuracy", 0.5)]).unwrap();
     assert_eq!(cleared.report().silo.as_str(), "clinic-a");
@@ -309,13 +313,68 @@ fn a_report_lets_named_finite_numbers_out_and_nothing_else() {
 }
 
 #[test]
-fn a_decline_is_logged_and_cut_to_the_protocols_length() {
+fn every_known_metric_has_a_name_that_the_protocol_takes() {
+    for name in concord_common::wire::METRIC_NAMES {
+        assert!(concord_common::wire::is_metric_name(name), "{name}");
+    }
+}
+
+#[test]
+fn reports_count_towards_the_byte_budget_each_time_they_are_sent() {
+    let folder = tempfile::tempdir().unwrap();
+    let limits = GateLimits {
+        bytes_per_job: 40,
+        ..NO_LIMITS
+    };
+    let job: JobId = "job-1".parse().unwrap();
+    let report = |gate: &EgressGate| {
+        let metrics = BTreeMap::from([("accuracy".to_owned(), 0.5)]);
+        gate.report(&job, RoundNumber(1), MetricPoint::AfterTraining, metrics)
+    };
+    let first = gate(folder.path(), limits);
+    let cleared = report(&first).unwrap();
+    assert_eq!(first.spent(&job), 16, "8 letters and a number");
+    first.send_report(&cleared).unwrap();
+    assert_eq!(first.spent(&job), 16, "the first attempt is in the log");
+    first.send_report(&cleared).unwrap();
+    assert_eq!(first.spent(&job), 32);
+    assert!(matches!(
+        first.send_report(&cleared).unwrap_err(),
+        EgressError::Report(reason) if reason.contains("egress.max_bytes_per_job")
+    ));
+    drop(first);
+    let second = gate(folder.path(), limits);
+    assert_eq!(second.spent(&job), 32);
+    assert!(matches!(
+        report(&second).unwrap_err(),
+        EgressError::Report(_)
+    ));
+    let lines = log_lines(folder.path());
+    assert_eq!(lines.len(), 2, "what is held back is not logged as sent");
+    assert_eq!(lines[0].get("attempt"), None);
+    assert_eq!(
+        (&lines[1]["attempt"], &lines[1]["bytes"]),
+        (&2.into(), &16.into())
+    );
+}
+
+#[test]
+fn a_decline_is_one_line_of_the_protocols_length_and_logged() {
     let folder = tempfile::tempdir().unwrap();
     let gate = gate(folder.path(), NO_LIMITS);
+    let job = "job-1".parse().unwrap();
     let refusal = Refusal::new(ErrorCode::UnknownTask, "é".repeat(400));
-    let decline = gate.decline(&"job-1".parse().unwrap(), &refusal).unwrap();
-    assert!(decline.sentence().len() <= MAX_SENTENCE_BYTES);
-    assert_eq!(log_lines(folder.path())[0]["code"], "UNKNOWN_TASK");
+    let decline = gate.decline(&job, &refusal).unwrap();
+    assert_eq!(decline.sentence().len(), MAX_SENTENCE_BYTES);
+    let refusal = Refusal::new(
+        ErrorCode::UnknownTask,
+        "no task `a\nb\u{1b}[31m\u{85}c`".to_owned(),
+    );
+    let decline = gate.decline(&job, &refusal).unwrap();
+    assert_eq!(decline.sentence(), "no task `a b [31m c`");
+    let lines = log_lines(folder.path());
+    assert_eq!(lines[0]["code"], "UNKNOWN_TASK");
+    assert_eq!(lines[1]["sentence"], decline.sentence());
 }
 
 #[test]
@@ -326,11 +385,189 @@ fn a_torn_last_line_is_cut_off_and_a_strange_line_is_refused() {
     let cleared = first.pass(&assignment(), update(2), 10).unwrap();
     first.depart(&cleared, 0).unwrap();
     let whole = fs::read(&path).unwrap();
-    fs::write(&path, [&whole[..], &whole[..20]].concat()).unwrap();
-    gate(folder.path(), NO_LIMITS).depart(&cleared, 0).unwrap();
-    assert_eq!(log_lines(folder.path()).len(), 2);
+    // Stopped in the middle; after a power cut, the length is there and some of the bytes are not.
+    let mut zeros = vec![0; 20];
+    zeros.push(b'\n');
+    for torn in [&whole[..20], &[0; 50], &zeros] {
+        fs::write(&path, [&whole[..], torn].concat()).unwrap();
+        gate(folder.path(), NO_LIMITS).depart(&cleared, 0).unwrap();
+        assert_eq!(log_lines(folder.path()).len(), 2);
+    }
+    let refused = |bytes: &[u8]| {
+        fs::write(&path, bytes).unwrap();
+        match EgressLog::open(&path).unwrap_err() {
+            EgressError::Log { line, .. } => line,
+            error => panic!("{error}"),
+        }
+    };
+    assert_eq!(refused(&[b"hello\n", &whole[..]].concat()), 1);
+    assert_eq!(
+        refused(&[&whole[..], b"{\"kind\":\"other\"}\n"].concat()),
+        2,
+        "whole, so it may have left"
+    );
+}
 
-    fs::write(&path, [b"hello\n", &whole[..]].concat()).unwrap();
-    let error = EgressLog::open(&path).unwrap_err();
-    assert!(matches!(error, EgressError::Log { line: 1, .. }), "{error}");
+/// A file on a disk with so much room.
+#[derive(Debug)]
+struct SmallDisk {
+    bytes: Vec<u8>,
+    room: usize,
+    can_cut: bool,
+}
+
+impl Store for SmallDisk {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let fits = bytes.len().min(self.room - self.bytes.len());
+        self.bytes.extend_from_slice(&bytes[..fits]);
+        if fits < bytes.len() {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        Ok(())
+    }
+
+    fn cut(&mut self, length: u64) -> io::Result<()> {
+        if !self.can_cut {
+            return Err(io::Error::other("the disk is gone"));
+        }
+        self.bytes.truncate(length as usize);
+        Ok(())
+    }
+}
+
+fn claim_entry(round: u32) -> Entry {
+    Entry {
+        time: "2023-11-14T22:13:20Z".to_owned(),
+        server: "test".to_owned(),
+        job: "job-1".parse().unwrap(),
+        what: What::Claim {
+            round: RoundNumber(round),
+        },
+    }
+}
+
+fn log_on_a_disk_that_fills_up(can_cut: bool) -> EgressLog<SmallDisk> {
+    let disk = SmallDisk {
+        bytes: Vec::new(),
+        room: 200,
+        can_cut,
+    };
+    let mut log = EgressLog::over(Path::new("egress.jsonl"), disk, 0, HashMap::new());
+    log.write(&claim_entry(1)).unwrap();
+    let full = loop {
+        if let Err(error) = log.write(&claim_entry(2)) {
+            break error;
+        }
+    };
+    assert!(
+        matches!(&full, EgressError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull),
+        "{full}"
+    );
+    log
+}
+
+#[test]
+fn a_full_disk_leaves_no_torn_line_and_the_log_goes_on_when_there_is_room() {
+    let mut log = log_on_a_disk_that_fills_up(true);
+    assert!(log.write(&claim_entry(2)).is_err(), "it is still full");
+    log.store_mut().room = 10_000;
+    log.write(&claim_entry(3)).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("egress.jsonl");
+    fs::write(&path, &log.store_mut().bytes).unwrap();
+    EgressLog::open(&path).unwrap();
+    let rounds: Vec<_> = log_lines(folder.path())
+        .iter()
+        .map(|line| line["round"].as_u64().unwrap())
+        .collect();
+    assert_eq!((rounds[0], *rounds.last().unwrap()), (1, 3));
+}
+
+#[test]
+fn a_log_that_cannot_be_mended_takes_nothing_more_until_it_is_opened_anew() {
+    let mut log = log_on_a_disk_that_fills_up(false);
+    log.store_mut().room = 10_000;
+    assert!(matches!(
+        log.write(&claim_entry(3)).unwrap_err(),
+        EgressError::Broken { .. }
+    ));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("egress.jsonl");
+    fs::write(&path, &log.store_mut().bytes).unwrap();
+    EgressLog::open(&path)
+        .unwrap()
+        .write(&claim_entry(3))
+        .unwrap();
+    assert_eq!(log_lines(folder.path()).last().unwrap()["round"], 3);
+}
+
+#[tokio::test]
+async fn all_that_leaves_through_the_outlet_is_in_the_log_first_and_each_attempt_again() {
+    use crate::{
+        coordinator::Coordinator as _,
+        testing::{Call, Fault, Faulty, Home, federation, job, spec},
+    };
+    let home = Home::new("north");
+    let federation = federation(&spec("fedmcp", 1, ""), &["north", "south"]);
+    let faulty = Faulty::new(federation.coordinator(home.silo.clone()));
+    faulty.plan(Call::Claim, Fault::Unreachable);
+    faulty.plan(Call::Report, Fault::Unreachable);
+    faulty.plan(Call::Begin, Fault::LostAnswer);
+    let gate = home.gate();
+    let mut session = home.session(
+        Outlet::new(faulty.clone(), Arc::clone(&gate)),
+        &federation.receipt_key(),
+    );
+    session.gate = Arc::clone(&gate);
+    session.round(&job(), RoundNumber(1)).await.unwrap();
+    assert_eq!(faulty.left(), 0);
+    let kinds = |from: usize| -> Vec<String> {
+        let lines = home.egress_log();
+        let kind = |line: &serde_json::Value| line["kind"].as_str().unwrap().to_owned();
+        lines[from..].iter().map(kind).collect()
+    };
+    assert_eq!(
+        kinds(0),
+        [
+            "claim",
+            "claim",
+            "metrics",
+            "metrics",
+            "metrics",
+            "announcement",
+            "announcement",
+            "contribution"
+        ]
+    );
+    let lines = home.egress_log();
+    assert_eq!(lines[3]["attempt"], 2);
+    assert_eq!(lines[6]["digest"], lines[7]["digest"]);
+
+    faulty.plan(Call::Decline, Fault::Unreachable);
+    let refusal = Refusal::new(ErrorCode::UnknownTask, "no such task");
+    let decline = gate.decline(&job(), &refusal).unwrap();
+    assert!(session.coordinator.decline(&decline).await.is_err());
+    let _ = session.coordinator.decline(&decline).await;
+    assert_eq!(kinds(8), ["decline", "decline"]);
+    assert_eq!(home.egress_log()[9]["attempt"], 2);
+}
+
+#[tokio::test]
+async fn nothing_goes_through_the_outlet_without_its_line() {
+    use crate::{
+        coordinator::Coordinator as _,
+        testing::{Faulty, Home, federation, job, spec},
+    };
+    let home = Home::new("north");
+    let federation = federation(&spec("fedmcp", 1, ""), &["north", "south"]);
+    let faulty = Faulty::new(federation.coordinator(home.silo.clone()));
+    let gate = home.gate();
+    // A log that cannot take a line: its file is open for reading only.
+    let path = home.folder.path().join("egress.jsonl");
+    let unwritable = fs::File::open(&path).unwrap();
+    *gate.log.lock().unwrap() = EgressLog::over(&path, unwritable, 0, HashMap::new());
+    let outlet = Outlet::new(faulty.clone(), gate);
+    let error = outlet.claim(&job(), RoundNumber(1)).await.unwrap_err();
+    assert!(error.is_transient(), "{error}");
+    assert_eq!(faulty.calls(), 0);
 }
