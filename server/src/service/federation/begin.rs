@@ -68,12 +68,14 @@ impl<'a> Header<'a> {
     }
 }
 
-pub(super) async fn begin(
-    context: &Arc<Context>,
-    silo_id: &SiloId,
-    request: &v1::BeginContributionRequest,
+/// Answers a header. For [`Context::to_the_end`].
+pub(crate) async fn begin(
+    context: Arc<Context>,
+    silo_id: SiloId,
+    request: v1::BeginContributionRequest,
 ) -> Result<v1::BeginContributionResponse, Failure> {
-    let header = &Header::read(silo_id, request)?;
+    let (context, silo_id) = (&context, &silo_id);
+    let header = &Header::read(silo_id, &request)?;
     let fresh = context.ids.token();
     let begun = context
         .datastore

@@ -15,7 +15,7 @@ use crate::{
     context::Context,
     error::{Failure, refuse},
     metrics,
-    service::transfer::TransferTurn,
+    service::transfer::{TransferGate, TransferTurn},
 };
 
 type Piece = Result<v1::DownloadAdapterResponse, Status>;
@@ -27,6 +27,7 @@ struct Download {
     offset: u64,
     end: u64,
     pieces: mpsc::Sender<Piece>,
+    gate: Arc<TransferGate>,
     /// Held until the last piece is taken.
     _turn: TransferTurn,
 }
@@ -61,7 +62,7 @@ pub(super) async fn start(
         return Err(wire::invalid_field("offset", problem).into());
     }
     let turn = tokio::select! {
-        turn = service.gate.enter() => turn?,
+        turn = service.gate.enter(&silo_id) => turn?,
         () = service.shutdown.token().cancelled_owned() => return Err(shutting_down().into()),
     };
     let blobs = context.blobs.clone();
@@ -76,6 +77,7 @@ pub(super) async fn start(
         offset: request.offset,
         end: found.payload_bytes,
         pieces,
+        gate: Arc::clone(&service.gate),
         _turn: turn,
     };
     let hard = service.shutdown.hard_token();
@@ -100,7 +102,8 @@ pub(super) async fn start(
 impl Download {
     /// Sends until the end, or until the receiver is gone or does not take anything for too long; gives the byte it came to.
     async fn run(mut self) -> (u64, Result<(), Failure>) {
-        let result = self.send_all().await;
+        let (gate, left) = (Arc::clone(&self.gate), self.end - self.offset);
+        let result = gate.in_time(left, self.send_all()).await;
         (self.offset, result)
     }
 
