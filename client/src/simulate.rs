@@ -33,6 +33,7 @@ use crate::{
     egress::{EgressError, EgressGate, GateLimits},
     patience::Pace,
     profile::Profile,
+    receipts::Receipts,
     session::{Session, SessionError},
     status::StatusBoard,
     transfer::Downloads,
@@ -468,6 +469,10 @@ impl Simulator {
                 path: folder.clone(),
                 source,
             })?,
+            receipts: Arc::new(Receipts::open(&folder).map_err(|source| SimulateError::Io {
+                path: folder.clone(),
+                source,
+            })?),
             board: Arc::new(StatusBoard::new(
                 &folder,
                 silo.clone(),
