@@ -3,9 +3,11 @@
 mod bad_input;
 mod bounds;
 mod damage;
+mod enrollment;
 mod gone;
 pub(crate) mod harness;
 mod health;
 mod jobs;
 mod restart;
+mod retention;
 mod roles;

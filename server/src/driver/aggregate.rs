@@ -83,6 +83,9 @@ pub(super) async fn publish(context: &Arc<Context>, round: &Round) -> Result<(),
             })
         })
         .await?;
+    if let Some(stored) = stored {
+        context.blobs.settled(&stored.version.0);
+    }
     change.announce(job_id, &context.hub);
     delete_files(context, files).await;
     Ok(())
