@@ -236,9 +236,11 @@ async fn a_critical_task_that_ends_stops_the_service_as_failed() {
 async fn a_critical_task_that_panics_stops_the_service_as_failed() {
     let shutdown = Shutdown::new();
     shutdown.spawn_critical("driver", async {
-        if true {
-            panic!("a panic on purpose");
-        }
+        assert_eq!(
+            Shutdown::new().failed_task(),
+            Some("x"),
+            "a panic on purpose"
+        );
     });
     shutdown.token().cancelled().await;
     let outcome = shutdown.stop(Duration::from_secs(1), pending()).await;
