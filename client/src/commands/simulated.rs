@@ -239,10 +239,8 @@ fn table(report: &SimulationReport) -> String {
     }
     if !report.left_out.is_empty() {
         let names: Vec<&str> = report.left_out.iter().map(SiloId::as_str).collect();
-        text.push_str(&format!(
-            "left out, as the job does not name them: {}\n",
-            names.join(", ")
-        ));
+        let names = names.join(", ");
+        text.extend(["left out, as the job does not name them: ", &names, "\n"]);
     }
     text
 }
