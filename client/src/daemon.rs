@@ -212,7 +212,7 @@ impl<C: Coordinator> Daemon<C> {
                     self.settled.ends.insert(job.clone());
                 }
                 Err(error) => {
-                    tracing::error!(%error, job.id = %job, "an ended job cannot be cleared away")
+                    tracing::error!(%error, job.id = %job, "an ended job cannot be cleared away");
                 }
             }
         }

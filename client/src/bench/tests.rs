@@ -7,7 +7,7 @@ use crate::testing::eventually;
 async fn a_job_that_hangs_is_busy_without_turns() {
     let bench = Workbench::start(1).unwrap();
     let activity = bench.activity();
-    let (release, hang) = mpsc::channel::<()>();
+    let (release, hang) = mpsc::sync_channel::<()>(1);
     let hanging = bench.run("hang", move |_| {
         let _ = hang.recv();
         Ok(())

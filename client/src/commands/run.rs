@@ -82,8 +82,13 @@ pub async fn run(path: &Path) -> Result<(), CommandError> {
         outcome = shutdown.run_until_stopped(STOP_WITHIN, &notifier) => outcome,
         outcome = watched => outcome,
     };
+    ending(outcome.map_err(|error| CommandError::io("signals", error))?)
+}
+
+/// What the process tells about its end: exit code 0 for a stop that it was told, 1 for all else.
+fn ending(outcome: StopOutcome) -> Result<(), CommandError> {
     let failed = |what: &str| Err(CommandError::io("daemon", io::Error::other(what)));
-    match outcome.map_err(|error| CommandError::io("signals", error))? {
+    match outcome {
         StopOutcome::Clean | StopOutcome::DeadlinePassed => Ok(()),
         StopOutcome::Forced => failed("stopped at once on a second signal"),
         StopOutcome::TaskFailed => {
@@ -195,4 +200,34 @@ fn reload(
             }
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_daemon_whose_main_task_has_ended_exits_with_1_and_a_stopped_one_with_0() {
+        for told in [StopOutcome::Clean, StopOutcome::DeadlinePassed] {
+            ending(told).unwrap();
+        }
+        for failed in [StopOutcome::TaskFailed, StopOutcome::Forced] {
+            assert_eq!(ending(failed).unwrap_err().exit_code(), 1);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_state_folder_in_use_is_waited_for_a_moment_and_then_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = lock(folder.path()).await.unwrap();
+        let error = lock(folder.path()).await.unwrap_err();
+        assert!(matches!(error, CommandError::Busy(_)), "{error}");
+        // `status` lets go again at once.
+        let looked = async {
+            tokio::time::sleep(LOCK_PAUSE / 2).await;
+            drop(first);
+        };
+        let (second, ()) = tokio::join!(lock(folder.path()), looked);
+        second.unwrap();
+    }
 }

@@ -74,7 +74,7 @@ mod tests {
         let training = async {
             let _running = torch.begin();
             for _ in 0..10 {
-                sleep(TORCH_SILENCE - Duration::from_secs(2)).await;
+                sleep(TORCH_SILENCE / 2).await;
                 torch.turn();
             }
         };

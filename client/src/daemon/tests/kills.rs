@@ -6,8 +6,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 
-/// Where it is killed: how far it has come, and the call that does not come to its end.
-const POINTS: [(&str, Call, fn(CancellationToken) -> Fault); 6] = [
+/// Where it is killed: how far it has come, the call that does not come to its end, and whether the server has acted on it.
+type Point = (&'static str, Call, fn(CancellationToken) -> Fault);
+
+const POINTS: [Point; 6] = [
     ("nothing is done", Call::Claim, Fault::Stop),
     (
         "the update is in the outbox and the vault not saved",
