@@ -27,8 +27,8 @@ mod uploads;
 mod versions;
 
 pub use jobs::{JobRecord, JobSiloRecord, NewJob};
-pub use reports::ReportRecord;
 pub use leases::LeaseRecord;
+pub use reports::ReportRecord;
 pub use rounds::{RoundRecord, RoundSiloRecord};
 pub use silos::{Enrollment, SiloRecord};
 pub use uploads::UploadRecord;

@@ -256,9 +256,9 @@ impl Model<'_> {
     fn apply(&mut self, event: &Event, now: Timestamp) -> Result<Vec<Effect>, ErrorCode> {
         let silo = match event {
             Event::Contributed(contribution) => Some(&contribution.silo),
-            Event::Rejected { silo, .. }
-            | Event::Declined { silo, .. }
-            | Event::Lost { silo } => Some(silo),
+            Event::Rejected { silo, .. } | Event::Declined { silo, .. } | Event::Lost { silo } => {
+                Some(silo)
+            }
             _ => None,
         };
         if silo.is_some_and(|silo| !self.spec.cohort.contains(silo)) {
