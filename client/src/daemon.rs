@@ -8,6 +8,7 @@ use futures::StreamExt as _;
 
 use crate::{
     coordinator::{CallError, Coordinator, Notice, Notices},
+    egress::EgressError,
     patience::pause,
     receipts::key_id,
     session::{RoundOutcome, Session, SessionError},
@@ -97,7 +98,7 @@ impl<C: Coordinator> Daemon<C> {
     /// Works until the session's `stop`.
     ///
     /// # Errors
-    /// Only what a new process alone can mend: the torch thread has ended.
+    /// Only what a new process alone can mend: the torch thread has ended, or the egress log takes nothing more.
     pub async fn run(mut self) -> Result<(), SessionError> {
         let mut watching = None;
         let mut delays = self.session.pace.delays();
@@ -108,9 +109,10 @@ impl<C: Coordinator> Daemon<C> {
                     continue;
                 }
                 Err(SessionError::Stopped) if self.session.stop.is_cancelled() => return Ok(()),
-                Err(error @ SessionError::Learning(LearningError::Stopped(_))) => {
-                    return Err(error);
-                }
+                Err(
+                    error @ (SessionError::Learning(LearningError::Stopped(_))
+                    | SessionError::Egress(EgressError::Broken { .. })),
+                ) => return Err(error),
                 Err(error) => error,
             };
             watching = None;

@@ -378,10 +378,11 @@ pub fn decode_f32(payload: &[u8]) -> Result<Vec<f32>, Refusal> {
 
 /// The payload of some elements.
 pub fn encode_f32(values: &[f32]) -> Vec<u8> {
-    values
-        .iter()
-        .flat_map(|value| value.to_le_bytes())
-        .collect()
+    let mut payload = vec![0; values.len() * 4];
+    for (bytes, value) in payload.as_chunks_mut().0.iter_mut().zip(values) {
+        *bytes = value.to_le_bytes();
+    }
+    payload
 }
 
 /// Named tensors of a payload, each as its elements.

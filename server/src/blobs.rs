@@ -19,7 +19,7 @@ use std::{
 use concord_common::{Digest, fsutil};
 use tempfile::NamedTempFile;
 
-use crate::config::Durability;
+use crate::{config::Durability, writeback::Writeback};
 
 /// The folder. All methods block.
 #[derive(Debug, Clone)]
@@ -67,8 +67,8 @@ impl BlobStore {
     pub fn create(&self) -> io::Result<BlobWriter> {
         Ok(BlobWriter {
             file: NamedTempFile::new_in(&self.folder)?,
-            hasher: blake3::Hasher::new(),
             bytes: 0,
+            writeback: Writeback::new(self.durability, 0),
             store: self.clone(),
         })
     }
@@ -78,9 +78,11 @@ impl BlobStore {
     /// # Errors
     /// If it cannot be written.
     pub fn put(&self, payload: &[u8]) -> io::Result<Digest> {
+        let digest = Digest::of(payload);
         let mut writer = self.create()?;
         writer.write_all(payload)?;
-        Ok(writer.finish()?.0)
+        writer.finish(&digest)?;
+        Ok(digest)
     }
 
     /// Opens a blob for reading at any offset.
@@ -158,16 +160,16 @@ impl BlobStore {
 #[derive(Debug)]
 pub struct BlobWriter {
     file: NamedTempFile,
-    hasher: blake3::Hasher,
     bytes: u64,
+    writeback: Writeback,
     store: BlobStore,
 }
 
 impl Write for BlobWriter {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         let count = self.file.write(buf)?;
-        self.hasher.update(&buf[..count]);
         self.bytes += count as u64;
+        self.writeback.written(self.file.as_file(), self.bytes);
         Ok(count)
     }
 
@@ -177,28 +179,27 @@ impl Write for BlobWriter {
 }
 
 impl BlobWriter {
-    /// Gives the blob its name, durably if so configured; returns digest and size.
+    /// Gives the blob its name, which its writer has computed on the way: durably if so configured. Returns its size.
     ///
     /// # Errors
     /// If it cannot be synced or renamed.
-    pub fn finish(self) -> io::Result<(Digest, u64)> {
-        let digest = Digest::from(self.hasher.finalize());
+    pub fn finish(self, digest: &Digest) -> io::Result<u64> {
         let durable = self.store.durability == Durability::Power;
         if durable {
             self.file.as_file().sync_all()?;
         }
         {
             let mut marks = self.store.marks();
-            *marks.unsettled.entry(digest).or_default() += 1;
-            marks.condemned.remove(&digest);
+            *marks.unsettled.entry(*digest).or_default() += 1;
+            marks.condemned.remove(digest);
         }
         self.file
-            .persist(self.store.path(&digest))
+            .persist(self.store.path(digest))
             .map_err(|error| error.error)?;
         if durable {
             fsutil::sync_folder(&self.store.folder)?;
         }
-        Ok((digest, self.bytes))
+        Ok(self.bytes)
     }
 }
 

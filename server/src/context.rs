@@ -12,8 +12,8 @@ use concord_common::{
 };
 
 use crate::{
-    blobs::BlobStore, config::ServerConfig, datastore::Datastore, error::Failure, hub::Hub,
-    ids::Ids, spool::Spool,
+    blobs::BlobStore, config::ServerConfig, datastore::Datastore, digests::RecentPieces,
+    error::Failure, hub::Hub, ids::Ids, spool::Spool,
 };
 
 /// Name of the file with the key that receipts are signed with.
@@ -28,6 +28,8 @@ pub struct Context {
     pub datastore: Datastore,
     /// Adapter payloads.
     pub blobs: BlobStore,
+    /// Digests of the pieces that are being sent.
+    pub pieces: RecentPieces,
     /// Uploads.
     pub spool: Arc<Spool>,
     /// Who must be told of changes.
@@ -84,6 +86,7 @@ impl Context {
             config,
             datastore,
             blobs,
+            pieces: RecentPieces::default(),
             spool: Arc::new(spool),
             hub: Hub::default(),
             signer,

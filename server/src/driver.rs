@@ -6,7 +6,7 @@
 use std::{collections::HashMap, io::Write as _, sync::Arc, time::Duration};
 
 use concord_common::{
-    JobId, Timestamp,
+    Digest, JobId, Timestamp,
     adapter::{AdapterVersion, encode_f32},
     job::TrainingSpec,
     lifecycle::Heartbeat,
@@ -183,14 +183,18 @@ fn draw(
 ) -> Result<(AdapterVersion, u64), Failure> {
     let failed = || Failure::io("cannot store a job's first adapter");
     let mut writer = blobs.create().map_err(failed())?;
+    let mut hasher = blake3::Hasher::new();
     for tensor in spec.initial_tensors()? {
         for elements in tensor.chunks(ELEMENTS_AT_ONCE) {
             heart.beat();
-            writer.write_all(&encode_f32(elements)).map_err(failed())?;
+            let bytes = encode_f32(elements);
+            hasher.update(&bytes);
+            writer.write_all(&bytes).map_err(failed())?;
         }
     }
     heart.beat();
-    let (digest, bytes) = writer.finish().map_err(failed())?;
+    let digest = Digest::from(hasher.finalize());
+    let bytes = writer.finish(&digest).map_err(failed())?;
     Ok((AdapterVersion(digest), bytes))
 }
 

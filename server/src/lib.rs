@@ -21,6 +21,7 @@ pub mod config;
 pub mod context;
 pub mod datastore;
 pub mod decide;
+pub mod digests;
 pub mod driver;
 pub mod error;
 pub mod hub;
@@ -32,6 +33,7 @@ pub mod service;
 pub mod spool;
 #[cfg(test)]
 mod tests;
+mod writeback;
 
 use config::ServerConfig;
 use context::Context;

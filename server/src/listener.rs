@@ -29,6 +29,9 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// What calls still get after a connection has come to its greatest age; then they are cut off.
 const CONNECTION_GRACE: Duration = Duration::from_mins(10);
 
+/// Largest HTTP/2 frame that a peer may send, in bytes: fewer and larger ones cost less to take apart.
+const FRAME: u32 = 128 << 10;
+
 /// Why the server cannot listen.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
@@ -77,6 +80,7 @@ pub(crate) async fn serve(
         .initial_stream_window_size(limits.stream_window.bytes() as u32)
         .initial_connection_window_size(limits.connection_window.bytes() as u32)
         .max_concurrent_streams(limits.max_streams)
+        .max_frame_size(FRAME)
         .http2_max_header_list_size(limits.max_headers.bytes() as u32)
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))

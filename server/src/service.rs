@@ -79,7 +79,7 @@ async fn admit(context: &Arc<Context>, silo_id: &SiloId) -> Result<(), Failure> 
             let silo_id = &silo_id;
             shared
                 .datastore
-                .run_tx("see_silo", |tx| {
+                .run_tx_unsynced("see_silo", |tx| {
                     Box::pin(
                         async move { Ok::<_, Failure>(tx.see_silo(silo_id, first, now).await?) },
                     )

@@ -190,7 +190,7 @@ impl Federation {
         let fresh = context.ids.token();
         let (job, lease) = context
             .datastore
-            .run_tx("claim_lease", |tx| {
+            .run_tx_unsynced("claim_lease", |tx| {
                 Box::pin(async move {
                     let job = open_job(tx, job_id, silo_id).await?;
                     check_current_round(tx, job_id, round, job.round, silo_id).await?;

@@ -119,7 +119,7 @@ async fn renew(context: &Context, upload: &UploadRecord) -> Result<Expected, Fai
     let (now, upload_id) = (context.now(), &upload.upload_id);
     let job = context
         .datastore
-        .run_tx("resume_upload", |tx| {
+        .run_tx_unsynced("resume_upload", |tx| {
             Box::pin(async move {
                 if tx.upload(upload_id).await?.is_none() {
                     return no_such_upload();

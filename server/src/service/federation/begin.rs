@@ -79,7 +79,7 @@ pub(crate) async fn begin(
     let fresh = context.ids.token();
     let begun = context
         .datastore
-        .run_tx("begin_contribution", |tx| {
+        .run_tx_unsynced("begin_contribution", |tx| {
             Box::pin(decide_begin(tx, context, header, fresh))
         })
         .await;
@@ -90,6 +90,10 @@ pub(crate) async fn begin(
         }
         other => other?,
     };
+    // A receipt is a promise; an announced upload is none.
+    if !matches!(begun, Begun::Upload { .. }) {
+        context.datastore.sync().await?;
+    }
     match begun {
         Begun::Recorded(receipt) => Ok(v1::BeginContributionResponse {
             receipt: Some(receipt),
