@@ -5,7 +5,6 @@
 
 use std::{
     cell::RefCell,
-    collections::HashMap,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -13,17 +12,24 @@ use std::{
 use bytes::Bytes;
 use concord_common::{Digest, JobId, SiloId, job::TrainingSpec};
 use concord_learning::{
-    Kind, LearningError,
-    backbone::{Backbone, BackboneConfig, BackboneFiles},
+    LearningError,
+    backbone::BackboneConfig,
     cache::{CacheSettings, CacheStats},
     data::{Row, Split, TaskData},
     metric::Evaluation,
     model::{PersonalModel, Prediction, Predictor},
-    task::PreparedTask,
     tokenize::TextTokenizer,
     torch::{TorchSettings, TorchThread},
-    trainer::{Continue, LocalTrainer, Progress, RoundResult, SavedState, first_layer},
+    trainer::{Continue, LocalTrainer, Progress, RoundResult, SavedState},
 };
+
+pub use self::activity::Activity;
+use self::store::Store;
+
+mod activity;
+mod store;
+#[cfg(test)]
+mod tests;
 
 /// Which trainer: one for each silo's part in a job.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -63,30 +69,6 @@ pub struct TrainerParts {
 /// A text or a pair of texts to predict for.
 pub type Input = (String, Option<String>);
 
-#[derive(Default)]
-struct Store {
-    backbones: HashMap<PathBuf, Loaded>,
-    trainers: HashMap<TrainerKey, LocalTrainer>,
-    /// The rows last prepared for a silo, and how.
-    rows: HashMap<SiloId, (RowsKey, Arc<PreparedTask>)>,
-    predictor: Option<(Predictor, TextTokenizer)>,
-}
-
-/// What prepared rows depend on, besides the silo.
-#[derive(Clone, PartialEq)]
-struct RowsKey {
-    task: String,
-    backbone: Digest,
-    max_length: u32,
-    first_layer: usize,
-}
-
-#[derive(Clone)]
-struct Loaded {
-    backbone: Arc<Backbone>,
-    files: BackboneFiles,
-}
-
 thread_local! {
     /// Filled on the torch thread only.
     static STORE: RefCell<Store> = RefCell::default();
@@ -96,6 +78,7 @@ thread_local! {
 #[derive(Debug, Clone)]
 pub struct Workbench {
     torch: Arc<TorchThread>,
+    activity: Arc<Activity>,
 }
 
 impl Workbench {
@@ -109,7 +92,13 @@ impl Workbench {
         };
         Ok(Self {
             torch: Arc::new(TorchThread::start(settings)?),
+            activity: Arc::default(),
         })
+    }
+
+    /// What tells whether the torch thread gets on with its work.
+    pub fn activity(&self) -> Arc<Activity> {
+        Arc::clone(&self.activity)
     }
 
     async fn run<R: Send + 'static>(
@@ -117,8 +106,12 @@ impl Workbench {
         name: &'static str,
         work: impl FnOnce(&mut Store) -> Result<R, LearningError> + Send + 'static,
     ) -> Result<R, LearningError> {
+        let activity = Arc::clone(&self.activity);
         self.torch
-            .run(name, move || STORE.with_borrow_mut(work))
+            .run(name, move || {
+                let _running = activity.begin();
+                STORE.with_borrow_mut(work)
+            })
             .await
     }
 
@@ -149,14 +142,14 @@ impl Workbench {
         .await
     }
 
-    /// Whether a trainer is at hand.
+    /// The last round of a trainer that is at hand, 0 before the first; `None` without a trainer.
     ///
     /// # Errors
     /// If the torch thread has stopped.
-    pub async fn has(&self, key: &TrainerKey) -> Result<bool, LearningError> {
+    pub async fn last_round(&self, key: &TrainerKey) -> Result<Option<u32>, LearningError> {
         let key = key.clone();
         self.run("look for a trainer", move |store| {
-            Ok(store.trainers.contains_key(&key))
+            Ok(store.trainers.get(&key).map(LocalTrainer::last_round))
         })
         .await
     }
@@ -196,14 +189,16 @@ impl Workbench {
         .await
     }
 
-    /// Forgets all trainers but this one.
+    /// Forgets all trainers of the silo but this one: each may hold a prefix cache of its own, and its state is in the vault.
     ///
     /// # Errors
     /// If the torch thread has stopped.
     pub async fn keep_only(&self, key: &TrainerKey) -> Result<(), LearningError> {
         let key = key.clone();
         self.run("close other trainers", move |store| {
-            store.trainers.retain(|other, _| *other == key);
+            store
+                .trainers
+                .retain(|other, _| other.silo != key.silo || *other == key);
             Ok(())
         })
         .await
@@ -220,8 +215,13 @@ impl Workbench {
         payload: Bytes,
         mut progress: impl FnMut(Progress) -> Continue + Send + 'static,
     ) -> Result<RoundResult, LearningError> {
+        let activity = Arc::clone(&self.activity);
+        let mut step = move |now| {
+            activity.turn();
+            progress(now)
+        };
         self.with_trainer("train a round", key, move |trainer| {
-            trainer.train_round(round, &payload, &mut progress)
+            trainer.train_round(round, &payload, &mut step)
         })
         .await
     }
@@ -402,78 +402,4 @@ pub struct TrainerFacts {
     pub majority: Option<f64>,
     /// The prefix cache.
     pub cache: CacheStats,
-}
-
-impl Store {
-    fn backbone(&mut self, folder: &Path) -> Result<Loaded, LearningError> {
-        if let Some(loaded) = self.backbones.get(folder) {
-            return Ok(loaded.clone());
-        }
-        let loaded = Loaded {
-            files: BackboneFiles::find(folder)?,
-            backbone: Arc::new(Backbone::load(folder, Kind::Float)?),
-        };
-        self.backbones.insert(folder.to_path_buf(), loaded.clone());
-        Ok(loaded)
-    }
-
-    /// The silo's rows, ready for the job's backbone.
-    fn rows(
-        &mut self,
-        silo: &SiloId,
-        loaded: &Loaded,
-        parts: &TrainerParts,
-    ) -> Result<Arc<PreparedTask>, LearningError> {
-        let key = RowsKey {
-            task: parts.spec.task.clone(),
-            backbone: *loaded.backbone.digest(),
-            max_length: parts.spec.training.max_length,
-            first_layer: first_layer(&parts.spec),
-        };
-        if parts.share
-            && let Some((kept, rows)) = self.rows.get(silo)
-            && *kept == key
-        {
-            return Ok(Arc::clone(rows));
-        }
-        let max_length = key.max_length as usize;
-        let tokenizer = TextTokenizer::load(
-            &loaded.files.tokenizer,
-            loaded.backbone.config(),
-            max_length,
-        )?;
-        let rows = Arc::new(PreparedTask::new(
-            &parts.data,
-            &loaded.backbone,
-            &tokenizer,
-            max_length,
-            key.first_layer,
-            parts.cache.clone(),
-        )?);
-        if parts.share {
-            self.rows.insert(silo.clone(), (key, Arc::clone(&rows)));
-        }
-        Ok(rows)
-    }
-
-    /// The loaded backbone that a model was trained on.
-    fn backbone_of(&self, model: &PersonalModel) -> Result<Arc<Backbone>, LearningError> {
-        self.backbones
-            .values()
-            .find(|loaded| *loaded.backbone.digest() == model.facts.backbone)
-            .map(|loaded| Arc::clone(&loaded.backbone))
-            .ok_or_else(|| LearningError::State("the model's backbone is not loaded".to_owned()))
-    }
-
-    fn trainer(&mut self, key: &TrainerKey) -> Result<&mut LocalTrainer, LearningError> {
-        self.trainers.get_mut(key).ok_or_else(|| {
-            LearningError::State(format!("job {} of silo {} is not open", key.job, key.silo))
-        })
-    }
-
-    fn model(&self) -> Result<&(Predictor, TextTokenizer), LearningError> {
-        self.predictor
-            .as_ref()
-            .ok_or_else(|| LearningError::State("no model is loaded".to_owned()))
-    }
 }

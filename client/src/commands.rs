@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use concord_common::{JobId, telemetry::TelemetryError, tls::TlsError};
+use concord_common::{JobId, code::Refusal, telemetry::TelemetryError, tls::TlsError};
 use concord_learning::LearningError;
 
 use crate::{
@@ -19,6 +19,8 @@ mod inference;
 mod run;
 mod simulated;
 mod state;
+#[cfg(test)]
+mod tests;
 
 pub use self::{
     check::check_config,
@@ -61,12 +63,26 @@ pub enum CommandError {
     /// A simulation that did not end.
     #[error(transparent)]
     Simulate(#[from] Box<SimulateError>),
+    /// A job's specification that is none.
+    #[error("{}: {refusal}", .path.display())]
+    Spec {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        refusal: Refusal,
+    },
     /// An export that was not written.
     #[error(transparent)]
     Export(#[from] ExportError),
     /// No job's model to use.
     #[error("{0}")]
     NoModel(String),
+    /// Another daemon works with this state folder; it may end.
+    #[error("another daemon uses the state folder {}", .0.display())]
+    Busy(PathBuf),
+    /// Standard output takes nothing.
+    #[error("standard output: {0}")]
+    Output(#[source] io::Error),
     /// An input or output.
     #[error("{}: {source}", .path.display())]
     Io {
@@ -77,7 +93,9 @@ pub enum CommandError {
     },
 }
 
-/// Exit code of a configuration that stays bad until someone corrects it (`EX_CONFIG`); systemd does not restart after it.
+/// Exit code of a failure that may pass by itself (`EX_TEMPFAIL`); systemd starts the daemon again.
+pub const EXIT_TEMPORARY: u8 = 75;
+/// Exit code of a configuration that stays bad until someone corrects it (`EX_CONFIG`); systemd does not start it again.
 pub const EXIT_CONFIG: u8 = 78;
 
 impl CommandError {
@@ -89,8 +107,14 @@ impl CommandError {
             | Self::Tls(_)
             | Self::Telemetry(_)
             | Self::Unfit(_) => EXIT_CONFIG,
+            Self::Busy(_) => EXIT_TEMPORARY,
             _ => 1,
         }
+    }
+
+    /// Whether the reader of standard output has gone, as `head` does when it has seen enough: the end of the work, not a failure.
+    pub fn is_closed_output(&self) -> bool {
+        matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
     }
 
     fn io(path: impl Into<PathBuf>, source: io::Error) -> Self {

@@ -9,20 +9,20 @@ use std::{
     time::Duration,
 };
 
-use concord_common::config::{self, ByteSize, ConfigError, LogSection, TlsSection};
-use concord_learning::{
-    cache::{CacheMode, CacheSettings, DiskBudget},
-    data::InputKind,
+use concord_common::{
+    config::{self, ByteSize, ConfigError, LogSection, TlsSection},
+    tls::check_endpoint,
 };
-use serde::{Deserialize, Serialize};
+use concord_learning::cache::{CacheMode, CacheSettings, DiskBudget};
+use serde::Deserialize;
 
-use crate::{
-    data::{Columns, Format, SplitRule},
-    egress::GateLimits,
-};
+use crate::egress::GateLimits;
 
+mod task;
 #[cfg(test)]
 mod tests;
+
+pub use self::task::{Files, ProblemKind, TaskConfig};
 
 /// All settings.
 #[derive(Clone, Debug, Deserialize)]
@@ -96,6 +96,15 @@ impl Default for TorchSection {
     }
 }
 
+impl TorchSection {
+    pub(crate) fn check(self) -> Result<(), SettingsError> {
+        if self.threads == 0 {
+            return refuse("torch.threads", "must be at least 1");
+        }
+        Ok(())
+    }
+}
+
 /// The frozen prefix cache: what lies below the first adapter is computed once per example.
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -114,7 +123,7 @@ impl Default for CacheSection {
     fn default() -> Self {
         Self {
             enabled: true,
-            memory: ByteSize::mebibytes(256),
+            memory: ByteSize::mebibytes(96),
             folder: None,
             folder_size: ByteSize::mebibytes(4096),
         }
@@ -143,7 +152,7 @@ impl CacheSection {
 #[derive(Clone, Copy, PartialEq, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EgressSection {
-    /// Most bytes that may leave for one job, all rounds and retries together.
+    /// Most bytes that may leave for one job, updates and reports of all rounds and retries together.
     pub max_bytes_per_job: ByteSize,
     /// Largest L2 norm of an update; absent means the job's bound alone.
     pub max_update_norm: Option<f64>,
@@ -203,90 +212,6 @@ pub struct BackboneEntry {
     pub path: PathBuf,
 }
 
-/// What is learned.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ProblemKind {
-    /// One of the labels that the training rows have.
-    #[default]
-    Classification,
-    /// A number.
-    Regression,
-}
-
-/// Where a task's rows are.
-#[derive(Clone, PartialEq, Debug)]
-pub enum Files {
-    /// A file for each split.
-    PerSplit {
-        /// Rows to train on.
-        train: PathBuf,
-        /// Rows that choose the best model.
-        validation: PathBuf,
-        /// Rows for the final test.
-        test: PathBuf,
-    },
-    /// One file, cut by a rule.
-    One {
-        /// The file.
-        file: PathBuf,
-        /// The rule.
-        split: SplitRule,
-    },
-}
-
-/// One task: a name that jobs use, and the silo's own data for it.
-#[derive(Clone, PartialEq, Debug, Deserialize)]
-#[serde(try_from = "TaskEntry")]
-pub struct TaskConfig {
-    /// The name that jobs use.
-    pub name: String,
-    /// One text a row or two.
-    pub kind: InputKind,
-    /// What is learned.
-    pub problem: ProblemKind,
-    /// Format of all files.
-    pub format: Format,
-    /// What separates CSV fields.
-    pub delimiter: char,
-    /// Column names.
-    pub columns: Columns,
-    /// The files.
-    pub files: Files,
-    /// Bad rows that are skipped; one more stops the job.
-    pub max_bad_rows: u64,
-}
-
-/// A task as the file has it.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct TaskEntry {
-    #[serde(default)]
-    name: String,
-    #[serde(default = "single")]
-    kind: InputKind,
-    #[serde(default)]
-    problem: ProblemKind,
-    format: Format,
-    #[serde(default = "comma")]
-    delimiter: char,
-    #[serde(default)]
-    columns: Columns,
-    train: Option<PathBuf>,
-    validation: Option<PathBuf>,
-    test: Option<PathBuf>,
-    file: Option<PathBuf>,
-    split: Option<SplitRule>,
-    #[serde(default)]
-    max_bad_rows: u64,
-}
-
-fn single() -> InputKind {
-    InputKind::Single
-}
-fn comma() -> char {
-    ','
-}
 fn default_poll_interval() -> Duration {
     Duration::from_secs(15)
 }
@@ -295,95 +220,6 @@ fn default_request_timeout() -> Duration {
 }
 fn default_max_backoff() -> Duration {
     Duration::from_mins(1)
-}
-
-impl TryFrom<TaskEntry> for TaskConfig {
-    type Error = String;
-
-    fn try_from(entry: TaskEntry) -> Result<Self, String> {
-        let refuse = |key: &str, what: &str| Err(format!("task `{}`: `{key}`: {what}", entry.name));
-        let files = match (&entry.train, &entry.validation, &entry.test, &entry.file) {
-            (Some(train), Some(validation), Some(test), None) => {
-                if entry.split.is_some() {
-                    return refuse("split", "only goes with `file`, not with a file per split");
-                }
-                Files::PerSplit {
-                    train: train.clone(),
-                    validation: validation.clone(),
-                    test: test.clone(),
-                }
-            }
-            (None, None, None, Some(file)) => {
-                let Some(split) = entry.split else {
-                    return refuse(
-                        "split",
-                        "is needed to cut `file` into training, validation and test rows",
-                    );
-                };
-                if !split.is_valid() {
-                    return refuse("split", "both shares must be above 0 and together below 1");
-                }
-                Files::One {
-                    file: file.clone(),
-                    split,
-                }
-            }
-            _ => {
-                return refuse(
-                    "train",
-                    "give either `train`, `validation` and `test`, or `file` with `split`",
-                );
-            }
-        };
-        match (entry.kind, &entry.columns.text_b) {
-            (InputKind::Pair, None) => {
-                return refuse(
-                    "columns.text_b",
-                    "a pair needs the column of its second text",
-                );
-            }
-            (InputKind::Single, Some(_)) => {
-                return refuse("columns.text_b", "only goes with kind = \"pair\"");
-            }
-            _ => {}
-        }
-        let columns = [
-            Some(&entry.columns.text),
-            entry.columns.text_b.as_ref(),
-            Some(&entry.columns.label),
-        ];
-        let named: Vec<&String> = columns.into_iter().flatten().collect();
-        if named.iter().collect::<BTreeSet<_>>().len() != named.len() {
-            return refuse("columns", "each must be a column of its own");
-        }
-        if !matches!(entry.delimiter, ',' | ';' | '\t' | '|') {
-            return refuse("delimiter", "must be a comma, semicolon, tab or bar");
-        }
-        Ok(Self {
-            files,
-            name: entry.name,
-            kind: entry.kind,
-            problem: entry.problem,
-            format: entry.format,
-            delimiter: entry.delimiter,
-            columns: entry.columns,
-            max_bad_rows: entry.max_bad_rows,
-        })
-    }
-}
-
-impl TaskConfig {
-    /// The task's files with their splits' names.
-    pub fn paths_mut(&mut self) -> Vec<&mut PathBuf> {
-        match &mut self.files {
-            Files::PerSplit {
-                train,
-                validation,
-                test,
-            } => vec![train, validation, test],
-            Files::One { file, .. } => vec![file],
-        }
-    }
 }
 
 /// Settings that cannot be used.
@@ -448,8 +284,12 @@ impl ClientConfig {
         if let Some(twice) = first_twice(self.tasks.iter().map(|task| task.name.as_str())) {
             return refuse("task.name", format!("two tasks are named `{twice}`"));
         }
-        if self.torch.threads == 0 {
-            return refuse("torch.threads", "must be at least 1");
+        self.torch.check()?;
+        if let Err(error) = check_endpoint(&self.server_url()) {
+            return refuse(
+                "server.address",
+                format!("write it as host:port, such as concord.example.org:7443; {error}"),
+            );
         }
         for (key, time) in [
             ("server.poll_interval", self.server.poll_interval),

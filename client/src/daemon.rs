@@ -2,17 +2,23 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use concord_common::{JobId, RoundNumber};
+use concord_common::{JobId, RoundNumber, lifecycle::Heartbeat, round::RoundPhase};
+use concord_learning::LearningError;
 use futures::StreamExt as _;
 
 use crate::{
     coordinator::{CallError, Coordinator, Notice, Notices},
+    egress::EgressError,
     patience::pause,
+    receipts::key_id,
     session::{RoundOutcome, Session, SessionError},
 };
 
+mod pulse;
 #[cfg(test)]
 mod tests;
+
+pub use self::pulse::TORCH_SILENCE;
 
 /// One silo's daemon.
 #[derive(Debug)]
@@ -22,6 +28,10 @@ pub struct Daemon<C> {
     poll_interval: Duration,
     connected: bool,
     settled: Settled,
+    /// The job whose work went wrong last: others go first.
+    failed: Option<JobId>,
+    /// The job whose trainer may be in memory.
+    open: Option<JobId>,
 }
 
 /// What is not worked on again, although the server may still list it.
@@ -35,8 +45,27 @@ struct Settled {
 /// The next piece of work.
 #[derive(Debug, Clone, PartialEq)]
 enum Task {
-    Round(JobId, RoundNumber),
     End(Notice),
+    Receipt(JobId, RoundNumber),
+    Round(JobId, RoundNumber),
+}
+
+impl Task {
+    fn job(&self) -> &JobId {
+        match self {
+            Self::End(notice) => &notice.job,
+            Self::Receipt(job, _) | Self::Round(job, _) => job,
+        }
+    }
+
+    /// Ends go first, because they are short and free memory.
+    fn rank(&self) -> u8 {
+        match self {
+            Self::End(_) => 0,
+            Self::Receipt(..) => 1,
+            Self::Round(..) => 2,
+        }
+    }
 }
 
 impl<C: Coordinator> Daemon<C> {
@@ -48,11 +77,29 @@ impl<C: Coordinator> Daemon<C> {
             poll_interval,
             connected: false,
             settled: Settled::default(),
+            failed: None,
+            open: None,
+        }
+    }
+
+    /// [`Daemon::run`] with a sign of life: `heart` beats while the loop turns or waits, also through a long round as long as its
+    /// training goes on. A torch thread that gives no sign for [`TORCH_SILENCE`] stops the beats.
+    ///
+    /// # Errors
+    /// As [`Daemon::run`].
+    pub async fn run_with(self, heart: Heartbeat) -> Result<(), SessionError> {
+        let torch = self.session.bench.activity();
+        tokio::select! {
+            ended = self.run() => ended,
+            () = pulse::beat(&heart, &torch) => Ok(()),
         }
     }
 
     /// Works until the session's `stop`.
-    pub async fn run(mut self) {
+    ///
+    /// # Errors
+    /// Only what a new process alone can mend: the torch thread has ended, or the egress log takes nothing more.
+    pub async fn run(mut self) -> Result<(), SessionError> {
         let mut watching = None;
         let mut delays = self.session.pace.delays();
         while !self.session.stop.is_cancelled() {
@@ -61,7 +108,11 @@ impl<C: Coordinator> Daemon<C> {
                     delays = self.session.pace.delays();
                     continue;
                 }
-                Err(SessionError::Stopped) => return,
+                Err(SessionError::Stopped) if self.session.stop.is_cancelled() => return Ok(()),
+                Err(
+                    error @ (SessionError::Learning(LearningError::Stopped(_))
+                    | SessionError::Egress(EgressError::Broken { .. })),
+                ) => return Err(error),
                 Err(error) => error,
             };
             watching = None;
@@ -69,17 +120,19 @@ impl<C: Coordinator> Daemon<C> {
                 SessionError::Call(call) => call.clone(),
                 other => CallError::Protocol(other.to_string()),
             };
+            // The next attempt begins with the server's facts: another receipt key, or another server, may be behind the error.
+            self.connected = false;
             if call.is_transient() {
-                self.connected = false;
                 self.session.board.connected(false);
             }
             self.session.board.error(&error.to_string());
             let delay = delays.next(&call);
             tracing::warn!(%error, delay_ms = delay.as_millis() as u64, "will go on after a pause");
             if pause(delay, &self.session.stop).await.is_err() {
-                return;
+                return Ok(());
             }
         }
+        Ok(())
     }
 
     /// Looks for work once, and does it or waits.
@@ -90,11 +143,19 @@ impl<C: Coordinator> Daemon<C> {
         let notices = self.until_stopped(self.session.coordinator.poll()).await?;
         self.session.board.connected(true);
         self.settled.forget_unlisted(&notices);
-        match self.choose(&notices)? {
-            Some(Task::Round(job, round)) => self.work(job, round).await,
-            Some(Task::End(notice)) => self.end(&notice).await,
-            None => self.wait(watching).await,
-        }
+        self.tidy(&notices).await;
+        let Some(task) = self.choose(&notices) else {
+            return self.wait(watching).await;
+        };
+        let job = task.job().clone();
+        self.open = Some(job.clone());
+        let outcome = match task {
+            Task::End(notice) => self.end(&notice).await,
+            Task::Receipt(job, round) => self.receipt(job, round).await,
+            Task::Round(job, round) => self.work(job, round).await,
+        };
+        self.failed = outcome.is_err().then_some(job);
+        outcome
     }
 
     async fn connect(&mut self) -> Result<(), SessionError> {
@@ -106,10 +167,23 @@ impl<C: Coordinator> Daemon<C> {
             ))));
         }
         tracing::info!(server.version = %info.version, "connected");
+        self.note_key(&info.receipt_key);
         self.session.receipt_key = info.receipt_key;
         self.connected = true;
         self.session.board.connected(true);
         Ok(())
+    }
+
+    /// Says when the server signs with another key than before, also before this daemon's start.
+    fn note_key(&self, key: &[u8]) {
+        let before = match self.session.receipt_key.as_slice() {
+            [] => self.session.receipts.last().map(|kept| kept.key_id),
+            known => Some(key_id(known)),
+        };
+        let now = key_id(key);
+        if let Some(before) = before.filter(|before| *before != now) {
+            tracing::warn!(%before, %now, "the server signs receipts with another key now; it should be known why");
+        }
     }
 
     /// A call that a stop does not wait for.
@@ -124,20 +198,70 @@ impl<C: Coordinator> Daemon<C> {
         }
     }
 
-    /// Ends go first, because they are short and free memory; then the round that closes first.
-    fn choose(&self, notices: &[Notice]) -> Result<Option<Task>, SessionError> {
+    /// Lets go of jobs that have ended without anything to finish, and of the trainer of one that the server does not know any
+    /// more. A fault of one does not stop the others; it is tried again with the next look.
+    async fn tidy(&mut self, notices: &[Notice]) {
         for notice in notices {
-            if !self.settled.ends.contains(&notice.job) && self.session.wants_finish(notice)? {
-                return Ok(Some(Task::End(notice.clone())));
+            let job = &notice.job;
+            if !notice.state.is_over()
+                || self.settled.ends.contains(job)
+                || self.session.wants_finish(notice)
+            {
+                continue;
+            }
+            match self.session.clear(job).await {
+                Ok(()) => {
+                    self.settled.ends.insert(job.clone());
+                }
+                Err(error) => {
+                    tracing::error!(%error, job.id = %job, "an ended job cannot be cleared away");
+                }
             }
         }
-        let next = notices
+        let gone = |job: &mut JobId| notices.iter().all(|notice| notice.job != *job);
+        if let Some(job) = self.open.take_if(gone)
+            && let Err(error) = self.session.forget(&job).await
+        {
+            tracing::error!(%error, job.id = %job, "a job that the server does not list cannot be let go");
+        }
+    }
+
+    /// The next piece of work: of the job that went wrong last only if there is no other, by kind, and then what closes first.
+    fn choose(&self, notices: &[Notice]) -> Option<Task> {
+        let tasks = notices
             .iter()
-            .filter(|notice| notice.wants_work())
-            .filter_map(|notice| Some((notice.closes_at, notice.job.clone(), notice.round?)))
-            .filter(|(_, job, round)| !self.settled.has(job, *round))
-            .min();
-        Ok(next.map(|(_, job, round)| Task::Round(job, round)))
+            .filter_map(|notice| Some((self.task(notice)?, notice)));
+        let next = tasks.min_by_key(|(task, notice)| {
+            let failed = self.failed.as_ref() == Some(task.job());
+            (failed, task.rank(), notice.closes_at, task.job().clone())
+        });
+        next.map(|(task, _)| task)
+    }
+
+    /// What is to be done for a job.
+    fn task(&self, notice: &Notice) -> Option<Task> {
+        let job = &notice.job;
+        if notice.state.is_over() {
+            let wanted = !self.settled.ends.contains(job) && self.session.wants_finish(notice);
+            return wanted.then(|| Task::End(notice.clone()));
+        }
+        let round = notice.round?;
+        if self.settled.has(job, round) {
+            None
+        } else if notice.wants_work() {
+            Some(Task::Round(job.clone(), round))
+        } else {
+            let fetchable = notice.answered && notice.phase.is_some_and(RoundPhase::is_open);
+            let missing = fetchable && !self.session.receipts.has(job, round);
+            missing.then(|| Task::Receipt(job.clone(), round))
+        }
+    }
+
+    /// Fetches the receipt of a round that an earlier life of this daemon has contributed to.
+    async fn receipt(&mut self, job: JobId, round: RoundNumber) -> Result<(), SessionError> {
+        self.session.receipt(&job, round).await?;
+        self.settled.rounds.insert((job, round));
+        Ok(())
     }
 
     async fn work(&mut self, job: JobId, round: RoundNumber) -> Result<(), SessionError> {
@@ -169,12 +293,8 @@ impl<C: Coordinator> Daemon<C> {
                 self.settled.ends.insert(notice.job.clone());
                 Ok(())
             }
-            // Trying again would end the same way; the next start of the daemon does.
-            Err(
-                error @ (SessionError::Learning(_)
-                | SessionError::Declined(_)
-                | SessionError::Vault(_)),
-            ) => {
+            // Trying again would end the same way; somebody has to mend it, and the next start of the daemon tries again.
+            Err(error) if error.is_lasting() => {
                 tracing::error!(%error, job.id = %notice.job, "the job's end cannot be worked on");
                 self.session.board.error(&error.to_string());
                 self.settled.ends.insert(notice.job.clone());

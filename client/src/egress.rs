@@ -4,6 +4,7 @@
 //! the job's layout, finite and within bounds, keeps the checked bytes in its outbox (so that a restarted daemon sends the same
 //! ones), and before each attempt to send writes a line to the egress log and syncs it. [`Cleared`], [`Departure`],
 //! [`ClearedReport`] and [`ClearedDecline`] can be made here only, and the [`crate::coordinator::Coordinator`] takes nothing else.
+//! [`Outlet`] stands between the session and the server and logs the rest of what leaves: claims, announcements and repeated attempts.
 
 use std::{
     collections::BTreeMap,
@@ -18,19 +19,27 @@ use concord_common::{
     adapter::{AdapterLayout, AdapterVersion},
     chunk::PayloadInspector,
     code::Refusal,
-    wire::{MAX_METRICS, MetricPoint, MetricReport, is_metric_name},
+    wire::{MAX_METRICS, MetricPoint, MetricReport, is_known_metric},
 };
 use concord_learning::adapter::GlobalUpdate;
 
 use self::{
+    cleared::Attempts,
     log::{EgressLog, Entry, What},
     outbox::Outbox,
 };
 
+mod cleared;
 mod log;
 mod outbox;
+mod outlet;
 #[cfg(test)]
 mod tests;
+
+pub use self::{
+    cleared::{Assignment, Cleared, ClearedDecline, ClearedReport, Departure},
+    outlet::Outlet,
+};
 
 /// Longest sentence of a decline in bytes.
 const MAX_SENTENCE_BYTES: usize = 512;
@@ -55,7 +64,7 @@ pub enum EgressError {
         /// Bytes that may leave.
         budget: u64,
     },
-    /// A report that holds something else than named finite numbers.
+    /// A report that holds something else than known names and finite numbers, or too many bytes.
     #[error("the egress gate holds a report back: {0}")]
     Report(String),
     /// The log or the outbox cannot be written, so nothing may leave.
@@ -65,6 +74,16 @@ pub enum EgressError {
         path: PathBuf,
         /// What the operating system said.
         source: io::Error,
+    },
+    /// An earlier write has failed and left a torn line that could not be cut off.
+    #[error(
+        "egress log {}: a line was torn ({reason}) and could not be mended, so nothing leaves; make room on the disk and start the daemon anew", .path.display()
+    )]
+    Broken {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said to the torn line.
+        reason: String,
     },
     /// The log has a line that the gate did not write.
     #[error("egress log {}: line {line} cannot be read ({reason}); move the file away to start a new one", .path.display())]
@@ -81,137 +100,10 @@ pub enum EgressError {
 /// Bounds of this silo, besides the job's own.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct GateLimits {
-    /// Most payload bytes that may leave for one job.
+    /// Most bytes that may leave for one job, of payloads and reports.
     pub bytes_per_job: u64,
     /// Largest L2 norm of an update.
     pub max_update_norm: Option<f64>,
-}
-
-/// What a round lets out.
-#[derive(Clone, PartialEq, Debug)]
-pub struct Assignment {
-    /// Job.
-    pub job: JobId,
-    /// Round.
-    pub round: RoundNumber,
-    /// The tensors that travel.
-    pub layout: AdapterLayout,
-    /// The adapter that the update must be a delta to.
-    pub base: AdapterVersion,
-    /// The job's bound on the L2 norm.
-    pub max_update_norm: Option<f64>,
-    /// The job's bound on the number of examples.
-    pub max_examples: u64,
-}
-
-/// An update that has passed every check.
-#[derive(Clone, PartialEq, Debug)]
-pub struct Cleared {
-    job: JobId,
-    round: RoundNumber,
-    layout: AdapterLayout,
-    base: AdapterVersion,
-    payload: Bytes,
-    digest: Digest,
-    norm: f64,
-    examples: u64,
-}
-
-impl Cleared {
-    /// Job.
-    pub fn job(&self) -> &JobId {
-        &self.job
-    }
-
-    /// Round.
-    pub fn round(&self) -> RoundNumber {
-        self.round
-    }
-
-    /// The tensors.
-    pub fn layout(&self) -> &AdapterLayout {
-        &self.layout
-    }
-
-    /// What the payload is a delta to.
-    pub fn base(&self) -> AdapterVersion {
-        self.base
-    }
-
-    /// The bytes.
-    pub fn payload(&self) -> &Bytes {
-        &self.payload
-    }
-
-    /// BLAKE3 of the bytes.
-    pub fn digest(&self) -> Digest {
-        self.digest
-    }
-
-    /// L2 norm of the update.
-    pub fn norm(&self) -> f64 {
-        self.norm
-    }
-
-    /// Training examples behind the update.
-    pub fn examples(&self) -> u64 {
-        self.examples
-    }
-}
-
-/// One attempt to send a cleared update, already in the log.
-#[derive(Debug)]
-pub struct Departure {
-    cleared: Cleared,
-    offset: u64,
-}
-
-impl Departure {
-    /// What is sent.
-    pub fn cleared(&self) -> &Cleared {
-        &self.cleared
-    }
-
-    /// From which byte on.
-    pub fn offset(&self) -> u64 {
-        self.offset
-    }
-}
-
-/// A report of named finite numbers, already in the log.
-#[derive(Debug)]
-pub struct ClearedReport(MetricReport);
-
-impl ClearedReport {
-    /// The numbers.
-    pub fn report(&self) -> &MetricReport {
-        &self.0
-    }
-}
-
-/// A no to a job, already in the log.
-#[derive(Debug)]
-pub struct ClearedDecline {
-    job: JobId,
-    code: ErrorCode,
-    sentence: String,
-}
-
-impl ClearedDecline {
-    /// The job.
-    pub fn job(&self) -> &JobId {
-        &self.job
-    }
-
-    /// The reason for programs.
-    pub fn code(&self) -> ErrorCode {
-        self.code
-    }
-
-    /// The reason for people, without data and paths.
-    pub fn sentence(&self) -> &str {
-        &self.sentence
-    }
 }
 
 /// The gate.
@@ -330,7 +222,8 @@ impl EgressGate {
     /// Checks and logs a report.
     ///
     /// # Errors
-    /// [`EgressError::Report`] for anything but 1 to [`MAX_METRICS`] finite numbers with proper names, or for too many bytes.
+    /// [`EgressError::Report`] for anything but 1 to [`MAX_METRICS`] finite numbers with names that are known
+    /// ([`concord_common::wire::METRIC_NAMES`]), or beyond the job's byte budget.
     pub fn report(
         &self,
         job: &JobId,
@@ -345,61 +238,121 @@ impl EgressGate {
                 metrics.len()
             ));
         }
-        if metrics.keys().any(|name| !is_metric_name(name)) {
-            return hold("the name of a number is not made of [a-z0-9_]".to_owned());
+        if !metrics.keys().all(|name| is_known_metric(name)) {
+            return hold("it has a number with a name that is not one of the known metrics".into());
         }
         if let Some((name, value)) = metrics.iter().find(|(_, value)| !value.is_finite()) {
             return hold(format!("`{name}` is {value}"));
         }
-        let entry = self.entry(
-            job,
-            What::Metrics {
-                round,
-                point: point.as_str().to_owned(),
-                metrics: metrics.clone(),
-            },
-        );
-        self.log
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .write(&entry)?;
-        Ok(ClearedReport(MetricReport {
+        let report = MetricReport {
             silo: self.silo.clone(),
             job: job.clone(),
             round,
             point,
             metrics,
-        }))
-    }
-
-    /// Logs a no. The sentence must hold no data and no paths; it is cut to what the protocol takes.
-    ///
-    /// # Errors
-    /// [`EgressError::Io`].
-    pub fn decline(&self, job: &JobId, refusal: &Refusal) -> Result<ClearedDecline, EgressError> {
-        let mut sentence = refusal.message.clone();
-        while sentence.len() > MAX_SENTENCE_BYTES {
-            sentence.pop();
-        }
-        let entry = self.entry(
-            job,
-            What::Decline {
-                code: refusal.code,
-                sentence: sentence.clone(),
-            },
-        );
-        self.log
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .write(&entry)?;
-        Ok(ClearedDecline {
-            job: job.clone(),
-            code: refusal.code,
-            sentence,
+        };
+        self.log_report(&report, 1)?;
+        Ok(ClearedReport {
+            report,
+            attempts: Attempts::default(),
         })
     }
 
-    /// Payload bytes that have left for a job.
+    /// Logs an attempt to send a report, unless it is the first, which is in the log already.
+    fn send_report(&self, cleared: &ClearedReport) -> Result<(), EgressError> {
+        match cleared.attempts.next() {
+            1 => Ok(()),
+            attempt => self.log_report(&cleared.report, attempt),
+        }
+    }
+
+    fn log_report(&self, report: &MetricReport, attempt: u32) -> Result<(), EgressError> {
+        let sizes = report
+            .metrics
+            .keys()
+            .map(|name| name.len() + size_of::<f64>());
+        let bytes = sizes.sum::<usize>() as u64;
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        let spent = log.spent(&report.job);
+        if spent.saturating_add(bytes) > self.limits.bytes_per_job {
+            return Err(EgressError::Report(format!(
+                "with its {bytes} bytes more than egress.max_bytes_per_job would leave for job {}",
+                report.job
+            )));
+        }
+        log.write(&self.entry(
+            &report.job,
+            What::Metrics {
+                round: report.round,
+                point: report.point.as_str().to_owned(),
+                metrics: report.metrics.clone(),
+                bytes,
+                attempt,
+            },
+        ))
+    }
+
+    /// Logs a no. The sentence must hold no data and no paths; it becomes one line of the length that the protocol takes.
+    ///
+    /// # Errors
+    /// [`EgressError::Io`] or [`EgressError::Broken`].
+    pub fn decline(&self, job: &JobId, refusal: &Refusal) -> Result<ClearedDecline, EgressError> {
+        let cleared = ClearedDecline {
+            job: job.clone(),
+            code: refusal.code,
+            sentence: one_line(&refusal.message),
+            attempts: Attempts::default(),
+        };
+        self.log_decline(&cleared, 1)?;
+        Ok(cleared)
+    }
+
+    /// Logs an attempt to send a no, unless it is the first, which is in the log already.
+    fn send_decline(&self, cleared: &ClearedDecline) -> Result<(), EgressError> {
+        match cleared.attempts.next() {
+            1 => Ok(()),
+            attempt => self.log_decline(cleared, attempt),
+        }
+    }
+
+    fn log_decline(&self, cleared: &ClearedDecline, attempt: u32) -> Result<(), EgressError> {
+        self.log(
+            &cleared.job,
+            What::Decline {
+                code: cleared.code,
+                sentence: cleared.sentence.clone(),
+                attempt,
+            },
+        )
+    }
+
+    /// Logs the wish to take part in a round.
+    fn send_claim(&self, job: &JobId, round: RoundNumber) -> Result<(), EgressError> {
+        self.log(job, What::Claim { round })
+    }
+
+    /// Logs the announcement of an update.
+    fn send_announcement(&self, cleared: &Cleared) -> Result<(), EgressError> {
+        self.log(
+            &cleared.job,
+            What::Announcement {
+                round: cleared.round,
+                digest: cleared.digest,
+                size: cleared.payload.len() as u64,
+                examples: cleared.examples,
+            },
+        )
+    }
+
+    fn log(&self, job: &JobId, what: What) -> Result<(), EgressError> {
+        let entry = self.entry(job, what);
+        self.log
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .write(&entry)
+    }
+
+    /// Bytes that have left for a job, of payloads and reports.
     pub fn spent(&self, job: &JobId) -> u64 {
         self.log
             .lock()
@@ -456,6 +409,16 @@ impl EgressGate {
             examples,
         })
     }
+}
+
+/// A sentence without control characters and line breaks, of at most [`MAX_SENTENCE_BYTES`].
+fn one_line(sentence: &str) -> String {
+    let mut line: String = sentence
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
+    line.truncate(line.floor_char_boundary(MAX_SENTENCE_BYTES));
+    line
 }
 
 /// The L2 norm of a payload that has the layout's size, finite values and at most the bound.

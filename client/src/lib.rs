@@ -10,6 +10,7 @@ pub mod egress;
 pub mod export;
 pub mod patience;
 pub mod profile;
+pub mod receipts;
 pub mod session;
 pub mod simulate;
 pub mod status;

@@ -11,8 +11,12 @@ use clap::{Parser, Subcommand};
 use concord_client::commands::{
     self, CommandError, EvaluateArgs, ExportArgs, PredictArgs, SimulateArgs,
 };
+use concord_common::error_text;
 
 /// Trains this silo's adapters at home and sends only the global one.
+///
+/// Exit codes: 0 done; 1 failed; 2 wrong usage; 3 no daemon runs (status); 75 failed for now, as the state folder is in use;
+/// 78 the configuration is not acceptable.
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
@@ -57,12 +61,14 @@ fn main() -> ExitCode {
     match execute(Cli::parse()) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
+            let failed = error.downcast_ref::<CommandError>();
+            if failed.is_some_and(CommandError::is_closed_output) {
+                return ExitCode::SUCCESS;
+            }
             // The reader of a pipe may have gone; there is nobody to tell that.
-            let _ = writeln!(io::stderr(), "concord-client: {error:#}");
-            let code = error
-                .downcast_ref::<CommandError>()
-                .map_or(1, CommandError::exit_code);
-            ExitCode::from(code)
+            let text = error_text(error.as_ref());
+            let _ = writeln!(io::stderr(), "concord-client: {text}");
+            ExitCode::from(failed.map_or(1, CommandError::exit_code))
         }
     }
 }

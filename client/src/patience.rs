@@ -2,7 +2,7 @@
 
 use std::{future::Future, time::Duration};
 
-use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
+use backon::{BackoffBuilder as _, ConstantBuilder, ExponentialBackoff, ExponentialBuilder};
 use tokio_util::sync::CancellationToken;
 
 use crate::coordinator::CallError;
@@ -43,17 +43,28 @@ impl Pace {
 }
 
 impl Delays {
-    /// The next delay; the server's own wish goes first.
+    /// The next delay: at least this side's own, and as long as the server wishes, up to the longest. The wish gets jitter too,
+    /// because a busy server tells all silos the same.
     pub fn next(&mut self, error: &CallError) -> Duration {
         let own = self.0.next().unwrap_or(self.1);
         match error {
             CallError::Unavailable {
                 retry_after: Some(wish),
                 ..
-            } => *wish,
+            } => own.max(jittered((*wish).min(self.1))),
             _ => own,
         }
     }
+}
+
+/// Up to twice as long.
+fn jittered(delay: Duration) -> Duration {
+    ConstantBuilder::new()
+        .with_delay(delay)
+        .with_jitter()
+        .build()
+        .next()
+        .unwrap_or(delay)
 }
 
 /// Why there is no answer.
@@ -143,12 +154,38 @@ mod tests {
         );
     }
 
+    /// First delays after a server's wish.
+    fn after_wish(wish: Duration) -> Vec<Duration> {
+        (0..20)
+            .map(|_| Pace::default().delays().next(&unavailable(Some(wish))))
+            .collect()
+    }
+
     #[test]
-    fn the_servers_own_wish_goes_first() {
+    fn the_servers_wish_is_kept_and_silos_do_not_come_back_all_at_once() {
         let wish = Duration::from_secs(7);
-        assert_eq!(
-            Pace::default().delays().next(&unavailable(Some(wish))),
-            wish
+        let seen = after_wish(wish);
+        assert!(
+            seen.iter().all(|delay| (wish..=2 * wish).contains(delay)),
+            "{seen:?}"
+        );
+        assert!(seen.iter().any(|delay| *delay != seen[0]), "{seen:?}");
+    }
+
+    #[test]
+    fn a_wish_for_no_delay_makes_no_hot_loop() {
+        let own = Pace::default().first;
+        assert!(after_wish(Duration::ZERO).iter().all(|delay| *delay >= own));
+    }
+
+    #[test]
+    fn a_wish_for_years_is_cut_to_the_longest_delay() {
+        let longest = Pace::default().longest;
+        let seen = after_wish(Duration::from_secs(u64::MAX));
+        assert!(
+            seen.iter()
+                .all(|delay| (longest..=2 * longest).contains(delay)),
+            "{seen:?}"
         );
     }
 

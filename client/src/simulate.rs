@@ -14,12 +14,10 @@ use concord_common::{
     Clock, JobId, SiloId, SystemClock,
     clock::MockClock,
     code::Refusal,
-    job::{AlgorithmSpec, JobSpec},
-    round::job::JobState,
+    job::{JobSpec, TrainingSpec},
     telemetry::peak_rss_bytes,
 };
 use concord_learning::{LearningError, cache::CacheSettings};
-use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -30,20 +28,27 @@ use crate::{
         memory::{Federation, FederationError, MemoryCoordinator},
     },
     data::DataError,
-    egress::{EgressError, EgressGate, GateLimits},
+    egress::{EgressError, EgressGate, GateLimits, Outlet},
     patience::Pace,
     profile::Profile,
+    receipts::Receipts,
     session::{Session, SessionError},
     status::StatusBoard,
     transfer::Downloads,
     vault::{Vault, VaultError},
 };
 
+mod plan;
+mod report;
 mod silos;
 #[cfg(test)]
 mod tests;
 
-pub use silos::{SilosError, SimulatedSilos};
+pub use self::{
+    plan::Plan,
+    report::{MetricEntry, SiloReport, SimulationReport},
+    silos::{SilosError, SimulatedSilos},
+};
 
 /// A simulation that could not be run to its end.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +76,9 @@ pub enum SimulateError {
         /// Why.
         source: SessionError,
     },
+    /// It was told to stop.
+    #[error("stopped before the end of the job")]
+    Stopped,
     /// The federation refused a silo.
     #[error(transparent)]
     Call(#[from] CallError),
@@ -88,124 +96,24 @@ pub enum SimulateError {
         /// What the operating system said.
         source: io::Error,
     },
-    /// No silo of the job has data here.
-    #[error("none of the job's silos is in the silos' file")]
+    /// There is no silo at all.
+    #[error("there is no silo to simulate")]
     NoSilos,
+    /// The job names silos that have no data here.
+    #[error(
+        "the job names silos that are not here: {}; there are {}; give data for them, or take them out of the job's `silos`",
+        listed(.absent),
+        listed(.present)
+    )]
+    AbsentSilos {
+        /// Silos of the job without data.
+        absent: Vec<SiloId>,
+        /// Silos with data.
+        present: Vec<SiloId>,
+    },
     /// The job waits for something that does not come.
     #[error("the job does not go on: {0}")]
     Stalled(String),
-}
-
-/// What is run.
-#[derive(Debug, Clone)]
-pub struct Plan {
-    /// The job's specification, TOML.
-    pub spec_toml: String,
-    /// In place of the job's algorithm, with its default settings.
-    pub algorithm: Option<String>,
-    /// In place of the job's seed.
-    pub seed: Option<u64>,
-}
-
-impl Plan {
-    /// The specification with what is replaced, as TOML. Untouched text stays as it is.
-    ///
-    /// # Errors
-    /// `INVALID_JOB_SPEC`.
-    pub fn spec(&self) -> Result<String, Refusal> {
-        let spec = JobSpec::parse(&self.spec_toml)?;
-        let JobSpec::FederatedTraining(mut training) = spec;
-        let mut changed = false;
-        if let Some(name) = &self.algorithm
-            && training.algorithm.name() != name
-        {
-            training.algorithm = algorithm(name)?;
-            changed = true;
-        }
-        if let Some(seed) = self.seed {
-            training.seed = seed;
-            changed = true;
-        }
-        if !changed {
-            return Ok(self.spec_toml.clone());
-        }
-        let text = JobSpec::FederatedTraining(training).to_toml()?;
-        JobSpec::parse(&text)?;
-        Ok(text)
-    }
-}
-
-/// An algorithm with its default settings.
-fn algorithm(name: &str) -> Result<AlgorithmSpec, Refusal> {
-    toml::Table::from_iter([("name".to_owned(), toml::Value::String(name.to_owned()))])
-        .try_into()
-        .map_err(|error: toml::de::Error| {
-            Refusal::new(
-                concord_common::ErrorCode::InvalidJobSpec,
-                format!("there is no algorithm `{name}`: {}", error.message()),
-            )
-        })
-}
-
-/// What came out; written as JSON.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct SimulationReport {
-    /// Name of the job.
-    pub job: String,
-    /// Algorithm.
-    pub algorithm: &'static str,
-    /// Seed.
-    pub seed: u64,
-    /// Rounds.
-    pub rounds: u32,
-    /// How the job ended.
-    pub state: JobState,
-    /// Why it failed; empty otherwise.
-    pub reason: String,
-    /// The first adapter's version, then each round's.
-    pub versions: Vec<String>,
-    /// Bytes of one adapter.
-    pub payload_bytes: u64,
-    /// The silos.
-    pub silos: Vec<SiloReport>,
-    /// Everything that the silos reported, in order.
-    pub metrics: Vec<MetricEntry>,
-    /// Wall-clock seconds.
-    pub seconds: f64,
-    /// Largest resident memory of this process so far.
-    pub peak_rss_bytes: Option<u64>,
-}
-
-/// A silo at the end.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct SiloReport {
-    /// Silo.
-    pub silo_id: SiloId,
-    /// Training rows in use.
-    pub examples: u64,
-    /// Accuracy of the most frequent class on the test rows; `null` for regression.
-    pub majority: Option<f64>,
-    /// Round of the best personal model.
-    pub best_round: Option<u32>,
-    /// The best personal model on the validation rows.
-    pub best_validation: BTreeMap<String, f64>,
-    /// The best personal model on the test rows.
-    pub best_test: BTreeMap<String, f64>,
-    /// The model of the last round on the test rows.
-    pub last_test: BTreeMap<String, f64>,
-}
-
-/// A report in the operator's form.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct MetricEntry {
-    /// Silo.
-    pub silo_id: SiloId,
-    /// Round.
-    pub round: u32,
-    /// Point, as `after_training`.
-    pub point: &'static str,
-    /// Numbers by name.
-    pub metrics: BTreeMap<String, f64>,
 }
 
 /// Silos, their torch thread and the folder that their state is kept in.
@@ -266,16 +174,7 @@ impl Simulator {
         let job: JobId = format!("simulation-{number}")
             .parse()
             .expect("lowercase letters, a dash and digits are a job id");
-        let chosen: BTreeSet<SiloId> = self
-            .silos
-            .tasks
-            .keys()
-            .filter(|silo| spec.silos.is_empty() || spec.silos.contains(silo))
-            .cloned()
-            .collect();
-        if chosen.is_empty() {
-            return Err(SimulateError::NoSilos);
-        }
+        let (chosen, left_out) = self.chosen(&spec)?;
         // Time stands still for the rounds: a slow machine must not close one.
         let still = Arc::new(MockClock::new(started));
         let rounds_clock = Arc::clone(&still) as Arc<dyn Clock>;
@@ -321,6 +220,7 @@ impl Simulator {
                 .collect(),
             payload_bytes: federation.payload_bytes(),
             silos,
+            left_out,
             metrics: federation
                 .reports()
                 .into_iter()
@@ -336,13 +236,48 @@ impl Simulator {
         })
     }
 
+    /// The silos that take part in a job, and those that do not.
+    fn chosen(
+        &self,
+        spec: &TrainingSpec,
+    ) -> Result<(BTreeSet<SiloId>, Vec<SiloId>), SimulateError> {
+        let tasks = &self.silos.tasks;
+        if tasks.is_empty() {
+            return Err(SimulateError::NoSilos);
+        }
+        let named: BTreeSet<&SiloId> = spec.silos.iter().collect();
+        let absent: Vec<SiloId> = named
+            .iter()
+            .filter(|silo| !tasks.contains_key(**silo))
+            .map(|silo| (*silo).clone())
+            .collect();
+        if !absent.is_empty() {
+            return Err(SimulateError::AbsentSilos {
+                absent,
+                present: tasks.keys().cloned().collect(),
+            });
+        }
+        let (chosen, left_out): (BTreeSet<SiloId>, BTreeSet<SiloId>) = tasks
+            .keys()
+            .cloned()
+            .partition(|silo| named.is_empty() || named.contains(silo));
+        if !left_out.is_empty() {
+            let left_out: Vec<&str> = left_out.iter().map(SiloId::as_str).collect();
+            tracing::warn!(
+                ?left_out,
+                "the job does not name these silos; they take no part"
+            );
+        }
+        Ok((chosen, left_out.into_iter().collect()))
+    }
+
     /// Lets every silo work in turn until the job has ended. When none has anything to do, the round waits for a silo that is not
     /// here: `time_is_up` then closes it, as time would.
     async fn run_rounds(
         &self,
         job: &JobId,
         federation: &Arc<Federation>,
-        sessions: &BTreeMap<SiloId, Session<MemoryCoordinator>>,
+        sessions: &BTreeMap<SiloId, Session<Outlet<MemoryCoordinator>>>,
         time_is_up: impl Fn() -> Result<(), Refusal>,
         mut done: impl FnMut(&SiloId, u32),
     ) -> Result<(), SimulateError> {
@@ -361,10 +296,7 @@ impl Simulator {
                 session
                     .round(job, round)
                     .await
-                    .map_err(|source| SimulateError::Silo {
-                        silo: silo.clone(),
-                        source,
-                    })?;
+                    .map_err(|source| failed(silo, source))?;
                 done(silo, round.0);
             }
             if !worked {
@@ -383,15 +315,14 @@ impl Simulator {
     async fn finish(
         &self,
         silo: &SiloId,
-        session: &Session<MemoryCoordinator>,
+        session: &Session<Outlet<MemoryCoordinator>>,
     ) -> Result<SiloReport, SimulateError> {
-        let failed = |source| SimulateError::Silo {
-            silo: silo.clone(),
-            source,
-        };
         let notices = session.coordinator.poll().await?;
         let finished = match notices.first() {
-            Some(notice) => session.finish(notice).await.map_err(failed)?,
+            Some(notice) => session
+                .finish(notice)
+                .await
+                .map_err(|source| failed(silo, source))?,
             None => None,
         };
         Ok(match finished {
@@ -426,7 +357,7 @@ impl Simulator {
         task: &str,
         federation: &Arc<Federation>,
         clock: &Arc<dyn Clock>,
-    ) -> Result<Session<MemoryCoordinator>, SimulateError> {
+    ) -> Result<Session<Outlet<MemoryCoordinator>>, SimulateError> {
         let folder = self.folder.join(job.as_str()).join(silo.as_str());
         crate::vault::private_folder(&folder)?;
         let named = TaskConfig {
@@ -438,15 +369,18 @@ impl Simulator {
             bytes_per_job: u64::MAX,
             max_update_norm: None,
         };
-        let gate = EgressGate::open(
+        let gate = Arc::new(EgressGate::open(
             &folder,
             silo.clone(),
             server.clone(),
             limits,
             Arc::clone(clock),
-        )?;
+        )?);
         Ok(Session {
-            coordinator: Arc::new(federation.coordinator(silo.clone())),
+            coordinator: Arc::new(Outlet::new(
+                federation.coordinator(silo.clone()),
+                Arc::clone(&gate),
+            )),
             receipt_key: federation.receipt_key().to_vec(),
             silo: silo.clone(),
             profile: Arc::new(Profile {
@@ -463,11 +397,15 @@ impl Simulator {
             }),
             bench: self.bench.clone(),
             vault: Vault::open(&folder)?,
-            gate: Arc::new(gate),
+            gate,
             downloads: Downloads::open(&folder).map_err(|source| SimulateError::Io {
                 path: folder.clone(),
                 source,
             })?,
+            receipts: Arc::new(Receipts::open(&folder).map_err(|source| SimulateError::Io {
+                path: folder.clone(),
+                source,
+            })?),
             board: Arc::new(StatusBoard::new(
                 &folder,
                 silo.clone(),
@@ -499,5 +437,20 @@ impl SimulatedSilos {
             name: name.to_owned(),
             path: path.to_path_buf(),
         });
+    }
+}
+
+fn listed(silos: &[SiloId]) -> String {
+    let names: Vec<&str> = silos.iter().map(SiloId::as_str).collect();
+    names.join(", ")
+}
+
+fn failed(silo: &SiloId, source: SessionError) -> SimulateError {
+    match source {
+        SessionError::Stopped => SimulateError::Stopped,
+        source => SimulateError::Silo {
+            silo: silo.clone(),
+            source,
+        },
     }
 }

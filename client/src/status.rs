@@ -1,6 +1,7 @@
 //! What the daemon is doing, for `concord-client status`, systemd and people: a small JSON file in the state folder.
 
 use std::{
+    fs::{File, TryLockError},
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -8,12 +9,14 @@ use std::{
 
 use concord_common::{
     Clock, JobId, RoundNumber, SiloId, Timestamp, fsutil, lifecycle::Notifier, round::Outcome,
-    wire::SignedReceipt,
+    wire::Receipt,
 };
 use serde::{Deserialize, Serialize};
 
 /// The file's name in the state folder.
 const FILE: &str = "status.json";
+/// What a running daemon holds locked.
+const LOCK: &str = "lock";
 
 /// The daemon's state, without data, paths or secrets.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -35,7 +38,7 @@ pub struct Status {
     pub connected: bool,
     /// The job it works on.
     pub work: Option<Work>,
-    /// The last receipt.
+    /// The last receipt, also of an earlier life of the daemon; `receipts.jsonl` has all of them with their signatures.
     pub last_receipt: Option<LastReceipt>,
     /// The last error, kept until the next.
     pub last_error: Option<LastError>,
@@ -95,10 +98,47 @@ pub enum Seen {
     Running(Status),
 }
 
-/// Reads the status from a state folder.
+/// A daemon's hold on its state folder: two with one folder would tear it apart. The system lets go of it when the process ends,
+/// however it ends.
+#[derive(Debug)]
+pub struct DaemonLock(#[expect(dead_code, reason = "held, not read")] File);
+
+impl DaemonLock {
+    /// Takes hold of a state folder; `None` while another process has it.
+    ///
+    /// # Errors
+    /// If the lock file cannot be made or locked.
+    pub fn take(state_folder: &Path) -> io::Result<Option<Self>> {
+        let file = File::create(state_folder.join(LOCK))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Self(file))),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+
+    /// Whether a daemon has hold of a state folder.
+    ///
+    /// # Errors
+    /// If the lock file is there and cannot be looked at.
+    pub fn is_held(state_folder: &Path) -> io::Result<bool> {
+        let file = match File::open(state_folder.join(LOCK)) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        match file.try_lock_shared() {
+            Ok(()) => Ok(false),
+            Err(TryLockError::WouldBlock) => Ok(true),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+}
+
+/// Reads the status from a state folder. Whether the daemon runs is told by its lock: its process id may be another's by now.
 ///
 /// # Errors
-/// If the file cannot be read or is no status.
+/// If the file cannot be read or is no status, or the lock cannot be looked at.
 pub fn read(state_folder: &Path) -> io::Result<Seen> {
     let bytes = match std::fs::read(state_folder.join(FILE)) {
         Ok(bytes) => bytes,
@@ -106,7 +146,7 @@ pub fn read(state_folder: &Path) -> io::Result<Seen> {
         Err(error) => return Err(error),
     };
     let status: Status = serde_json::from_slice(&bytes)?;
-    if Path::new("/proc").join(status.pid.to_string()).exists() {
+    if DaemonLock::is_held(state_folder)? {
         Ok(Seen::Running(status))
     } else {
         Ok(Seen::Stopped(status))
@@ -205,8 +245,7 @@ impl StatusBoard {
     }
 
     /// Notes a receipt.
-    pub fn receipt(&self, signed: &SignedReceipt) {
-        let receipt = &signed.receipt;
+    pub fn receipt(&self, receipt: &Receipt) {
         self.change(|status| {
             status.last_receipt = Some(LastReceipt {
                 job: receipt.job.clone(),
@@ -310,19 +349,34 @@ mod tests {
     fn a_running_daemon_is_told_from_a_stopped_one_and_from_none() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(read(folder.path()).unwrap(), Seen::Never);
+        let lock = DaemonLock::take(folder.path()).unwrap();
+        assert!(lock.is_some());
         let (_, board) = board(folder.path());
         board.connected(true);
         assert_eq!(read(folder.path()).unwrap(), Seen::Running(board.status()));
-        let mut gone = board.status();
-        gone.pid = u32::MAX;
-        std::fs::write(folder.path().join(FILE), serde_json::to_vec(&gone).unwrap()).unwrap();
-        assert_eq!(read(folder.path()).unwrap(), Seen::Stopped(gone));
+        // This process goes on, as another one with the daemon's old id would.
+        drop(lock);
+        assert_eq!(read(folder.path()).unwrap(), Seen::Stopped(board.status()));
+    }
+
+    #[test]
+    fn a_state_folder_is_one_daemons_until_it_lets_go() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(!DaemonLock::is_held(folder.path()).unwrap());
+        let first = DaemonLock::take(folder.path()).unwrap();
+        assert!(first.is_some());
+        assert!(DaemonLock::take(folder.path()).unwrap().is_none());
+        assert!(DaemonLock::is_held(folder.path()).unwrap());
+        drop(first);
+        assert!(!DaemonLock::is_held(folder.path()).unwrap());
+        assert!(DaemonLock::take(folder.path()).unwrap().is_some());
     }
 
     #[test]
     fn steps_are_written_once_a_second_and_at_the_end() {
         let folder = tempfile::tempdir().unwrap();
         let (clock, board) = board(folder.path());
+        let _lock = DaemonLock::take(folder.path()).unwrap().unwrap();
         let written = || match read(folder.path()).unwrap() {
             Seen::Running(status) => status.work.unwrap().step,
             other => panic!("{other:?}"),

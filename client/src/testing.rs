@@ -20,6 +20,7 @@ use crate::{
     egress::{EgressGate, GateLimits},
     patience::Pace,
     profile::Profile,
+    receipts::{KeptReceipt, Receipts},
     session::Session,
     status::StatusBoard,
     transfer::Downloads,
@@ -30,7 +31,7 @@ mod faulty;
 mod server;
 
 pub(crate) use self::{
-    faulty::{Call, Fault, Faulty},
+    faulty::{Call, Deed, Fault, Faulty},
     server::FakeServer,
 };
 
@@ -187,6 +188,23 @@ impl Home {
             .collect()
     }
 
+    /// The receipts that are kept.
+    pub(crate) fn receipts(&self) -> Vec<KeptReceipt> {
+        fs::read_to_string(self.folder.path().join("receipts.jsonl"))
+            .unwrap()
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+
+    /// The same folder for a daemon that has not been told to stop.
+    pub(crate) fn revived(self) -> Self {
+        Self {
+            stop: CancellationToken::new(),
+            ..self
+        }
+    }
+
     /// A new life of this silo's daemon: whatever it knows comes from the folder.
     pub(crate) fn session<C>(&self, coordinator: C, receipt_key: &[u8]) -> Session<C> {
         let board = StatusBoard::new(
@@ -205,6 +223,7 @@ impl Home {
             vault: self.vault(),
             gate: self.gate(),
             downloads: Downloads::open(self.folder.path()).unwrap(),
+            receipts: Arc::new(Receipts::open(self.folder.path()).unwrap()),
             board: Arc::new(board),
             pace: QUICK,
             clock: clock(),

@@ -309,6 +309,29 @@ impl<C: Coordinator> Delivery<'_, C> {
         }
     }
 
+    /// The receipt of an update that the server has recorded; `None` if it has not, or does not say.
+    ///
+    /// # Errors
+    /// [`TransferError`].
+    pub async fn recorded(
+        &self,
+        cleared: &Cleared,
+        token: &[u8],
+    ) -> Result<Option<SignedReceipt>, TransferError> {
+        let begun = patiently("fetch receipt", self.pace, self.stop, || {
+            self.coordinator.begin(cleared, token)
+        })
+        .await;
+        match begun {
+            Ok(Begun::Recorded(receipt)) => {
+                self.check(cleared, &receipt)?;
+                Ok(Some(receipt))
+            }
+            Ok(Begun::Upload { .. }) | Err(Halt::Call(CallError::Refused(_))) => Ok(None),
+            Err(halt) => Err(halt.into()),
+        }
+    }
+
     async fn upload(
         &self,
         cleared: &Cleared,

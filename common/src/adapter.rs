@@ -333,14 +333,26 @@ impl AdapterShape {
     /// # Errors
     /// As [`AdapterLayout::new`].
     pub fn initial_payload(&self, init: InitialScale, seed: Seed) -> Result<Vec<u8>, Refusal> {
-        let layout = self.layout()?;
-        let mut payload = Vec::with_capacity(layout.payload_bytes() as usize);
-        for tensor in layout.tensors() {
-            for value in initial_values(tensor, init, seed) {
-                payload.extend_from_slice(&value.to_le_bytes());
-            }
+        let mut payload = Vec::with_capacity(self.layout()?.payload_bytes() as usize);
+        for values in self.initial_tensors(init, seed)? {
+            payload.extend_from_slice(&encode_f32(&values));
         }
         Ok(payload)
+    }
+
+    /// The elements of [`Self::initial_payload`] one tensor after the other, each drawn when it is asked for.
+    ///
+    /// # Errors
+    /// As [`AdapterLayout::new`].
+    pub fn initial_tensors(
+        &self,
+        init: InitialScale,
+        seed: Seed,
+    ) -> Result<impl Iterator<Item = Vec<f32>> + use<>, Refusal> {
+        let tensors = self.layout()?.tensors;
+        Ok(tensors
+            .into_iter()
+            .map(move |tensor| initial_values(&tensor, init, seed)))
     }
 }
 
@@ -366,10 +378,11 @@ pub fn decode_f32(payload: &[u8]) -> Result<Vec<f32>, Refusal> {
 
 /// The payload of some elements.
 pub fn encode_f32(values: &[f32]) -> Vec<u8> {
-    values
-        .iter()
-        .flat_map(|value| value.to_le_bytes())
-        .collect()
+    let mut payload = vec![0; values.len() * 4];
+    for (bytes, value) in payload.as_chunks_mut().0.iter_mut().zip(values) {
+        *bytes = value.to_le_bytes();
+    }
+    payload
 }
 
 /// Named tensors of a payload, each as its elements.

@@ -65,9 +65,16 @@ impl Sub<Duration> for Timestamp {
     }
 }
 
+/// 9999-12-31T23:59:59Z, the last second that RFC 3339 can write.
+const LAST_SECOND: u64 = 253_402_300_799;
+
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let time = UNIX_EPOCH + Duration::from_millis(u64::try_from(self.0).unwrap_or(0));
+        let since_epoch = Duration::from_millis(u64::try_from(self.0).unwrap_or(0));
+        if since_epoch.as_secs() > LAST_SECOND {
+            return write!(f, "{} s after 1970", since_epoch.as_secs());
+        }
+        let time = UNIX_EPOCH + since_epoch;
         write!(f, "{}", humantime::format_rfc3339_seconds(time))
     }
 }
@@ -127,5 +134,20 @@ impl MockClock {
 impl Clock for MockClock {
     fn now(&self) -> Timestamp {
         *self.lock()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_moment_can_be_written() {
+        let written = |millis| Timestamp(millis).to_string();
+        assert_eq!(written(1_700_000_000_000), "2023-11-14T22:13:20Z");
+        assert_eq!(written(-1), "1970-01-01T00:00:00Z");
+        assert_eq!(written(253_402_300_799_999), "9999-12-31T23:59:59Z");
+        assert_eq!(written(253_402_300_800_000), "253402300800 s after 1970");
+        assert_eq!(written(i64::MAX), "9223372036854775 s after 1970");
     }
 }

@@ -55,6 +55,10 @@ error_codes! {
     UnknownVersion => ("UNKNOWN_VERSION", NotFound),
     /// No such upload, or it has expired.
     UnknownUpload => ("UNKNOWN_UPLOAD", NotFound),
+    /// No silo of this name has called.
+    UnknownSilo => ("UNKNOWN_SILO", NotFound),
+    /// The silo's enrollment cannot change in this way.
+    WrongEnrollment => ("WRONG_ENROLLMENT", FailedPrecondition),
     /// The job has already ended.
     JobEnded => ("JOB_ENDED", FailedPrecondition),
     /// The silo is not in the round's cohort.

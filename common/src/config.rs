@@ -1,14 +1,14 @@
 //! Configuration: one TOML file, overridden by environment variables, checked whole before anything is bound or opened.
 //!
 //! `CONCORD__TLS__CERTIFICATE=/run/x.crt` overrides `certificate` in the section `[tls]`. A value that begins with `[` or `{`
-//! is read as a TOML array or table; any other is taken as it stands. Unknown keys are errors, in the file as in the
+//! is read as a TOML array or table; any other, and `[::1]:7443`, is taken as it stands. Unknown keys are errors, in the file as in the
 //! environment, as long as the types read carry `#[serde(deny_unknown_fields)]`.
 
 mod size;
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{SocketAddr, SocketAddrV6},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -170,7 +170,9 @@ impl Override {
                 reason: "write it as CONCORD__SECTION__KEY".to_owned(),
             });
         }
-        let value = if value.starts_with(['[', '{']) {
+        // `[::1]:7443` is an address, not an array.
+        let is_address = value.parse::<SocketAddrV6>().is_ok();
+        let value = if value.starts_with(['[', '{']) && !is_address {
             parse_toml_value(&value).map_err(|reason| ConfigError::Variable {
                 name: name.clone(),
                 reason,

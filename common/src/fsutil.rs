@@ -25,6 +25,14 @@ pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     sync_folder(folder)
 }
 
+/// The permission bits of a file or folder, 0o000 to 0o777.
+///
+/// # Errors
+/// If it is not there or cannot be looked at.
+pub fn mode(path: &Path) -> io::Result<u32> {
+    Ok(std::fs::metadata(path)?.permissions().mode() & 0o777)
+}
+
 /// Makes renames and new names in `folder` durable.
 ///
 /// # Errors

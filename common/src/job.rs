@@ -455,10 +455,21 @@ impl TrainingSpec {
     /// # Errors
     /// As [`AdapterShape::layout`].
     pub fn initial_adapter(&self) -> Result<Vec<u8>, Refusal> {
-        self.adapter_shape().initial_payload(
-            self.initial_scale(),
-            Seed(self.seed).derive("global-adapter"),
-        )
+        self.adapter_shape()
+            .initial_payload(self.initial_scale(), self.initial_seed())
+    }
+
+    /// The elements of [`Self::initial_adapter`] one tensor after the other, each drawn when it is asked for.
+    ///
+    /// # Errors
+    /// As [`AdapterShape::layout`].
+    pub fn initial_tensors(&self) -> Result<impl Iterator<Item = Vec<f32>> + use<>, Refusal> {
+        self.adapter_shape()
+            .initial_tensors(self.initial_scale(), self.initial_seed())
+    }
+
+    fn initial_seed(&self) -> Seed {
+        Seed(self.seed).derive("global-adapter")
     }
 
     /// Scales of the first weights.

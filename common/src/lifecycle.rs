@@ -1,10 +1,19 @@
 //! How a service starts, lives and stops: signals, the service manager, and an orderly end.
 
+mod heartbeat;
 mod notify;
 
-use std::{future::Future, io, time::Duration};
+use std::{
+    any::Any,
+    fmt,
+    future::Future,
+    io,
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::Duration,
+};
 
-use futures::Stream;
+use futures::{FutureExt as _, Stream};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     task::JoinHandle,
@@ -12,7 +21,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use self::notify::Notifier;
+pub use self::{heartbeat::Heartbeat, notify::Notifier};
 
 /// What tasks that were told to stop at once still get, to let go of their files.
 const HARD_GRACE: Duration = Duration::from_secs(1);
@@ -26,6 +35,34 @@ pub enum StopOutcome {
     DeadlinePassed,
     /// A second signal told the rest to stop at once.
     Forced,
+    /// A task that the service cannot do without has ended before its time; see [`Shutdown::spawn_critical`].
+    TaskFailed,
+}
+
+impl StopOutcome {
+    /// Whether the program ends with exit code 0: it was told to stop and did, even if some tasks took too long. False
+    /// means exit code 1.
+    pub fn is_success(self) -> bool {
+        matches!(self, Self::Clean | Self::DeadlinePassed)
+    }
+}
+
+/// How a task ended, as far as [`Shutdown::spawn_critical`] cares: with a fault to tell, or simply.
+pub trait TaskEnd {
+    /// What went wrong, if something did.
+    fn fault(self) -> Option<String>;
+}
+
+impl TaskEnd for () {
+    fn fault(self) -> Option<String> {
+        None
+    }
+}
+
+impl<E: fmt::Display> TaskEnd for Result<(), E> {
+    fn fault(self) -> Option<String> {
+        self.err().map(|error| error.to_string())
+    }
 }
 
 /// A service's tasks and the two ways to stop them. Clones speak of the same service.
@@ -34,6 +71,21 @@ pub struct Shutdown {
     soft: CancellationToken,
     hard: CancellationToken,
     tasks: TaskTracker,
+    health: Arc<Health>,
+}
+
+/// What is known of the tasks that the service cannot do without.
+#[derive(Debug, Default)]
+struct Health {
+    /// The first that ended before its time.
+    failed: OnceLock<&'static str>,
+    hearts: Mutex<Vec<Heartbeat>>,
+}
+
+impl Health {
+    fn hearts(&self) -> MutexGuard<'_, Vec<Heartbeat>> {
+        self.hearts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Shutdown {
@@ -66,6 +118,76 @@ impl Shutdown {
         self.tasks.spawn(task)
     }
 
+    /// Runs a task that the service cannot do without. If it ends or panics before a stop has begun, that is logged, the
+    /// service stops in good order, and [`Self::stop`] gives [`StopOutcome::TaskFailed`], with which the program must end
+    /// with exit code 1.
+    pub fn spawn_critical<F>(&self, name: &'static str, task: F)
+    where
+        F: Future + Send + 'static,
+        F::Output: TaskEnd,
+    {
+        let shutdown = self.clone();
+        // What the task shares with others is not used after it: the service ends.
+        let task = AssertUnwindSafe(task).catch_unwind();
+        self.tasks.spawn(async move {
+            let fault = match task.await {
+                Ok(end) => end.fault(),
+                Err(panic) => Some(format!("it panicked: {}", message_of(panic.as_ref()))),
+            };
+            if shutdown.is_stopping() {
+                if let Some(error) = fault {
+                    tracing::warn!(
+                        task = name,
+                        error,
+                        "a task failed while the service was stopping"
+                    );
+                }
+                return;
+            }
+            let error = fault.as_deref().unwrap_or("it ended by itself");
+            tracing::error!(
+                task = name,
+                error,
+                "a task that the service cannot do without has ended; stopping"
+            );
+            let _ = shutdown.health.failed.set(name);
+            shutdown.begin();
+        });
+    }
+
+    /// The first task of [`Self::spawn_critical`] that ended before its time.
+    pub fn failed_task(&self) -> Option<&'static str> {
+        self.health.failed.get().copied()
+    }
+
+    /// A heart for a main loop, which [`Self::stuck`] listens to from now on.
+    pub fn heartbeat(&self, name: &'static str, allowance: Duration) -> Heartbeat {
+        let heart = Heartbeat::new(name, allowance);
+        self.health.hearts().push(heart.clone());
+        heart
+    }
+
+    /// The name of a loop that has not beaten for longer than it was allowed. None once a stop has begun: the loops then
+    /// end, and the stop has a deadline of its own.
+    pub fn stuck(&self) -> Option<&'static str> {
+        if self.is_stopping() {
+            return None;
+        }
+        let hearts = self.health.hearts();
+        hearts
+            .iter()
+            .find(|heart| !heart.is_alive())
+            .map(Heartbeat::name)
+    }
+
+    /// Pings the service manager for as long as no loop is [`Self::stuck`], until tasks are told to drop everything.
+    /// Returns at once if nobody watches.
+    pub async fn watchdog(&self, notifier: &Notifier) {
+        notifier
+            .watchdog(|| self.stuck().is_none(), self.hard_token())
+            .await;
+    }
+
     /// Begins an orderly stop; for instance when a task that the service cannot do without has failed.
     pub fn begin(&self) {
         self.soft.cancel();
@@ -92,6 +214,9 @@ impl Shutdown {
             self.hard.cancel();
             // Tasks that do not heed even that end with the runtime.
             let _ = timeout(HARD_GRACE, self.tasks.wait()).await;
+        }
+        if self.failed_task().is_some() {
+            return StopOutcome::TaskFailed;
         }
         outcome
     }
@@ -120,6 +245,15 @@ impl Shutdown {
         tracing::info!(?outcome, "stopped");
         Ok(outcome)
     }
+}
+
+/// What a panic said.
+fn message_of(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("without a message")
 }
 
 /// SIGTERM and SIGINT. From its making on, neither ends the process by itself.

@@ -49,6 +49,16 @@ pub enum PkiError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A CA's key that others than its owner can read.
+    #[error(
+        "the CA's key {path} can be read by others (mode {mode:04o}); make it private: chmod 600 {path}"
+    )]
+    KeyNotPrivate {
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
     /// A text is no certificate.
     #[error("this is no certificate: {0}")]
     BadCertificate(String),

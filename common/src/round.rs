@@ -10,6 +10,8 @@
 //! - The round closes when it has `max_count` contributions, when every silo of the cohort has answered (its contribution
 //!   was accepted or it declined), or after `max_time`. Before `min_time` only the second closes it; until then more than
 //!   `max_count` contributions may come in, and they count.
+//! - A counted contribution whose bytes were found damaged is rejected ([`Event::Lost`]): in an open round its silo may send
+//!   it again, and a closed round is aggregated without it.
 //! - With fewer than `min_count` contributions the round fails, as soon as that is certain.
 //! - What comes after the end is discarded with `LATE` (`JOB_ENDED` if it was cancelled) and gets a receipt that says so.
 
@@ -46,7 +48,7 @@ impl UnknownName {
     }
 }
 
-/// Where a round stands. A round never goes back.
+/// Where a round stands. A round never goes back, but for an open one that loses its only contribution.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RoundPhase {
@@ -255,6 +257,11 @@ pub enum Event {
         silo: SiloId,
         /// Why.
         code: ErrorCode,
+    },
+    /// The bytes of an accepted contribution were damaged on the way from its receipt to the aggregation.
+    Lost {
+        /// Whose they are.
+        silo: SiloId,
     },
     /// A silo will not take part.
     Declined {

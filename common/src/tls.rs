@@ -14,6 +14,7 @@ mod connect;
 mod explain;
 mod identity;
 mod reload;
+mod socket;
 mod verify;
 
 use std::{path::PathBuf, sync::Arc};
@@ -26,11 +27,12 @@ use rustls::{
 
 pub(crate) use self::identity::hex;
 pub use self::{
-    accept::{Acceptor, AcceptorLimits, ConnectionInfo, HandshakeRefusal, TlsConnection},
-    connect::{ChannelOptions, ConnectError, TlsSource, connect_channel},
+    accept::{Accepted, Acceptor, AcceptorLimits, ConnectionInfo, HandshakeRefusal, TlsConnection},
+    connect::{ChannelOptions, ConnectError, TlsSource, check_endpoint, connect_channel},
     explain::explain_tls_error,
     identity::{Identity, IdentityError, PeerIdentity, TlsFiles, TrustRoots},
     reload::TlsReload,
+    socket::TlsSocket,
 };
 use crate::{
     code::{ErrorCode, Refusal},

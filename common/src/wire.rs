@@ -19,7 +19,10 @@ mod receipt;
 #[cfg(test)]
 mod tests;
 
-pub use metric::{MAX_METRIC_NAME_BYTES, MAX_METRICS, MetricPoint, MetricReport, is_metric_name};
+pub use metric::{
+    MAX_METRIC_NAME_BYTES, MAX_METRICS, METRIC_NAMES, MetricPoint, MetricReport, is_known_metric,
+    is_metric_name,
+};
 pub use reason::UnknownCode;
 pub use receipt::{
     PUBLIC_KEY_BYTES, Receipt, ReceiptError, ReceiptSigner, SIGNATURE_BYTES, SignedReceipt,

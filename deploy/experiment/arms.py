@@ -33,8 +33,19 @@ BOTTLENECK = 16
 SHARED_CLASSES = 26
 
 
-def _fedmcp(mu: float, **adapter) -> Setting:
-    return Setting({"name": "fedmcp", "mu": mu}, adapter)
+# Every variant is tried with the contrastive term and without it, so that the ablation is chosen as freely as the method.
+VARIANTS: tuple[tuple[dict, dict], ...] = (
+    ({}, {}),
+    ({}, {"private_start": "near-global"}),
+    ({}, {"combine": "mean"}),
+    ({}, {"private_start": "near-global", "combine": "mean"}),
+    ({}, {"combine": "gate"}),
+    ({"regulariser": "global-loss", "alpha": 0.5}, {}),
+)
+
+
+def _fedmcp(mu: float, algorithm: dict | None = None, adapter: dict | None = None) -> Setting:
+    return Setting({"name": "fedmcp", "mu": mu, **(algorithm or {})}, adapter or {})
 
 
 ARMS: tuple[Arm, ...] = (
@@ -47,22 +58,22 @@ ARMS: tuple[Arm, ...] = (
     Arm("fedavg", "FedAvg, private heads", (Setting({"name": "fedavg"}),)),
     Arm("fedprox", "FedProx", tuple(Setting({"name": "fedprox", "mu": mu}) for mu in (0.01, 0.1))),
     Arm("moon", "MOON", tuple(Setting({"name": "moon", "mu": mu}) for mu in (0.1, 1.0))),
-    Arm("ditto", "Ditto", tuple(Setting({"name": "ditto", "lambda": value}) for value in (0.1, 1.0))),
+    Arm("ditto", "Ditto", tuple(Setting({"name": "ditto", "lambda": value}) for value in (0.03, 0.1))),
     Arm(
         "fedmcp-mu0",
         "FedMCP, mu = 0",
-        (_fedmcp(0.0), _fedmcp(0.0, private_start="near-global")),
+        tuple(_fedmcp(0.0, algorithm, adapter) for algorithm, adapter in VARIANTS),
         baseline=False,
     ),
     Arm(
         "fedmcp",
         "FedMCP",
         (
-            _fedmcp(1.0),
-            _fedmcp(0.1),
-            _fedmcp(1.0, private_start="near-global"),
-            _fedmcp(1.0, combine="mean"),
-            _fedmcp(1.0, private_start="near-global", combine="mean"),
+            *(_fedmcp(1.0, algorithm, adapter) for algorithm, adapter in VARIANTS),
+            _fedmcp(4.0),
+            _fedmcp(1.0, {"tau": 0.1}, {"private_start": "near-global"}),
+            _fedmcp(1.0, {"alpha": 1.0}),
+            _fedmcp(1.0, {"regulariser": "global-loss", "alpha": 0.5}, {"private_start": "near-global"}),
         ),
         baseline=False,
     ),

@@ -28,7 +28,7 @@ from arms import ARMS  # noqa: E402
 from fetch import cache_folder  # noqa: E402
 from runs import BACKBONE, FULL, QUICK, Bench, Run  # noqa: E402
 
-TASKS = ("spam", "tweet-sentiment", "movie-polarity", "plot-vs-review", "supersense", "gloss-pair")
+TASKS = ("spam", "tweet-sentiment", "movie-polarity", "plot-vs-review", "supersense", "amazon-sentiment")
 
 
 def validation_score(result: dict) -> float:

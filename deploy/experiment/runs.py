@@ -17,6 +17,8 @@ from arms import BOTTLENECK, Setting
 
 HERE = Path(__file__).resolve().parent
 BACKBONE = "all-minilm-l6-v2"
+# Runs of one process: enough to pay for the frozen layers, few enough to lose little when interrupted.
+BATCH = 5
 
 
 @dataclass(frozen=True)
@@ -141,10 +143,10 @@ class Bench:
         results = {run: result for run in runs if (result := self.kept(run)) is not None}
         left = [run for run in runs if run not in results]
         batches = [
-            batch[start :: self.sizes.jobs]
+            batch[start : start + BATCH]
             for seed in sorted({run.seed for run in left})
             for batch in [[run for run in left if run.seed == seed]]
-            for start in range(min(self.sizes.jobs, len(batch)))
+            for start in range(0, len(batch), BATCH)
         ]
         started, before = time.monotonic(), len(results)
         with ThreadPoolExecutor(self.sizes.jobs) as pool:

@@ -1,10 +1,10 @@
 //! A silo without a model: it speaks the whole protocol over mutual TLS, and adds a constant where a daemon would train.
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
 use concord_common::{
     Digest, SiloId,
-    adapter::{AdapterLayout, AdapterVersion, decode_f32, encode_f32},
+    adapter::{AdapterLayout, AdapterVersion},
     chunk::{ChunkAssembler, DEFAULT_CHUNK_BYTES, Expected, chunks},
     tls::{ChannelOptions, TlsError, TlsFiles, client_config, connect_channel},
     wire::{self, SignedReceipt},
@@ -276,9 +276,16 @@ impl Lease {
 /// # Errors
 /// If `base` is no whole number of elements.
 pub fn added(base: &[u8], constant: f32) -> anyhow::Result<Bytes> {
-    let mut values = decode_f32(base)?;
-    for value in &mut values {
-        *value = (*value + constant) - *value;
+    let (elements, rest) = base.as_chunks::<4>();
+    ensure!(
+        rest.is_empty(),
+        "{} bytes are no whole number of f32",
+        base.len()
+    );
+    let mut delta = vec![0; base.len()];
+    for (delta, value) in delta.as_chunks_mut().0.iter_mut().zip(elements) {
+        let value = f32::from_le_bytes(*value);
+        *delta = ((value + constant) - value).to_le_bytes();
     }
-    Ok(encode_f32(&values).into())
+    Ok(delta.into())
 }

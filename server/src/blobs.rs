@@ -2,24 +2,39 @@
 //!
 //! A blob is written to a temporary file beside the others and renamed when it is whole, so that a name always means whole
 //! content, also after a crash.
+//!
+//! The database says which blobs are needed, but a blob is written before its row is committed. So it is deleted in two steps
+//! while the server runs: [`BlobStore::condemn`] marks it, then the caller looks into the database once more, then
+//! [`BlobStore::delete_condemned`] deletes it, unless it was written anew in between. A blob that was written and not yet
+//! [settled](BlobStore::settled) cannot be condemned.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use concord_common::{Digest, fsutil};
 use tempfile::NamedTempFile;
 
-use crate::config::Durability;
+use crate::{config::Durability, writeback::Writeback};
 
 /// The folder. All methods block.
 #[derive(Debug, Clone)]
 pub struct BlobStore {
     folder: PathBuf,
     durability: Durability,
+    marks: Arc<Mutex<Marks>>,
+}
+
+/// What deleting has to know of blobs.
+#[derive(Debug, Default)]
+struct Marks {
+    /// How often a blob was written without its row's having been committed.
+    unsettled: BTreeMap<Digest, u32>,
+    condemned: BTreeSet<Digest>,
 }
 
 impl BlobStore {
@@ -32,7 +47,12 @@ impl BlobStore {
         Ok(Self {
             folder: folder.to_owned(),
             durability,
+            marks: Arc::default(),
         })
+    }
+
+    fn marks(&self) -> MutexGuard<'_, Marks> {
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where a blob is, or would be.
@@ -47,8 +67,8 @@ impl BlobStore {
     pub fn create(&self) -> io::Result<BlobWriter> {
         Ok(BlobWriter {
             file: NamedTempFile::new_in(&self.folder)?,
-            hasher: blake3::Hasher::new(),
             bytes: 0,
+            writeback: Writeback::new(self.durability, 0),
             store: self.clone(),
         })
     }
@@ -58,9 +78,11 @@ impl BlobStore {
     /// # Errors
     /// If it cannot be written.
     pub fn put(&self, payload: &[u8]) -> io::Result<Digest> {
+        let digest = Digest::of(payload);
         let mut writer = self.create()?;
         writer.write_all(payload)?;
-        Ok(writer.finish()?.0)
+        writer.finish(&digest)?;
+        Ok(digest)
     }
 
     /// Opens a blob for reading at any offset.
@@ -69,6 +91,47 @@ impl BlobStore {
     /// If there is none, or it cannot be opened.
     pub fn get(&self, digest: &Digest) -> io::Result<File> {
         File::open(self.path(digest))
+    }
+
+    /// The row that refers to a blob which was just written is committed: from now on the database alone says whether it is
+    /// needed. To be called once for each time that it was written; without it the blob stays until the next start.
+    pub fn settled(&self, digest: &Digest) {
+        let mut marks = self.marks();
+        if let Some(count) = marks.unsettled.get_mut(digest) {
+            *count -= 1;
+            if *count == 0 {
+                marks.unsettled.remove(digest);
+            }
+        }
+    }
+
+    /// Marks a blob that the database does not refer to, to be deleted; false if someone is about to refer to it.
+    #[must_use]
+    pub fn condemn(&self, digest: &Digest) -> bool {
+        let mut marks = self.marks();
+        let free = !marks.unsettled.contains_key(digest);
+        if free {
+            marks.condemned.insert(*digest);
+        }
+        free
+    }
+
+    /// Takes the mark of [`BlobStore::condemn`] away.
+    pub fn spare(&self, digest: &Digest) {
+        self.marks().condemned.remove(digest);
+    }
+
+    /// Deletes a blob that is still condemned: true if it was, and has not been written anew since.
+    ///
+    /// # Errors
+    /// If it cannot be deleted; it then stays until the next start.
+    pub fn delete_condemned(&self, digest: &Digest) -> io::Result<bool> {
+        // Deleted under the lock: a writer of the same blob gives it its name after it has taken the mark away.
+        let mut marks = self.marks();
+        if !marks.condemned.remove(digest) {
+            return Ok(false);
+        }
+        fs::remove_file(self.path(digest)).map(|()| true)
     }
 
     /// Deletes every file that is no blob in `keep`, and gives their number. Only for the start of the server: a blob that
@@ -97,16 +160,16 @@ impl BlobStore {
 #[derive(Debug)]
 pub struct BlobWriter {
     file: NamedTempFile,
-    hasher: blake3::Hasher,
     bytes: u64,
+    writeback: Writeback,
     store: BlobStore,
 }
 
 impl Write for BlobWriter {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         let count = self.file.write(buf)?;
-        self.hasher.update(&buf[..count]);
         self.bytes += count as u64;
+        self.writeback.written(self.file.as_file(), self.bytes);
         Ok(count)
     }
 
@@ -116,23 +179,27 @@ impl Write for BlobWriter {
 }
 
 impl BlobWriter {
-    /// Gives the blob its name, durably if so configured; returns digest and size.
+    /// Gives the blob its name, which its writer has computed on the way: durably if so configured. Returns its size.
     ///
     /// # Errors
     /// If it cannot be synced or renamed.
-    pub fn finish(self) -> io::Result<(Digest, u64)> {
-        let digest = Digest::from(self.hasher.finalize());
+    pub fn finish(self, digest: &Digest) -> io::Result<u64> {
         let durable = self.store.durability == Durability::Power;
         if durable {
             self.file.as_file().sync_all()?;
         }
+        {
+            let mut marks = self.store.marks();
+            *marks.unsettled.entry(*digest).or_default() += 1;
+            marks.condemned.remove(digest);
+        }
         self.file
-            .persist(self.store.path(&digest))
+            .persist(self.store.path(digest))
             .map_err(|error| error.error)?;
         if durable {
             fsutil::sync_folder(&self.store.folder)?;
         }
-        Ok((digest, self.bytes))
+        Ok(self.bytes)
     }
 }
 
@@ -173,6 +240,37 @@ mod tests {
             fs::read_dir(folder.path().join("blobs")).unwrap().count(),
             0
         );
+    }
+
+    #[test]
+    fn a_condemned_blob_is_deleted_unless_it_was_written_anew_in_between() {
+        let (_folder, store) = store();
+        let digest = store.put(b"adapter").unwrap();
+        assert!(!store.condemn(&digest), "its row is not there yet");
+        store.settled(&digest);
+        assert!(store.condemn(&digest));
+        store.put(b"adapter").unwrap();
+        assert!(!store.delete_condemned(&digest).unwrap());
+        assert!(store.get(&digest).is_ok());
+
+        store.settled(&digest);
+        assert!(store.condemn(&digest));
+        store.spare(&digest);
+        assert!(!store.delete_condemned(&digest).unwrap());
+        assert!(store.condemn(&digest));
+        assert!(store.delete_condemned(&digest).unwrap());
+        assert!(store.get(&digest).is_err());
+    }
+
+    #[test]
+    fn two_writers_of_one_blob_both_have_to_settle() {
+        let (_folder, store) = store();
+        let digest = store.put(b"adapter").unwrap();
+        store.put(b"adapter").unwrap();
+        store.settled(&digest);
+        assert!(!store.condemn(&digest));
+        store.settled(&digest);
+        assert!(store.condemn(&digest));
     }
 
     #[test]

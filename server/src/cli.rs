@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use concord_common::{
     ErrorCode,
     code::Refusal,
-    tls::{TlsError, explain_tls_error},
+    tls::{ConnectError, TlsError, explain_tls_error},
 };
 use tonic::{Code, Status};
 
@@ -22,11 +22,8 @@ mod tests;
 mod watch;
 
 /// Jobs, rounds and silos of a Concord server.
-///
-/// Exit codes: 0 done; 1 the server refused, or the watched job failed; 2 wrong usage or settings; 3 the server cannot be
-/// reached; 4 there is no such thing; 5 the watched job was cancelled; 6 the server is busy, try again.
 #[derive(Debug, Parser)]
-#[command(name = "concord", version, max_term_width = 100)]
+#[command(name = "concord", version, max_term_width = 100, after_help = exit_codes())]
 pub struct Arguments {
     #[command(flatten)]
     connection: ConnectionArguments,
@@ -65,7 +62,7 @@ enum Command {
     /// Shows rounds of a job.
     #[command(subcommand)]
     Round(RoundCommand),
-    /// Shows silos.
+    /// Shows silos, and says which may take part.
     #[command(subcommand)]
     Silo(SiloCommand),
 }
@@ -126,9 +123,24 @@ enum RoundCommand {
 enum SiloCommand {
     /// Lists the silos that the server knows.
     List,
+    /// Lets a silo take part that waits for approval or was suspended.
+    Approve {
+        /// The silo's name.
+        silo: String,
+    },
+    /// Shuts a silo out until it is approved again.
+    Suspend {
+        /// The silo's name.
+        silo: String,
+    },
+    /// Shuts a silo out for ever; there is no way back.
+    Revoke {
+        /// The silo's name.
+        silo: String,
+    },
 }
 
-/// What became of a command: its exit code.
+/// What became of a command: its exit code. `docs/operations.md` lists them; they stay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
@@ -136,9 +148,9 @@ pub enum Exit {
     Done = 0,
     /// The server refused, or a watched job failed.
     Refused = 1,
-    /// The command line, a file or the settings cannot be used.
+    /// The command line, a file, the settings or the certificates cannot be used.
     Usage = 2,
-    /// The server cannot be reached.
+    /// The server cannot be reached, or one side refuses the other's certificate.
     Unreachable = 3,
     /// There is no such job, round or silo.
     NotFound = 4,
@@ -146,6 +158,46 @@ pub enum Exit {
     Cancelled = 5,
     /// The server is busy or stopping; the same command may succeed later.
     Busy = 6,
+    /// Ctrl-C; as shells say it, 128 and the signal's number.
+    Interrupted = 130,
+}
+
+impl Exit {
+    /// Every exit code.
+    pub const ALL: [Self; 8] = [
+        Self::Done,
+        Self::Refused,
+        Self::Usage,
+        Self::Unreachable,
+        Self::NotFound,
+        Self::Cancelled,
+        Self::Busy,
+        Self::Interrupted,
+    ];
+
+    /// What it means, in a few words.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Self::Done => "done; a watched job succeeded",
+            Self::Refused => "the server refused, or a watched job failed",
+            Self::Usage => {
+                "the command line, a file, the settings or the certificates cannot be used"
+            }
+            Self::Unreachable => {
+                "the server cannot be reached, or one side refuses the other's certificate"
+            }
+            Self::NotFound => "there is no such job, round or silo",
+            Self::Cancelled => "a watched job was cancelled",
+            Self::Busy => "the server is busy or stopping; try again",
+            Self::Interrupted => "interrupted with Ctrl-C; what the server was asked to do goes on",
+        }
+    }
+}
+
+/// The end of the help text.
+fn exit_codes() -> String {
+    let lines = Exit::ALL.map(|exit| format!("  {:<5}{}", exit as u8, exit.meaning()));
+    format!("Exit codes:\n{}", lines.join("\n"))
 }
 
 /// Why a command was not carried out.
@@ -163,6 +215,9 @@ enum CliError {
     /// Nothing can be printed.
     #[error("cannot write the output: {0}")]
     Output(#[from] std::io::Error),
+    /// The user pressed Ctrl-C.
+    #[error("interrupted; what the server was asked to do goes on")]
+    Interrupted,
 }
 
 impl From<Status> for CliError {
@@ -172,10 +227,16 @@ impl From<Status> for CliError {
 }
 
 impl CliError {
+    fn is_closed_pipe(&self) -> bool {
+        matches!(self, Self::Output(error) if error.kind() == std::io::ErrorKind::BrokenPipe)
+    }
+
     fn exit(&self) -> Exit {
         match self {
-            Self::Usage(_) | Self::Tls(_) => Exit::Usage,
-            Self::Output(_) => Exit::Refused,
+            // Whoever read the output had seen enough, as `head` does.
+            Self::Output(_) if self.is_closed_pipe() => Exit::Done,
+            Self::Usage(_) | Self::Tls(_) | Self::Output(_) => Exit::Usage,
+            Self::Interrupted => Exit::Interrupted,
             Self::Status(status) => exit_of(status),
         }
     }
@@ -183,9 +244,12 @@ impl CliError {
 
 fn exit_of(status: &Status) -> Exit {
     match Refusal::from_status(status).map(|refusal| refusal.code) {
-        Some(ErrorCode::UnknownJob | ErrorCode::UnknownRound | ErrorCode::UnknownVersion) => {
-            Exit::NotFound
-        }
+        Some(
+            ErrorCode::UnknownJob
+            | ErrorCode::UnknownRound
+            | ErrorCode::UnknownVersion
+            | ErrorCode::UnknownSilo,
+        ) => Exit::NotFound,
         Some(ErrorCode::Busy | ErrorCode::ShuttingDown) => Exit::Busy,
         None if is_unreachable(status) => Exit::Unreachable,
         Some(_) | None => Exit::Refused,
@@ -212,12 +276,25 @@ fn describe(status: &Status) -> String {
             None => format!("{} ({})", refusal.message, refusal.code),
         };
     }
+    let mut innermost: &(dyn std::error::Error + 'static) = status;
+    loop {
+        match innermost.downcast_ref() {
+            Some(ConnectError::Unreachable { address, source }) => {
+                return format!("the server cannot be reached at {address}: {source}");
+            }
+            Some(ConnectError::Refused { address, reason }) => {
+                return format!("the server at {address} cannot be reached securely: {reason}");
+            }
+            Some(other) => return format!("the server cannot be reached: {other}"),
+            None => {}
+        }
+        match innermost.source() {
+            Some(source) => innermost = source,
+            None => break,
+        }
+    }
     if let Some(sentence) = explain_tls_error(status) {
         return format!("the server cannot be reached securely: {sentence}");
-    }
-    let mut innermost: &dyn std::error::Error = status;
-    while let Some(source) = innermost.source() {
-        innermost = source;
     }
     if is_unreachable(status) {
         return format!("the server cannot be reached: {innermost}");
@@ -236,12 +313,31 @@ pub fn main() -> ExitCode {
         .enable_all()
         .build();
     let result = match runtime {
-        Ok(runtime) => runtime.block_on(commands::run(&arguments, &mut std::io::stdout())),
+        Ok(runtime) => runtime.block_on(run(&arguments)),
         Err(error) => Err(error.into()),
     };
     let exit = result.unwrap_or_else(|error| {
-        eprintln!("error: {error}");
+        if !error.is_closed_pipe() {
+            eprintln!("error: {error}");
+        }
         error.exit()
     });
     ExitCode::from(exit as u8)
+}
+
+/// Runs a command until it ends or the user has enough.
+async fn run(arguments: &Arguments) -> Result<Exit, CliError> {
+    let interrupted = async {
+        if tokio::signal::ctrl_c().await.is_err() {
+            // Then the signal still ends the process by itself.
+            std::future::pending::<()>().await;
+        }
+    };
+    let mut out = std::io::stdout();
+    tokio::select! {
+        // First, so that Ctrl-C keeps its usual effect while a specification is read from the terminal.
+        biased;
+        done = commands::run(arguments, &mut out) => done,
+        () = interrupted => Err(CliError::Interrupted),
+    }
 }

@@ -3,9 +3,12 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use concord_common::{
-    SpiffeId,
+    ErrorCode, SpiffeId,
+    adapter::MAX_ELEMENTS,
+    code::Refusal,
     config::{ByteSize, ConfigError, ListenSection, LogSection, TlsSection, load},
     id::Role,
+    job::TrainingSpec,
     telemetry::parse_filter,
 };
 use serde::Deserialize;
@@ -42,6 +45,9 @@ pub struct ServerConfig {
     /// How jobs are run.
     #[serde(default)]
     pub jobs: JobsSection,
+    /// What is kept of them.
+    #[serde(default)]
+    pub retention: RetentionSection,
     /// Metrics and probes.
     #[serde(default)]
     pub ops: OpsSection,
@@ -88,6 +94,8 @@ impl EnrollmentPolicy {
 pub struct LimitsSection {
     /// Uploads and downloads at once; more wait.
     pub max_transfers: usize,
+    /// Uploads and downloads of one silo at once; more of it wait.
+    pub max_transfers_per_silo: usize,
     /// Transfers that may wait; one more is refused as busy.
     pub max_waiting_transfers: usize,
     /// How long a transfer waits for its turn before it is refused as busy.
@@ -96,6 +104,8 @@ pub struct LimitsSection {
     /// A transfer in which nothing moves for this long is cut.
     #[serde(with = "humantime_serde")]
     pub transfer_idle: Duration,
+    /// A transfer that moves fewer bytes a second, from its turn to its end, is cut.
+    pub min_transfer_rate: ByteSize,
     /// Size of the chunks that the server sends.
     pub chunk_size: ByteSize,
     /// Bytes that a peer may send ahead on one stream.
@@ -108,21 +118,27 @@ pub struct LimitsSection {
     pub max_message: ByteSize,
     /// Largest header list that is read.
     pub max_headers: ByteSize,
+    /// A connection older than this is to be made anew, with the certificates of then.
+    #[serde(with = "humantime_serde")]
+    pub max_connection_age: Duration,
 }
 
 impl Default for LimitsSection {
     fn default() -> Self {
         Self {
             max_transfers: 8,
+            max_transfers_per_silo: 2,
             max_waiting_transfers: 1024,
             transfer_wait: Duration::from_mins(2),
             transfer_idle: Duration::from_secs(30),
+            min_transfer_rate: ByteSize(16 << 10),
             chunk_size: ByteSize(256 << 10),
             stream_window: ByteSize(256 << 10),
             connection_window: ByteSize(512 << 10),
             max_streams: 16,
             max_message: ByteSize::mebibytes(2),
             max_headers: ByteSize(16 << 10),
+            max_connection_age: Duration::from_hours(1),
         }
     }
 }
@@ -158,6 +174,8 @@ pub struct JobsSection {
     pub max_running: usize,
     /// Jobs that may wait; one more is refused as busy.
     pub max_queued: usize,
+    /// Largest payload of a job's global adapter.
+    pub max_adapter: ByteSize,
     /// How long a silo's lease on its part of a round lasts.
     #[serde(with = "humantime_serde")]
     pub lease: Duration,
@@ -171,8 +189,29 @@ impl Default for JobsSection {
         Self {
             max_running: 2,
             max_queued: 1000,
+            max_adapter: ByteSize(1 << 30),
             lease: Duration::from_mins(2),
             announce_ended: Duration::from_hours(7 * 24),
+        }
+    }
+}
+
+/// The section `[retention]`. The last adapter of every job is kept in any case.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetentionSection {
+    /// Adapter versions of a job that are kept, the newest ones.
+    pub versions: u32,
+    /// How long a job that has ended keeps more than its last adapter.
+    #[serde(with = "humantime_serde")]
+    pub ended_jobs: Duration,
+}
+
+impl Default for RetentionSection {
+    fn default() -> Self {
+        Self {
+            versions: 10,
+            ended_jobs: Duration::from_hours(30 * 24),
         }
     }
 }
@@ -246,6 +285,18 @@ impl ServerConfig {
         for (key, number, low, high) in [
             ("limits.max_transfers", limits.max_transfers as u64, 1, 1024),
             (
+                "limits.max_transfers_per_silo",
+                limits.max_transfers_per_silo as u64,
+                1,
+                1024,
+            ),
+            (
+                "limits.min_transfer_rate",
+                limits.min_transfer_rate.bytes(),
+                1,
+                1 << 30,
+            ),
+            (
                 "limits.max_waiting_transfers",
                 limits.max_waiting_transfers as u64,
                 0,
@@ -292,6 +343,19 @@ impl ServerConfig {
             ),
             ("jobs.max_running", self.jobs.max_running as u64, 1, 1000),
             ("jobs.max_queued", self.jobs.max_queued as u64, 1, 1 << 20),
+            // A silo may still be fetching the one before the newest.
+            (
+                "retention.versions",
+                u64::from(self.retention.versions),
+                2,
+                1 << 20,
+            ),
+            (
+                "jobs.max_adapter",
+                self.jobs.max_adapter.bytes(),
+                1 << 10,
+                MAX_ELEMENTS * 4,
+            ),
         ] {
             if number < low || number > high {
                 return value(key, format!("must be from {low} to {high}, is {number}"));
@@ -300,6 +364,7 @@ impl ServerConfig {
         for (key, time) in [
             ("limits.transfer_wait", limits.transfer_wait),
             ("limits.transfer_idle", limits.transfer_idle),
+            ("limits.max_connection_age", limits.max_connection_age),
             ("spool.expiry", self.spool.expiry),
             ("jobs.lease", self.jobs.lease),
         ] {
@@ -308,6 +373,25 @@ impl ServerConfig {
             }
         }
         Ok(())
+    }
+
+    /// Checks that a job's global adapter is no larger than this server takes.
+    ///
+    /// # Errors
+    /// `INVALID_JOB_SPEC` with both sizes and what to change.
+    pub fn check_adapter(&self, spec: &TrainingSpec) -> Result<(), Refusal> {
+        let bytes = spec.adapter_shape().layout()?.payload_bytes();
+        let most = self.jobs.max_adapter;
+        if bytes <= most.bytes() {
+            return Ok(());
+        }
+        Err(Refusal::new(
+            ErrorCode::InvalidJobSpec,
+            format!(
+                "the global adapter would have {bytes} bytes, and this server takes at most {most}; lower `adapter.bottleneck` \
+                 or name fewer `adapter.layers`, or have the server's `jobs.max_adapter` raised"
+            ),
+        ))
     }
 }
 

@@ -7,11 +7,13 @@ use std::{
     sync::Arc,
 };
 
-use concord_common::{Clock, Timestamp, fsutil::write_atomic, wire::ReceiptSigner};
+use concord_common::{
+    Clock, Timestamp, fsutil::write_atomic, lifecycle::Shutdown, wire::ReceiptSigner,
+};
 
 use crate::{
-    blobs::BlobStore, config::ServerConfig, datastore::Datastore, error::Failure, hub::Hub,
-    ids::Ids, spool::Spool,
+    blobs::BlobStore, config::ServerConfig, datastore::Datastore, digests::RecentPieces,
+    error::Failure, hub::Hub, ids::Ids, spool::Spool,
 };
 
 /// Name of the file with the key that receipts are signed with.
@@ -26,6 +28,8 @@ pub struct Context {
     pub datastore: Datastore,
     /// Adapter payloads.
     pub blobs: BlobStore,
+    /// Digests of the pieces that are being sent.
+    pub pieces: RecentPieces,
     /// Uploads.
     pub spool: Arc<Spool>,
     /// Who must be told of changes.
@@ -36,6 +40,8 @@ pub struct Context {
     pub clock: Arc<dyn Clock>,
     /// New ids.
     pub ids: Arc<dyn Ids>,
+    /// The server's tasks and the way to stop them.
+    pub shutdown: Shutdown,
     /// Held for as long as the folder is in use.
     _lock: File,
 }
@@ -80,13 +86,27 @@ impl Context {
             config,
             datastore,
             blobs,
+            pieces: RecentPieces::default(),
             spool: Arc::new(spool),
             hub: Hub::default(),
             signer,
             clock,
             ids,
+            shutdown: Shutdown::new(),
             _lock: lock,
         })
+    }
+
+    /// Runs `work`, a transaction and what must follow its commit, as a task of its own: a handler is dropped when its caller
+    /// disconnects, and that must not come between a commit and the announcement of what it changed. A stop waits for it.
+    ///
+    /// # Errors
+    /// The work's.
+    pub async fn to_the_end<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, Failure>> + Send + 'static,
+    ) -> Result<T, Failure> {
+        self.shutdown.spawn(work).await?
     }
 
     /// Now.

@@ -4,7 +4,7 @@
 //! be run more than once, so it must not act on anything but the database. What it decided is carried out after the commit.
 //! Statements use `$1` parameters and plain SQL, so that the same text can serve PostgreSQL.
 
-use std::{marker::PhantomData, path::Path, time::Duration};
+use std::{marker::PhantomData, path::Path, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use sqlx::{
@@ -14,7 +14,9 @@ use sqlx::{
 
 use crate::{config::Durability, metrics};
 
+mod durable;
 mod jobs;
+mod leases;
 mod migrations;
 mod reports;
 mod rounds;
@@ -23,12 +25,17 @@ mod silos;
 #[cfg(test)]
 pub(crate) mod tests;
 mod uploads;
+mod versions;
 
 pub use jobs::{JobRecord, JobSiloRecord, NewJob};
+pub use leases::LeaseRecord;
 pub use reports::ReportRecord;
-pub use rounds::{LeaseRecord, RoundRecord, RoundSiloRecord, VersionRecord};
+pub use rounds::{RoundRecord, RoundSiloRecord};
 pub use silos::{Enrollment, SiloRecord};
 pub use uploads::UploadRecord;
+pub use versions::VersionRecord;
+
+use durable::LogSync;
 
 /// How often a transaction is tried while another one is in its way.
 const MAX_ATTEMPTS: u32 = 8;
@@ -54,6 +61,9 @@ pub enum DatastoreError {
         /// What is wrong.
         what: String,
     },
+    /// What was written may not survive a power cut.
+    #[error("the disk does not confirm what the database has written: {0}")]
+    Sync(#[source] std::io::Error),
     /// A row that must exist is not there.
     #[error("the database has no {0}")]
     Missing(String),
@@ -83,6 +93,8 @@ impl Retryable for DatastoreError {
 pub struct Datastore {
     writer: SqlitePool,
     readers: SqlitePool,
+    /// None if only the process's end must be survived.
+    log: Option<Arc<LogSync>>,
 }
 
 /// One open transaction. `'e` is the time during which whatever the closure borrows lives.
@@ -109,11 +121,12 @@ impl Datastore {
             .journal_mode(SqliteJournalMode::Wal)
             .foreign_keys(true)
             .busy_timeout(BUSY_TIMEOUT)
-            .synchronous(match durability {
-                Durability::Power => SqliteSynchronous::Full,
-                // In WAL mode: consistent after any crash, but the newest commits need the process's page cache.
-                Durability::Process => SqliteSynchronous::Normal,
-            });
+            // A commit is consistent after any crash, and durable once `LogSync` says so.
+            .synchronous(SqliteSynchronous::Normal);
+        let log = match durability {
+            Durability::Power => Some(Arc::new(LogSync::new(path))),
+            Durability::Process => None,
+        };
         // One writer, so that transactions of this process queue in order instead of colliding.
         let writer = SqlitePoolOptions::new()
             .max_connections(1)
@@ -126,10 +139,15 @@ impl Datastore {
             .acquire_timeout(Duration::from_mins(1))
             .connect_with(options.pragma("query_only", "ON"))
             .await?;
-        Ok(Self { writer, readers })
+        Ok(Self {
+            writer,
+            readers,
+            log,
+        })
     }
 
     /// Runs `work` as one transaction that may write, again if another process was in the way, and commits if it gives `Ok`.
+    /// What it wrote is durable, as configured, when this returns.
     ///
     /// # Errors
     /// The closure's error (nothing was written), or the database's.
@@ -138,7 +156,38 @@ impl Datastore {
         F: for<'t> Fn(&'t mut Tx<'e>) -> BoxFuture<'t, Result<T, E>>,
         E: From<DatastoreError> + Retryable,
     {
-        run(&self.writer, "BEGIN IMMEDIATE", name, work).await
+        let value = self.run_tx_unsynced(name, work).await?;
+        self.sync().await?;
+        Ok(value)
+    }
+
+    /// The same without waiting for the disk: a power cut may take the transaction back, but none before it. For what the
+    /// other side only has to ask for once more, such as a lease; nothing may be promised to anybody before
+    /// [`Datastore::sync`].
+    ///
+    /// # Errors
+    /// The closure's error (nothing was written), or the database's.
+    pub async fn run_tx_unsynced<'e, T, E, F>(&self, name: &'static str, work: F) -> Result<T, E>
+    where
+        F: for<'t> Fn(&'t mut Tx<'e>) -> BoxFuture<'t, Result<T, E>>,
+        E: From<DatastoreError> + Retryable,
+    {
+        let value = run(&self.writer, "BEGIN IMMEDIATE", name, work).await?;
+        if let Some(log) = &self.log {
+            log.commit();
+        }
+        Ok(value)
+    }
+
+    /// Makes everything that was committed so far durable, as configured.
+    ///
+    /// # Errors
+    /// [`DatastoreError::Sync`].
+    pub async fn sync(&self) -> Result<(), DatastoreError> {
+        match &self.log {
+            Some(log) => log.wait().await.map_err(DatastoreError::Sync),
+            None => Ok(()),
+        }
     }
 
     /// Runs `work` as one transaction that sees one state of the database and cannot write.

@@ -99,6 +99,23 @@ pub(crate) fn spec(job: &JobRecord) -> Result<TrainingSpec, Failure> {
     }
 }
 
+/// Lets a silo in if it may take part.
+///
+/// # Errors
+/// `NOT_ENROLLED` if it is pending, suspended or revoked.
+pub(crate) fn enrolled(silo_id: &SiloId, enrollment: Enrollment) -> Result<(), Failure> {
+    let state = match enrollment {
+        Enrollment::Active => return Ok(()),
+        Enrollment::Suspended => "suspended",
+        Enrollment::Revoked => "revoked",
+        Enrollment::Pending | Enrollment::Unspecified => "waiting for an operator's approval",
+    };
+    refuse(
+        ErrorCode::NotEnrolled,
+        format!("silo `{silo_id}` is {state}; ask the federation's operator"),
+    )
+}
+
 /// Applies an event to a round and stores what follows from it.
 pub(crate) async fn apply(
     tx: &mut Tx<'_>,
@@ -115,6 +132,12 @@ pub(crate) async fn apply(
             format!("job `{job_id}` has no round {number}"),
         );
     };
+    // An upload can outlast its silo's enrollment: what counts is what holds when it is recorded.
+    if let Event::Contributed(contribution) = &event
+        && let Some(silo) = tx.silo(&contribution.silo).await?
+    {
+        enrolled(&silo.silo_id, silo.enrollment)?;
+    }
     let before = round.phase();
     let effects = round.apply(event, now)?;
     let mut change = Change::default();

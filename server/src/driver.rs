@@ -3,13 +3,19 @@
 //! All that it knows is in the database: after a restart it takes up every running job where it stands. A job's task waits
 //! for changes and deadlines, and lets the pure machines decide inside transactions.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{collections::HashMap, io::Write as _, sync::Arc, time::Duration};
 
-use concord_common::{JobId, Timestamp, adapter::AdapterVersion, round::job::JobState};
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
+use concord_common::{
+    Digest, JobId, Timestamp,
+    adapter::{AdapterVersion, encode_f32},
+    job::TrainingSpec,
+    lifecycle::Heartbeat,
+    round::job::JobState,
+};
+use tokio::task::{Id, JoinSet};
 
 use crate::{
+    blobs::BlobStore,
     context::Context,
     datastore::{JobRecord, VersionRecord},
     decide::{self, Change},
@@ -20,6 +26,7 @@ use crate::{
 mod aggregate;
 mod job;
 mod sweep;
+mod verify;
 
 #[cfg(test)]
 pub(crate) use sweep::sweep as sweep_now;
@@ -31,14 +38,21 @@ const RETRY: Duration = Duration::from_secs(1);
 const LOOK_AGAIN: Duration = Duration::from_secs(3);
 /// Longest sleep towards a deadline before the clock is read again: it may have been set, or belong to a test.
 const CLOCK_CHECK: Duration = Duration::from_millis(500);
+/// The driver counts as stuck after this time without a turn: much longer than the database waits for itself.
+const ALLOWANCE: Duration = Duration::from_mins(3);
 
-/// Runs jobs until `stop`; then lets go of them, to be taken up by the next start.
-pub async fn run(context: Arc<Context>, stop: CancellationToken) {
-    let mut running: JoinSet<JobId> = JoinSet::new();
-    let mut jobs: HashSet<JobId> = HashSet::new();
+/// Elements of a new adapter that are encoded at once.
+const ELEMENTS_AT_ONCE: usize = 1 << 16;
+
+/// Runs jobs until the server stops; then lets go of them, to be taken up by the next start.
+pub async fn run(context: Arc<Context>) {
+    let stop = context.shutdown.token();
+    let heart = context.shutdown.heartbeat("driver", ALLOWANCE);
+    let mut running = Running::default();
     let mut sweep = std::pin::pin!(sweep::run(&context));
     loop {
-        let retry = match fill(&context, &mut running, &mut jobs).await {
+        heart.beat();
+        let retry = match fill(&context, &mut running, &heart).await {
             Ok(()) => None,
             Err(error) => {
                 tracing::error!(%error, "cannot take jobs out of the queue; trying again");
@@ -50,25 +64,43 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
             () = &mut sweep => {}
             () = context.hub.queue_change() => {}
             () = tokio::time::sleep(retry.unwrap_or(LOOK_AGAIN)) => {}
-            Some(ended) = running.join_next() => match ended {
-                Ok(job_id) => { jobs.remove(&job_id); }
+            Some(ended) = running.tasks.join_next_with_id() => match ended {
+                Ok((task, ())) => { running.jobs.remove(&task); }
                 Err(error) => {
-                    // The job's state is in the database; a task that broke off is started again with the others.
-                    tracing::error!(%error, "a job's task broke off");
-                    running.shutdown().await;
-                    jobs.clear();
+                    // The job's state is in the database, from which the next turn takes it up again.
+                    let job_id = running.jobs.remove(&error.id());
+                    let job_id = job_id.as_ref().map(JobId::as_str);
+                    tracing::error!(job.id = job_id, %error, "a job's task broke off");
+                    tokio::time::sleep(RETRY).await;
                 }
             },
         }
     }
-    running.shutdown().await;
+    running.tasks.shutdown().await;
+}
+
+/// The jobs that are being driven.
+#[derive(Default)]
+struct Running {
+    tasks: JoinSet<()>,
+    jobs: HashMap<Id, JobId>,
+}
+
+impl Running {
+    /// Drives a job unless it is being driven.
+    fn take_up(&mut self, context: &Arc<Context>, job_id: JobId) {
+        if !self.jobs.values().any(|running| *running == job_id) {
+            let task = job::drive(Arc::clone(context), job_id.clone());
+            self.jobs.insert(self.tasks.spawn(task).id(), job_id);
+        }
+    }
 }
 
 /// Starts what is running in the database and not here, then queued jobs as far as there is room.
 async fn fill(
     context: &Arc<Context>,
-    running: &mut JoinSet<JobId>,
-    jobs: &mut HashSet<JobId>,
+    running: &mut Running,
+    heart: &Heartbeat,
 ) -> Result<(), Failure> {
     let (active, queued) = context
         .datastore
@@ -82,15 +114,14 @@ async fn fill(
         })
         .await?;
     for record in active {
-        if jobs.insert(record.job_id.clone()) {
-            running.spawn(job::drive(Arc::clone(context), record.job_id));
-        }
+        running.take_up(context, record.job_id);
     }
     for record in queued {
-        if jobs.len() >= context.config.jobs.max_running {
+        if running.jobs.len() >= context.config.jobs.max_running {
             break;
         }
-        match start(context, &record).await {
+        heart.beat();
+        match start(context, &record, heart).await {
             Ok(()) => {}
             Err(Failure::Refused(refusal)) => {
                 fail(context, &record.job_id, &refusal.message).await?;
@@ -98,25 +129,22 @@ async fn fill(
             }
             Err(other) => return Err(other),
         }
-        if jobs.insert(record.job_id.clone()) {
-            running.spawn(job::drive(Arc::clone(context), record.job_id));
-        }
+        running.take_up(context, record.job_id);
     }
     Ok(())
 }
 
 /// Draws a queued job's first adapter and marks it as running, with its first round if there are silos.
-async fn start(context: &Arc<Context>, record: &JobRecord) -> Result<(), Failure> {
+async fn start(
+    context: &Arc<Context>,
+    record: &JobRecord,
+    heart: &Heartbeat,
+) -> Result<(), Failure> {
     let spec = decide::spec(record)?;
-    let blobs = context.blobs.clone();
-    let (version, payload_bytes) = tokio::task::spawn_blocking(move || {
-        let payload = spec.initial_adapter()?;
-        let digest = blobs
-            .put(&payload)
-            .map_err(Failure::io("cannot store a job's first adapter"))?;
-        Ok::<_, Failure>((AdapterVersion(digest), payload.len() as u64))
-    })
-    .await??;
+    context.config.check_adapter(&spec)?;
+    let (blobs, heart) = (context.blobs.clone(), heart.clone());
+    let (version, payload_bytes) =
+        tokio::task::spawn_blocking(move || draw(&blobs, &spec, &heart)).await??;
     let now = context.now();
     let first = VersionRecord {
         round: 0,
@@ -142,8 +170,43 @@ async fn start(context: &Arc<Context>, record: &JobRecord) -> Result<(), Failure
             })
         })
         .await?;
+    context.blobs.settled(&first.version.0);
     change.announce(job_id, &context.hub);
     Ok(())
+}
+
+/// Stores a job's first adapter, which is in memory one tensor at a time only. Blocking; gives its version and size.
+fn draw(
+    blobs: &BlobStore,
+    spec: &TrainingSpec,
+    heart: &Heartbeat,
+) -> Result<(AdapterVersion, u64), Failure> {
+    let failed = || Failure::io("cannot store a job's first adapter");
+    let mut writer = blobs.create().map_err(failed())?;
+    let mut hasher = blake3::Hasher::new();
+    for tensor in spec.initial_tensors()? {
+        for elements in tensor.chunks(ELEMENTS_AT_ONCE) {
+            heart.beat();
+            let bytes = encode_f32(elements);
+            hasher.update(&bytes);
+            writer.write_all(&bytes).map_err(failed())?;
+        }
+    }
+    heart.beat();
+    let digest = Digest::from(hasher.finalize());
+    let bytes = writer.finish(&digest).map_err(failed())?;
+    Ok((AdapterVersion(digest), bytes))
+}
+
+/// Draws a job's first adapter anew and stores it; gives its version.
+async fn redraw(context: &Arc<Context>, record: &JobRecord) -> Result<AdapterVersion, Failure> {
+    let spec = decide::spec(record)?;
+    let blobs = context.blobs.clone();
+    // Nobody waits for this one.
+    let heart = Heartbeat::new("a new adapter", ALLOWANCE);
+    let (version, _) = tokio::task::spawn_blocking(move || draw(&blobs, &spec, &heart)).await??;
+    context.blobs.settled(&version.0);
+    Ok(version)
 }
 
 /// Ends a job that the server cannot go on with.

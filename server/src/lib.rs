@@ -21,6 +21,7 @@ pub mod config;
 pub mod context;
 pub mod datastore;
 pub mod decide;
+pub mod digests;
 pub mod driver;
 pub mod error;
 pub mod hub;
@@ -32,6 +33,7 @@ pub mod service;
 pub mod spool;
 #[cfg(test)]
 mod tests;
+mod writeback;
 
 use config::ServerConfig;
 use context::Context;
@@ -109,7 +111,7 @@ impl Server {
         let recorder = config.ops.enabled.then(ops::recorder).flatten();
         let tls = TlsReload::server(config.tls.clone(), &config.federation, clock.now())?;
         let context = Arc::new(Context::open(config, clock, ids).await?);
-        let shutdown = Shutdown::new();
+        let shutdown = context.shutdown.clone();
         let address = context.config.listen.address;
         let bound = listener::bind(address).await?;
         let addr = bound
@@ -117,7 +119,7 @@ impl Server {
             .map_err(|source| listener::ListenError::Bind { address, source })?;
         let ops_addr = ops::serve(&context, recorder, &shutdown).await?;
         listener::serve(&context, bound, tls.subscribe(), &shutdown).await?;
-        shutdown.spawn(driver::run(Arc::clone(&context), shutdown.token()));
+        shutdown.spawn_critical("driver", driver::run(Arc::clone(&context)));
         tracing::info!(address = %addr, federation = %context.config.federation, "listening");
         if let Some(address) = ops_addr {
             tracing::info!(%address, "serving metrics and probes");

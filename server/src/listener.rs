@@ -26,6 +26,11 @@ use crate::{
 /// A ping goes out after this long without traffic, and a connection that does not answer it is given up.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// What calls still get after a connection has come to its greatest age; then they are cut off.
+const CONNECTION_GRACE: Duration = Duration::from_mins(10);
+
+/// Largest HTTP/2 frame that a peer may send, in bytes: fewer and larger ones cost less to take apart.
+const FRAME: u32 = 128 << 10;
 
 /// Why the server cannot listen.
 #[derive(Debug, thiserror::Error)]
@@ -75,11 +80,14 @@ pub(crate) async fn serve(
         .initial_stream_window_size(limits.stream_window.bytes() as u32)
         .initial_connection_window_size(limits.connection_window.bytes() as u32)
         .max_concurrent_streams(limits.max_streams)
+        .max_frame_size(FRAME)
         .http2_max_header_list_size(limits.max_headers.bytes() as u32)
         .http2_keepalive_interval(Some(KEEP_ALIVE))
-        .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT));
+        .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
+        .max_connection_age(limits.max_connection_age)
+        .max_connection_age_grace(CONNECTION_GRACE);
     let (soft, hard) = (shutdown.token(), shutdown.hard_token());
-    shutdown.spawn(async move {
+    shutdown.spawn_critical("listener of silos and operators", async move {
         let stop = async {
             soft.cancelled().await;
             // Those who ask before they send more are told in time.
@@ -97,10 +105,8 @@ pub(crate) async fn serve(
             .add_routes(routes)
             .serve_with_incoming_shutdown(acceptor.into_stream(), stop);
         tokio::select! {
-            served = serving => if let Err(error) = served {
-                tracing::error!(%error, "the listener failed");
-            },
-            () = hard.cancelled() => {}
+            served = serving => served,
+            () = hard.cancelled() => Ok(()),
         }
     });
     Ok(())

@@ -89,17 +89,15 @@ pub(crate) async fn serve(
     };
     let router = Router::new()
         .route("/metrics", get(scrape))
-        .route("/livez", get(|| async { "alive\n" }))
+        .route("/livez", get(alive))
         .route("/readyz", get(ready))
         .with_state(ops);
     let (soft, hard) = (shutdown.token(), shutdown.hard_token());
-    shutdown.spawn(async move {
+    shutdown.spawn_critical("listener of metrics and probes", async move {
         let serving = axum::serve(listener, router).with_graceful_shutdown(soft.cancelled_owned());
         tokio::select! {
-            served = async { serving.await } => if let Err(error) = served {
-                tracing::error!(%error, "the metrics listener failed");
-            },
-            () = hard.cancelled() => {}
+            served = async { serving.await } => served,
+            () = hard.cancelled() => Ok(()),
         }
     });
     Ok(Some(address))
@@ -111,18 +109,33 @@ async fn scrape(State(ops): State<Ops>) -> Result<String, StatusCode> {
     Ok(metrics.render())
 }
 
-async fn ready(State(ops): State<Ops>) -> (StatusCode, &'static str) {
-    if ops.shutdown.is_stopping() {
-        return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n");
+/// Whether starting the process anew is not called for.
+async fn alive(State(ops): State<Ops>) -> (StatusCode, String) {
+    match lifeless(&ops.shutdown) {
+        None => (StatusCode::OK, "alive\n".to_owned()),
+        Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, reason),
     }
-    match ops.context.datastore.ping().await {
-        Ok(()) => (StatusCode::OK, "ready\n"),
-        Err(error) => {
-            tracing::warn!(%error, "the database gives no sign of life");
-            (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "the database gives no sign of life\n",
-            )
-        }
-    }
+}
+
+/// Whether calls are taken and lead to something.
+async fn ready(State(ops): State<Ops>) -> (StatusCode, String) {
+    let reason = if let Some(reason) = lifeless(&ops.shutdown) {
+        reason
+    } else if ops.shutdown.is_stopping() {
+        "stopping\n".to_owned()
+    } else if let Err(error) = ops.context.datastore.ping().await {
+        tracing::warn!(%error, "the database gives no sign of life");
+        "the database gives no sign of life\n".to_owned()
+    } else {
+        return (StatusCode::OK, "ready\n".to_owned());
+    };
+    (StatusCode::SERVICE_UNAVAILABLE, reason)
+}
+
+/// A part that the server cannot do without and that does nothing any more.
+fn lifeless(shutdown: &Shutdown) -> Option<String> {
+    let ended = shutdown
+        .failed_task()
+        .map(|name| format!("the {name} has ended\n"));
+    ended.or_else(|| Some(format!("the {} is stuck\n", shutdown.stuck()?)))
 }

@@ -17,7 +17,7 @@ use concord_common::chunk::{ChunkAssembler, Expected, Received, ResumeError};
 use concord_proto::v1;
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::Durability, error::Failure, ids::hex};
+use crate::{config::Durability, error::Failure, ids::hex, writeback::Writeback};
 
 mod sync;
 #[cfg(test)]
@@ -32,6 +32,7 @@ pub type UploadId = [u8; 16];
 #[derive(Debug)]
 pub struct Spool {
     folder: PathBuf,
+    durability: Durability,
     group: Option<GroupSync>,
     turns: Arc<Mutex<HashMap<UploadId, Turn>>>,
 }
@@ -84,6 +85,7 @@ impl Spool {
         };
         Ok(Self {
             folder: folder.to_owned(),
+            durability,
             group,
             turns: Arc::default(),
         })
@@ -158,6 +160,7 @@ impl Spool {
             }
         };
         Ok(Session {
+            writeback: Writeback::new(self.durability, assembler.offset()),
             assembler,
             file: Arc::new(file),
             turn,
@@ -216,6 +219,7 @@ impl Spool {
 pub struct Session {
     assembler: ChunkAssembler,
     file: Arc<File>,
+    writeback: Writeback,
     turn: UploadTurn,
 }
 
@@ -229,7 +233,9 @@ impl Session {
         self.assembler.accept(chunk)?;
         self.file
             .write_all_at(&chunk.data, offset)
-            .map_err(Failure::io("cannot write an upload"))
+            .map_err(Failure::io("cannot write an upload"))?;
+        self.writeback.written(&self.file, self.assembler.offset());
+        Ok(())
     }
 
     /// Ends the payload.

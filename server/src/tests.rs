@@ -1,7 +1,13 @@
 //! The whole server in one process, over loopback TLS, with silos that only pretend to train.
 
 mod bad_input;
+mod bounds;
+mod damage;
+mod enrollment;
+mod gone;
 pub(crate) mod harness;
+mod health;
 mod jobs;
 mod restart;
+mod retention;
 mod roles;

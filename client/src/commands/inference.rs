@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, BufRead as _, BufReader, Read, Write},
+    io::{self, BufRead, BufReader, Read, Write},
     path::{Path, PathBuf},
 };
 
@@ -17,7 +17,7 @@ use super::CommandError;
 use crate::{
     bench::{Input, Workbench},
     config::{ClientConfig, TaskConfig},
-    data::{self, BadRows, DataError, Format, Mapping, load_evaluation},
+    data::{self, BadRows, DataError, Format, MAX_ROW_BYTES, Mapping, load_evaluation},
     export::{self, ExportFormat},
     vault::{Header, Record, Vault},
 };
@@ -97,6 +97,10 @@ struct Kept {
 impl Kept {
     fn open(path: &Path, job: Option<&JobId>) -> Result<Self, CommandError> {
         let config = ClientConfig::load(path, environment())?;
+        if !config.state.folder.exists() {
+            // Opening the vault would make it.
+            return Err(CommandError::no_model(job, &[]));
+        }
         let vault = Vault::open(&config.state.folder)?;
         let there: Vec<JobId> = vault
             .jobs()?
@@ -170,34 +174,52 @@ pub async fn predict(args: &PredictArgs, out: &mut (dyn Write + Send)) -> Result
     };
     let mut inputs = inputs(&kept, args.format, &name, input)?;
     loop {
-        let batch = inputs
-            .by_ref()
-            .take(BATCH)
-            .collect::<Result<Vec<Input>, CommandError>>()?;
-        if batch.is_empty() {
-            return Ok(());
-        }
-        let logits = if args.logits {
-            Some(bench.outputs(batch.clone()).await?)
-        } else {
-            None
-        };
-        let width = kept.model.facts.problem.outputs();
-        let predictions = bench.predict(batch).await?;
-        for (place, prediction) in predictions.iter().enumerate() {
-            let mut line = described(&kept.model.facts.problem, prediction);
-            if let Some(logits) = &logits {
-                line.insert(
-                    "logits".to_owned(),
-                    json!(logits[place * width..(place + 1) * width]),
-                );
+        let (batch, fault) = next_batch(&mut inputs);
+        if !batch.is_empty() {
+            let logits = if args.logits {
+                Some(bench.outputs(batch.clone()).await?)
+            } else {
+                None
+            };
+            let width = kept.model.facts.problem.outputs();
+            let predictions = bench.predict(batch).await?;
+            for (place, prediction) in predictions.iter().enumerate() {
+                let mut line = described(&kept.model.facts.problem, prediction);
+                if let Some(logits) = &logits {
+                    line.insert(
+                        "logits".to_owned(),
+                        json!(logits[place * width..(place + 1) * width]),
+                    );
+                }
+                writeln!(out, "{}", Value::Object(line)).map_err(CommandError::Output)?;
             }
-            writeln!(out, "{}", Value::Object(line))
-                .map_err(|error| CommandError::io("standard output", error))?;
+            out.flush().map_err(CommandError::Output)?;
         }
-        out.flush()
-            .map_err(|error| CommandError::io("standard output", error))?;
+        match fault {
+            None => {}
+            Some(End::Done) => return Ok(()),
+            Some(End::Bad(error)) => return Err(error),
+        }
     }
+}
+
+/// Why there are no more inputs.
+enum End {
+    Done,
+    Bad(CommandError),
+}
+
+/// Up to [`BATCH`] inputs, and whether they are the last: the good ones before a bad one are still predicted.
+fn next_batch(inputs: &mut Inputs) -> (Vec<Input>, Option<End>) {
+    let mut batch = Vec::new();
+    while batch.len() < BATCH {
+        match inputs.next() {
+            Some(Ok(input)) => batch.push(input),
+            Some(Err(error)) => return (batch, Some(End::Bad(error))),
+            None => return (batch, Some(End::Done)),
+        }
+    }
+    (batch, None)
 }
 
 fn described(problem: &Problem, prediction: &Prediction) -> Map<String, Value> {
@@ -258,27 +280,48 @@ fn inputs(
 }
 
 fn lines(file: PathBuf, pairs: bool, input: Box<dyn Read + Send>) -> Inputs {
-    let numbered = BufReader::new(input).lines().zip(1..);
-    Box::new(
-        numbered.map(move |(line, number): (io::Result<String>, u64)| {
-            let line = line.map_err(|error| CommandError::io(&file, error))?;
-            if line.trim().is_empty() {
-                return Err(bad_input(&file, &format!("line {number} is empty")));
-            }
-            if !pairs {
-                return Ok((line, None));
-            }
-            match line.split_once('\t') {
-                Some((first, second)) if !first.trim().is_empty() && !second.trim().is_empty() => {
-                    Ok((first.to_owned(), Some(second.to_owned())))
-                }
-                _ => Err(bad_input(
-                    &file,
-                    &format!("line {number} has not two texts with a tab between them"),
-                )),
-            }
-        }),
-    )
+    let mut reader = BufReader::new(input);
+    let numbers = 1_u64..;
+    Box::new(numbers.map_while(move |number| {
+        match read_line(&mut reader) {
+            Ok(None) => None,
+            Ok(Some(line)) => Some(
+                one_input(&line, pairs)
+                    .map_err(|reason| bad_input(&file, &format!("line {number} {reason}"))),
+            ),
+            Err(error) => Some(Err(CommandError::io(&file, error))),
+        }
+    }))
+}
+
+/// The next line with its end, as far as a row may be long and a byte more; `None` at the end of the input.
+fn read_line(reader: &mut impl BufRead) -> io::Result<Option<Vec<u8>>> {
+    let mut line = Vec::new();
+    let most = MAX_ROW_BYTES as u64 + 1;
+    let bytes = reader.take(most).read_until(b'\n', &mut line)?;
+    Ok((bytes > 0).then_some(line))
+}
+
+/// A line's text, or its two texts with a tab between them.
+fn one_input(line: &[u8], pairs: bool) -> Result<Input, String> {
+    if line.len() > MAX_ROW_BYTES {
+        return Err(format!("is longer than {MAX_ROW_BYTES} bytes"));
+    }
+    let line = str::from_utf8(line).map_err(|_| "is not UTF-8")?;
+    let line = line.strip_suffix('\n').unwrap_or(line);
+    let line = line.strip_suffix('\r').unwrap_or(line);
+    if line.trim().is_empty() {
+        return Err("is empty".to_owned());
+    }
+    if !pairs {
+        return Ok((line.to_owned(), None));
+    }
+    match line.split_once('\t') {
+        Some((first, second)) if !first.trim().is_empty() && !second.trim().is_empty() => {
+            Ok((first.to_owned(), Some(second.to_owned())))
+        }
+        _ => Err("has not two texts with a tab between them".to_owned()),
+    }
 }
 
 fn bad_input(file: &Path, reason: &str) -> CommandError {
@@ -307,7 +350,7 @@ pub async fn evaluate(
         "skipped": bad.count(),
         "metrics": evaluation.metrics,
     });
-    writeln!(out, "{report:#}").map_err(|error| CommandError::io("standard output", error))
+    writeln!(out, "{report:#}").map_err(CommandError::Output)
 }
 
 /// Writes the model as a folder for other programs.
@@ -324,8 +367,58 @@ pub fn export(args: &ExportArgs, out: &mut dyn Write) -> Result<(), CommandError
         &args.out,
     )?;
     for file in written {
-        writeln!(out, "{}", file.display())
-            .map_err(|error| CommandError::io("standard output", error))?;
+        writeln!(out, "{}", file.display()).map_err(CommandError::Output)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &'static [u8], pairs: bool) -> (Vec<Input>, Option<String>) {
+        let mut inputs = lines("in".into(), pairs, Box::new(text));
+        match next_batch(&mut inputs) {
+            (batch, Some(End::Bad(error))) => (batch, Some(error.to_string())),
+            (batch, _) => (batch, None),
+        }
+    }
+
+    fn one(text: &str) -> Input {
+        (text.to_owned(), None)
+    }
+
+    #[test]
+    fn the_good_inputs_before_a_bad_one_are_still_predicted() {
+        let (batch, error) = read(b"good\r\nalso good\n\nnever seen\n", false);
+        assert_eq!(batch, [one("good"), one("also good")]);
+        assert_eq!(error.unwrap(), "in: line 3 is empty");
+        let (batch, error) = read(b"a\tb\nno tab\n", true);
+        assert_eq!(batch, [("a".to_owned(), Some("b".to_owned()))]);
+        assert!(error.unwrap().contains("line 2 has not two texts"));
+    }
+
+    #[test]
+    fn a_line_that_is_no_text_is_named() {
+        let (batch, error) = read(b"good\n\xff\xfe\n", false);
+        assert_eq!(
+            (batch.len(), error.unwrap().as_str()),
+            (1, "in: line 2 is not UTF-8")
+        );
+        let endless = Box::new(io::repeat(b'a'));
+        let mut inputs = lines("in".into(), false, endless);
+        let error = inputs.next().unwrap().unwrap_err().to_string();
+        assert!(error.contains("line 1 is longer than"), "{error}");
+    }
+
+    #[test]
+    fn inputs_come_in_batches_and_end() {
+        let text = "x\n".repeat(BATCH) + "last";
+        let mut inputs = lines("in".into(), false, Box::new(io::Cursor::new(text)));
+        let (batch, end) = next_batch(&mut inputs);
+        assert_eq!((batch.len(), end.is_none()), (BATCH, true));
+        let (batch, end) = next_batch(&mut inputs);
+        assert_eq!(batch, [one("last")]);
+        assert!(matches!(end, Some(End::Done)));
+    }
 }

@@ -1,16 +1,11 @@
 //! `concord-client run`: the daemon.
 
-use std::{
-    fs::{self, File},
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{future::pending, io, path::Path, sync::Arc, time::Duration};
 
 use concord_common::{
     Clock, Role, SiloId, SystemClock,
     config::environment,
-    lifecycle::{Notifier, Shutdown, reload_signals},
+    lifecycle::{Notifier, Shutdown, StopOutcome, reload_signals},
     telemetry::init_logging,
     tls::{ChannelOptions, TlsReload, connect_channel},
 };
@@ -24,11 +19,12 @@ use crate::{
     config::ClientConfig,
     coordinator::grpc::GrpcCoordinator,
     daemon::Daemon,
-    egress::EgressGate,
+    egress::{EgressGate, Outlet},
     patience::Pace,
     profile::Profile,
+    receipts::Receipts,
     session::Session,
-    status::StatusBoard,
+    status::{DaemonLock, StatusBoard},
     transfer::Downloads,
     vault::{Vault, private_folder},
 };
@@ -37,18 +33,25 @@ use crate::{
 const STOP_WITHIN: Duration = Duration::from_mins(1);
 /// The first wait after a failed call.
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
+/// How long the main loop may go without a beat; it beats every second while all is well.
+const BEAT_ALLOWANCE: Duration = Duration::from_secs(30);
+/// `concord-client status` holds the lock for a moment when it looks at it.
+const LOCK_ATTEMPTS: u32 = 5;
+/// Between two of them.
+const LOCK_PAUSE: Duration = Duration::from_millis(100);
 
 /// Runs the daemon until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// If the configuration, the certificates or the state folder cannot be used. A server that cannot be reached is no error.
+/// If the configuration, the certificates or the state folder cannot be used, or the daemon's main task ends by itself. A server
+/// that cannot be reached is no error.
 pub async fn run(path: &Path) -> Result<(), CommandError> {
     let config = ClientConfig::load(path, environment())?;
     init_logging(&config.log)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let (tls, silo, federation) = identity(&config, clock.as_ref())?;
     private_folder(&config.state.folder)?;
-    let _alone = lock(&config.state.folder)?;
+    let _alone = lock(&config.state.folder).await?;
     let notifier =
         Notifier::from_process().map_err(|error| CommandError::io("NOTIFY_SOCKET", error))?;
     let notifier = Arc::new(notifier);
@@ -64,18 +67,34 @@ pub async fn run(path: &Path) -> Result<(), CommandError> {
         shutdown.token(),
     )?;
 
-    shutdown.spawn(Daemon::new(session, federation.clone(), config.server.poll_interval).run());
-    shutdown.spawn(reload(tls, Arc::clone(&clock), shutdown.token())?);
-    let watched = Arc::clone(&notifier);
-    let stopped = shutdown.token();
-    shutdown.spawn(async move { watched.watchdog(|| true, stopped).await });
+    let daemon = Daemon::new(session, federation.clone(), config.server.poll_interval);
+    let heart = shutdown.heartbeat("daemon", BEAT_ALLOWANCE);
+    let reload = reload(tls, Arc::clone(&clock), shutdown.token())?;
+    shutdown.spawn_critical("daemon", daemon.run_with(heart));
+    shutdown.spawn_critical("reload", reload);
     notifier.ready();
     tracing::info!(silo.id = %silo, federation, server = %config.server.address, version = env!("CARGO_PKG_VERSION"), "running");
-    shutdown
-        .run_until_stopped(STOP_WITHIN, &notifier)
-        .await
-        .map_err(|error| CommandError::io("signals", error))?;
-    Ok(())
+    let watched = async {
+        shutdown.watchdog(&notifier).await;
+        pending().await
+    };
+    let outcome = tokio::select! {
+        outcome = shutdown.run_until_stopped(STOP_WITHIN, &notifier) => outcome,
+        outcome = watched => outcome,
+    };
+    ending(outcome.map_err(|error| CommandError::io("signals", error))?)
+}
+
+/// What the process tells about its end: exit code 0 for a stop that it was told, 1 for all else.
+fn ending(outcome: StopOutcome) -> Result<(), CommandError> {
+    let failed = |what: &str| Err(CommandError::io("daemon", io::Error::other(what)));
+    match outcome {
+        StopOutcome::Clean | StopOutcome::DeadlinePassed => Ok(()),
+        StopOutcome::Forced => failed("stopped at once on a second signal"),
+        StopOutcome::TaskFailed => {
+            failed("a task that it cannot do without has ended; the log says why")
+        }
+    }
 }
 
 /// The certificates, and who they say this silo is.
@@ -94,18 +113,18 @@ fn identity(
     Ok((tls, silo, id.federation))
 }
 
-/// Two daemons with one state folder would tear it apart.
-fn lock(state_folder: &Path) -> Result<File, CommandError> {
-    let path = state_folder.join("lock");
-    let file = File::create(&path).map_err(|error| CommandError::io(&path, error))?;
-    file.try_lock().map_err(|error| match error {
-        fs::TryLockError::WouldBlock => CommandError::Unfit(format!(
-            "another daemon uses the state folder {}",
-            state_folder.display()
-        )),
-        fs::TryLockError::Error(source) => CommandError::io(&path, source),
-    })?;
-    Ok(file)
+/// Takes the state folder for this process.
+async fn lock(state_folder: &Path) -> Result<DaemonLock, CommandError> {
+    for attempt in 1..=LOCK_ATTEMPTS {
+        let taken = DaemonLock::take(state_folder)
+            .map_err(|error| CommandError::io(state_folder.join("lock"), error))?;
+        match taken {
+            Some(lock) => return Ok(lock),
+            None if attempt < LOCK_ATTEMPTS => tokio::time::sleep(LOCK_PAUSE).await,
+            None => {}
+        }
+    }
+    Err(CommandError::Busy(state_folder.to_path_buf()))
 }
 
 fn session(
@@ -116,34 +135,44 @@ fn session(
     notifier: &Arc<Notifier>,
     bench: Workbench,
     stop: CancellationToken,
-) -> Result<Session<GrpcCoordinator>, CommandError> {
+) -> Result<Session<Outlet<GrpcCoordinator>>, CommandError> {
     let folder = &config.state.folder;
     let url = config.server_url();
     let channel = connect_channel(&url, tls.subscribe(), ChannelOptions::default())?;
-    let gate = EgressGate::open(
+    let gate = Arc::new(EgressGate::open(
         folder,
         silo.clone(),
         url.clone(),
         config.egress.limits(),
         Arc::clone(clock),
-    )?;
+    )?);
+    let receipts = Receipts::open(folder)
+        .map_err(|error| CommandError::io(folder.join("receipts.jsonl"), error))?;
+    let board = StatusBoard::new(
+        folder,
+        silo.clone(),
+        url,
+        Arc::clone(clock),
+        Some(Arc::clone(notifier)),
+    );
+    if let Some(kept) = receipts.last() {
+        board.receipt(&kept.receipt());
+    }
     Ok(Session {
-        coordinator: Arc::new(GrpcCoordinator::new(channel, config.server.request_timeout)),
+        coordinator: Arc::new(Outlet::new(
+            GrpcCoordinator::new(channel, config.server.request_timeout),
+            Arc::clone(&gate),
+        )),
         // The daemon asks for it when it first reaches the server.
         receipt_key: Vec::new(),
         silo: silo.clone(),
         profile: Arc::new(Profile::of(config)),
         bench,
         vault: Vault::open(folder)?,
-        gate: Arc::new(gate),
+        gate,
         downloads: Downloads::open(folder).map_err(|error| CommandError::io(folder, error))?,
-        board: Arc::new(StatusBoard::new(
-            folder,
-            silo.clone(),
-            url,
-            Arc::clone(clock),
-            Some(Arc::clone(notifier)),
-        )),
+        receipts: Arc::new(receipts),
+        board: Arc::new(board),
         pace: Pace {
             first: FIRST_BACKOFF.min(config.server.max_backoff),
             longest: config.server.max_backoff,
@@ -171,4 +200,34 @@ fn reload(
             }
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_daemon_whose_main_task_has_ended_exits_with_1_and_a_stopped_one_with_0() {
+        for told in [StopOutcome::Clean, StopOutcome::DeadlinePassed] {
+            ending(told).unwrap();
+        }
+        for failed in [StopOutcome::TaskFailed, StopOutcome::Forced] {
+            assert_eq!(ending(failed).unwrap_err().exit_code(), 1);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_state_folder_in_use_is_waited_for_a_moment_and_then_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = lock(folder.path()).await.unwrap();
+        let error = lock(folder.path()).await.unwrap_err();
+        assert!(matches!(error, CommandError::Busy(_)), "{error}");
+        // `status` lets go again at once.
+        let looked = async {
+            tokio::time::sleep(LOCK_PAUSE / 2).await;
+            drop(first);
+        };
+        let (second, ()) = tokio::join!(lock(folder.path()), looked);
+        second.unwrap();
+    }
 }

@@ -2,12 +2,13 @@
 
 use std::{
     fs,
-    io::Write,
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 
 use concord_common::{
-    SiloId, config::LogSection, fsutil, lifecycle::wait_for_signal, telemetry::init_logging,
+    SiloId, config::LogSection, fsutil, job::JobSpec, lifecycle::wait_for_signal,
+    telemetry::init_logging,
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
@@ -38,8 +39,8 @@ pub struct SimulateArgs {
     #[arg(long)]
     seed: Option<u64>,
     /// Threads of one libtorch operation, in place of the silos' setting.
-    #[arg(long)]
-    threads: Option<usize>,
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
     /// Writes the report as JSON to standard output.
     #[arg(long)]
     json: bool,
@@ -75,10 +76,20 @@ pub async fn simulate(
         filter: args.log.clone(),
         ..LogSection::default()
     })?;
+    if let Some(folder) = args.out.as_deref().and_then(Path::parent)
+        && !folder.as_os_str().is_empty()
+        && !folder.is_dir()
+    {
+        // Said before the work, not after it.
+        return Err(CommandError::io(
+            folder,
+            io::Error::new(io::ErrorKind::NotFound, "there is no such folder"),
+        ));
+    }
     let specs = args
         .jobs
         .iter()
-        .map(|path| fs::read_to_string(path).map_err(|error| CommandError::io(path, error)))
+        .map(|path| read_spec(path))
         .collect::<Result<Vec<String>, _>>()?;
     let silos = silos(args, &specs)?;
     let temporary;
@@ -110,12 +121,24 @@ pub async fn simulate(
     write_reports(args, &reports, out)
 }
 
+/// A job's specification, if it is one.
+fn read_spec(path: &Path) -> Result<String, CommandError> {
+    let text = fs::read_to_string(path).map_err(|error| CommandError::io(path, error))?;
+    match JobSpec::parse(&text) {
+        Ok(_) => Ok(text),
+        Err(refusal) => Err(CommandError::Spec {
+            path: path.to_owned(),
+            refusal,
+        }),
+    }
+}
+
 fn silos(args: &SimulateArgs, specs: &[String]) -> Result<SimulatedSilos, CommandError> {
     let mut silos = if let Some(path) = &args.silos {
         SimulatedSilos::read(path)?
     } else {
-        let first = concord_common::job::JobSpec::parse(&specs[0])
-            .map_err(|refusal| Box::new(SimulateError::Spec(refusal)))?;
+        let first =
+            JobSpec::parse(&specs[0]).map_err(|refusal| Box::new(SimulateError::Spec(refusal)))?;
         SimulatedSilos::from_daemons(&args.silo, &first.training().task)?
     };
     if silos.tasks.is_empty() {
@@ -128,7 +151,7 @@ fn silos(args: &SimulateArgs, specs: &[String]) -> Result<SimulatedSilos, Comman
         silos.add_backbone(name, path);
     }
     if let Some(threads) = args.threads {
-        silos.threads = threads;
+        silos.threads = usize::from(threads);
     }
     Ok(silos)
 }
@@ -152,34 +175,38 @@ fn write_reports(
     reports: &[SimulationReport],
     out: &mut (dyn Write + Send),
 ) -> Result<(), CommandError> {
-    let standard = |error| CommandError::io("standard output", error);
     let json = match reports {
         [one] => serde_json::to_vec_pretty(one),
         several => serde_json::to_vec_pretty(several),
     }
-    .map_err(|error| standard(error.into()))?;
+    .map_err(|error| CommandError::Output(error.into()))?;
     if let Some(path) = &args.out {
         fsutil::write_atomic(path, &json, 0o644).map_err(|error| CommandError::io(path, error))?;
     }
     if args.json {
-        out.write_all(&json).map_err(standard)?;
-        return out.write_all(b"\n").map_err(standard);
+        out.write_all(&json).map_err(CommandError::Output)?;
+        return out.write_all(b"\n").map_err(CommandError::Output);
     }
     for report in reports {
-        out.write_all(table(report).as_bytes()).map_err(standard)?;
+        out.write_all(table(report).as_bytes())
+            .map_err(CommandError::Output)?;
     }
     Ok(())
 }
 
 fn table(report: &SimulationReport) -> String {
     let mut text = format!(
-        "{} ({}, seed {}): {} after {:.1} s {}\n{:<24} {:>8} {:>9} {:>9} {:>9} {:>10}\n",
+        "{} ({}, seed {}): {} after {:.1} s{}\n{:<24} {:>8} {:>9} {:>9} {:>9} {:>10}\n",
         report.job,
         report.algorithm,
         report.seed,
         report.state,
         report.seconds,
-        report.reason,
+        if report.reason.is_empty() {
+            String::new()
+        } else {
+            format!(": {}", report.reason)
+        },
         "silo",
         "rows",
         "majority",
@@ -209,6 +236,11 @@ fn table(report: &SimulationReport) -> String {
                 .map_or_else(|| "-".to_owned(), |round| round.to_string()),
         );
         text.push_str(&row);
+    }
+    if !report.left_out.is_empty() {
+        let names: Vec<&str> = report.left_out.iter().map(SiloId::as_str).collect();
+        let names = names.join(", ");
+        text.extend(["left out, as the job does not name them: ", &names, "\n"]);
     }
     text
 }

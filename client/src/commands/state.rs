@@ -36,7 +36,7 @@ pub fn status(path: &Path, json: bool, out: &mut dyn Write) -> Result<u8, Comman
         )
     };
     out.write_all(text.as_bytes())
-        .map_err(|error| CommandError::io("standard output", error))?;
+        .map_err(CommandError::Output)?;
     Ok(if running { 0 } else { EXIT_NOT_RUNNING })
 }
 

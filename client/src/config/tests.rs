@@ -173,6 +173,32 @@ fn each_bad_value_is_refused_with_its_key() {
     assert!(task("format = \"csv\"", "format = \"excel\"").contains("excel"));
     assert!(task("name = \"main\"", "").contains("task.name"));
     let more = |text: &str| refused(&format!("{MINIMAL}\n{text}"));
+    for address in [
+        "host",
+        "host:",
+        ":7443",
+        "host:0",
+        "host:70000",
+        "https://host:7443",
+        "host:7443/x",
+        "::1:7443",
+        "[::1]",
+        "user@host:1",
+    ] {
+        let error = task("localhost:7600", address);
+        assert!(
+            error.contains("`server.address`") && error.contains(address),
+            "{error}"
+        );
+    }
+    for address in [
+        "host:7443",
+        "a.b-c.example:1",
+        "10.0.0.1:7443",
+        "[::1]:7443",
+    ] {
+        read(&MINIMAL.replace("localhost:7600", address)).unwrap();
+    }
     assert!(more("[torch]\nthreads = 0").contains("torch.threads"));
     assert!(more("[egress]\nmax_update_norm = 0.0").contains("max_update_norm"));
     assert!(more("[egress]\nmax_update_norm = nan").contains("max_update_norm"));

@@ -7,7 +7,8 @@ use concord_common::{
     adapter::AdapterVersion,
     chunk::{DEFAULT_CHUNK_BYTES, chunks},
     code::Refusal,
-    tls::explain_tls_error,
+    error_text,
+    tls::{ConnectError, explain_tls_error},
     wire::SignedReceipt,
 };
 use concord_proto::v1::{self, federation_service_client::FederationServiceClient};
@@ -100,13 +101,16 @@ pub(crate) fn call_error(status: &Status) -> CallError {
     }
 }
 
-/// The text of the deepest cause: "connection refused" says more than "transport error".
+/// The text of the cause that says most: the one that names the server's address, or else the deepest ("connection
+/// refused" says more than "transport error").
 fn innermost(status: &Status) -> String {
-    let mut cause: &dyn std::error::Error = status;
-    while let Some(deeper) = cause.source() {
+    let mut cause: &(dyn std::error::Error + 'static) = status;
+    while !cause.is::<ConnectError>()
+        && let Some(deeper) = cause.source()
+    {
         cause = deeper;
     }
-    let text = cause.to_string();
+    let text = error_text(cause);
     if text.is_empty() {
         status.to_string()
     } else {
@@ -256,5 +260,27 @@ async fn next_chunk(
         Ok(Ok(None)) => Ok(None),
         Ok(Err(status)) => Err(call_error(&status)),
         Err(_) => Err(too_slow(limit)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_does_not_answer_is_named() {
+        let error = ConnectError::TooSlow {
+            address: "hub.example.org:7600".to_owned(),
+            after: Duration::from_secs(5),
+        };
+        let status = Status::from_error(Box::new(error));
+        let text = innermost(&status);
+        assert!(text.contains("hub.example.org:7600"), "{text}");
+    }
+
+    #[test]
+    fn without_a_known_cause_the_status_speaks() {
+        let text = innermost(&Status::unavailable("going away"));
+        assert!(text.contains("going away"), "{text}");
     }
 }

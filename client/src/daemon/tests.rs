@@ -3,6 +3,10 @@ use std::sync::Arc;
 use concord_common::round::job::JobState;
 
 use super::*;
+
+mod choices;
+mod kills;
+
 use crate::{
     coordinator::{grpc::GrpcCoordinator, memory::Federation},
     testing::{Call, FakeServer, Fault, Faulty, Home, eventually, federation, reported, spec},
@@ -18,20 +22,25 @@ const POLL: Duration = Duration::from_millis(20);
 struct Running {
     home: Home,
     server: Faulty,
-    task: JoinHandle<()>,
+    task: JoinHandle<Result<(), SessionError>>,
     board: Arc<crate::status::StatusBoard>,
 }
 
 impl Running {
     fn start(name: &str, federation: &Arc<Federation>, prepare: impl FnOnce(&Faulty)) -> Self {
-        let home = Home::new(name);
+        Self::of(Home::new(name), federation, prepare)
+    }
+
+    /// The daemon of a silo that has a folder already.
+    fn of(home: Home, federation: &Arc<Federation>, prepare: impl FnOnce(&Faulty)) -> Self {
         let server = Faulty::new(federation.coordinator(home.silo.clone()));
         prepare(&server);
         let session = home.session(server.clone(), &[]);
         let board = Arc::clone(&session.board);
         let daemon = Daemon::new(session, "memory".to_owned(), POLL);
+        let heart = Heartbeat::new("daemon", Duration::from_mins(1));
         Self {
-            task: TaskTracker::new().spawn(daemon.run()),
+            task: TaskTracker::new().spawn(daemon.run_with(heart)),
             home,
             server,
             board,
@@ -40,7 +49,7 @@ impl Running {
 
     async fn stop(self) -> Home {
         self.home.stop.cancel();
-        self.task.await.unwrap();
+        self.task.await.unwrap().unwrap();
         self.home
     }
 }
@@ -181,8 +190,40 @@ async fn a_server_of_another_federation_gets_nothing() {
             .contains("`memory`")
     );
     home.stop.cancel();
-    daemon.await.unwrap();
+    daemon.await.unwrap().unwrap();
     assert!(home.egress_log().is_empty());
+}
+
+#[tokio::test]
+async fn a_receipt_key_that_has_changed_is_asked_for_and_the_work_goes_on() {
+    let federation = federation(&spec("fedavg", 1, ""), &["north", "south"]);
+    let north = Running::start("north", &federation, |server| {
+        server.plan(Call::Info, Fault::Forged);
+    });
+    eventually("the receipt", || north.home.receipts().len() == 1).await;
+    let south = Running::start("south", &federation, |_| {});
+    eventually("the job's end", || is_over(&federation)).await;
+    south.stop().await;
+    let kept = north.stop().await.receipts().remove(0);
+    assert_eq!(kept.key_id, key_id(&federation.receipt_key()));
+    kept.verify().unwrap();
+}
+
+#[tokio::test]
+async fn a_disk_that_fails_for_a_while_costs_a_silo_no_round() {
+    let federation = federation(&spec("fedavg", 2, "min_silos = 1"), &["north"]);
+    let home = Home::new("north");
+    let file = home.vault().file(&crate::testing::job(), Record::State);
+    std::fs::create_dir_all(&file).unwrap();
+    let north = Running::of(home, &federation, |_| {});
+    eventually("the fault", || north.board.status().last_error.is_some()).await;
+    eventually("more attempts", || north.server.calls() > 8).await;
+    assert!(!is_over(&federation));
+    std::fs::remove_dir_all(file.parent().unwrap()).unwrap();
+    eventually("the job's end", || is_over(&federation)).await;
+    assert_eq!(federation.outcome().0, JobState::Succeeded);
+    assert_eq!(federation.versions().len(), 3);
+    north.stop().await;
 }
 
 fn channel(server: &FakeServer) -> Channel {
@@ -192,7 +233,7 @@ fn channel(server: &FakeServer) -> Channel {
 }
 
 /// Like a daemon of its own, over gRPC.
-fn over_grpc(home: &Home, server: &FakeServer) -> JoinHandle<()> {
+fn over_grpc(home: &Home, server: &FakeServer) -> JoinHandle<Result<(), SessionError>> {
     let coordinator = GrpcCoordinator::new(channel(server), Duration::from_secs(20));
     let session = home.session(coordinator, &[]);
     TaskTracker::new().spawn(Daemon::new(session, "memory".to_owned(), POLL).run())
@@ -223,7 +264,7 @@ async fn over_grpc_a_restarted_server_finds_its_daemon_again() {
     .await;
     assert_eq!(federation.versions(), expected, "gRPC changes no byte");
     home.stop.cancel();
-    daemon.await.unwrap();
+    daemon.await.unwrap().unwrap();
     again.stop().await;
 }
 
@@ -252,7 +293,7 @@ async fn over_grpc_a_refusal_keeps_its_code() {
     })
     .await;
     home.stop.cancel();
-    daemon.await.unwrap();
+    daemon.await.unwrap().unwrap();
     server.stop().await;
 }
 

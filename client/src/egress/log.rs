@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs::{File, OpenOptions},
-    io::{self, BufRead as _, BufReader, Seek as _, SeekFrom, Write as _},
+    io::{self, BufRead as _, BufReader, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
@@ -31,6 +31,22 @@ pub(super) struct Entry {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub(super) enum What {
+    /// The wish to take part in a round, or to keep the lease on it.
+    Claim {
+        /// Round.
+        round: RoundNumber,
+    },
+    /// What is about to be sent: the header of an update.
+    Announcement {
+        /// Round.
+        round: RoundNumber,
+        /// BLAKE3 of the whole payload.
+        digest: Digest,
+        /// Bytes of the whole payload.
+        size: u64,
+        /// Training examples behind it.
+        examples: u64,
+    },
     /// An update of the global adapter.
     Contribution {
         /// Round.
@@ -56,6 +72,12 @@ pub(super) enum What {
         point: String,
         /// The numbers.
         metrics: BTreeMap<String, f64>,
+        /// Bytes of names and numbers.
+        #[serde(default)]
+        bytes: u64,
+        /// Which attempt this is.
+        #[serde(default = "first", skip_serializing_if = "is_first")]
+        attempt: u32,
     },
     /// A no to a job.
     Decline {
@@ -63,20 +85,56 @@ pub(super) enum What {
         code: ErrorCode,
         /// For people.
         sentence: String,
+        /// Which attempt this is.
+        #[serde(default = "first", skip_serializing_if = "is_first")]
+        attempt: u32,
     },
+}
+
+fn first() -> u32 {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it")]
+fn is_first(attempt: &u32) -> bool {
+    *attempt == 1
+}
+
+/// Where lines go: the log's file; something that fails in tests.
+pub(super) trait Store {
+    /// Appends and syncs.
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()>;
+    /// Forgets all bytes from `length` on, and syncs.
+    fn cut(&mut self, length: u64) -> io::Result<()>;
+}
+
+impl Store for File {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.write_all(bytes)?;
+        self.sync_data()
+    }
+
+    fn cut(&mut self, length: u64) -> io::Result<()> {
+        self.set_len(length)?;
+        self.sync_data()
+    }
 }
 
 /// The open log.
 #[derive(Debug)]
-pub(super) struct EgressLog {
+pub(super) struct EgressLog<S = File> {
     path: PathBuf,
-    file: File,
+    store: S,
+    /// Bytes of whole lines.
+    length: u64,
+    /// Why the end of the file is not a whole line, and could not be made one.
+    broken: Option<String>,
     spent: HashMap<JobId, u64>,
 }
 
 impl EgressLog {
-    /// Opens or makes it (0600) and adds up what has left. A last line without its end was never synced, so what it speaks of
-    /// never left: it is cut off.
+    /// Opens or makes it (0600) and adds up what has left. A torn last line was never synced, so what it speaks of never left: it is
+    /// cut off.
     pub(super) fn open(path: &Path) -> Result<Self, EgressError> {
         let io = |source| EgressError::Io {
             path: path.to_path_buf(),
@@ -89,60 +147,119 @@ impl EgressLog {
             .mode(0o600)
             .open(path)
             .map_err(io)?;
-        let mut spent = HashMap::new();
-        let mut whole = 0;
-        let mut line = 0;
-        let mut reader = BufReader::new(&file);
-        let mut text = Vec::new();
-        loop {
-            text.clear();
-            let bytes = reader.read_until(b'\n', &mut text).map_err(io)?;
-            if bytes == 0 || text.last() != Some(&b'\n') {
-                break;
-            }
-            line += 1;
-            whole += bytes as u64;
-            let entry: Entry = serde_json::from_slice(&text).map_err(|error| EgressError::Log {
-                path: path.to_path_buf(),
-                line,
-                reason: error.to_string(),
-            })?;
-            add(&mut spent, &entry);
+        let end = file.metadata().map_err(io)?.len();
+        let Lines { whole, spent } = read(path, &file)?;
+        if whole < end {
+            let bytes = end - whole;
+            tracing::warn!(path = %path.display(), bytes, "the last line of the egress log was torn; it is cut off, as what it speaks of never left");
+            file.cut(whole).map_err(io)?;
         }
-        file.set_len(whole).map_err(io)?;
-        file.seek(SeekFrom::End(0)).map_err(io)?;
-        Ok(Self {
+        Ok(Self::over(path, file, whole, spent))
+    }
+}
+
+impl<S: Store> EgressLog<S> {
+    pub(super) fn over(path: &Path, store: S, length: u64, spent: HashMap<JobId, u64>) -> Self {
+        Self {
             path: path.to_path_buf(),
-            file,
+            store,
+            length,
+            broken: None,
             spent,
-        })
+        }
     }
 
-    /// Appends and syncs.
+    /// Appends and syncs. What a failed attempt has left of a line is cut off again; if that fails too, nothing more is written, as
+    /// the next line would be appended to a torn one.
     pub(super) fn write(&mut self, entry: &Entry) -> Result<(), EgressError> {
-        let written = (|| -> io::Result<()> {
-            let mut line = serde_json::to_vec(entry)?;
-            line.push(b'\n');
-            self.file.write_all(&line)?;
-            self.file.sync_data()
-        })();
-        written.map_err(|source| EgressError::Io {
-            path: self.path.clone(),
-            source,
-        })?;
+        if let Some(reason) = &self.broken {
+            return Err(EgressError::Broken {
+                path: self.path.clone(),
+                reason: reason.clone(),
+            });
+        }
+        let mut line = serde_json::to_vec(entry).map_err(|error| self.io(error.into()))?;
+        line.push(b'\n');
+        if let Err(source) = self.store.append(&line) {
+            if let Err(error) = self.store.cut(self.length) {
+                tracing::error!(path = %self.path.display(), %error, "a torn line of the egress log cannot be cut off; nothing leaves until the daemon is started anew");
+                self.broken = Some(source.to_string());
+            }
+            return Err(self.io(source));
+        }
+        self.length += line.len() as u64;
         add(&mut self.spent, entry);
         Ok(())
     }
 
-    /// Payload bytes logged for a job.
+    /// Bytes logged for a job, of payloads and reports.
     pub(super) fn spent(&self, job: &JobId) -> u64 {
         self.spent.get(job).copied().unwrap_or(0)
     }
+
+    #[cfg(test)]
+    pub(super) fn store_mut(&mut self) -> &mut S {
+        &mut self.store
+    }
+
+    fn io(&self, source: io::Error) -> EgressError {
+        EgressError::Io {
+            path: self.path.clone(),
+            source,
+        }
+    }
+}
+
+/// What is in a log.
+struct Lines {
+    /// Bytes up to the end of the last whole line.
+    whole: u64,
+    spent: HashMap<JobId, u64>,
+}
+
+/// Reads all lines. The last one is torn if its end is missing or it is no JSON (as after a power cut, when a file has got its length but
+/// not all its bytes); anything strange before it, or whole JSON of another kind, is not of this gate's making.
+fn read(path: &Path, file: &File) -> Result<Lines, EgressError> {
+    let io = |source| EgressError::Io {
+        path: path.to_path_buf(),
+        source,
+    };
+    let mut lines = Lines {
+        whole: 0,
+        spent: HashMap::new(),
+    };
+    let mut reader = BufReader::new(file);
+    let mut text = Vec::new();
+    for line in 1.. {
+        text.clear();
+        let bytes = reader.read_until(b'\n', &mut text).map_err(io)?;
+        if text.last() != Some(&b'\n') {
+            break;
+        }
+        match serde_json::from_slice::<Entry>(&text) {
+            Ok(entry) => add(&mut lines.spent, &entry),
+            Err(error) => {
+                let last = reader.fill_buf().map_err(io)?.is_empty();
+                if last && !error.is_data() {
+                    break;
+                }
+                return Err(EgressError::Log {
+                    path: path.to_path_buf(),
+                    line,
+                    reason: error.to_string(),
+                });
+            }
+        }
+        lines.whole += bytes as u64;
+    }
+    Ok(lines)
 }
 
 fn add(spent: &mut HashMap<JobId, u64>, entry: &Entry) {
-    if let What::Contribution { bytes, .. } = entry.what {
-        let total = spent.entry(entry.job.clone()).or_default();
-        *total = total.saturating_add(bytes);
-    }
+    let bytes = match entry.what {
+        What::Contribution { bytes, .. } | What::Metrics { bytes, .. } => bytes,
+        What::Claim { .. } | What::Announcement { .. } | What::Decline { .. } => return,
+    };
+    let total = spent.entry(entry.job.clone()).or_default();
+    *total = total.saturating_add(bytes);
 }

@@ -10,6 +10,9 @@ use concord_learning::adapter::{Adapter, Global, GlobalBase};
 
 use super::*;
 
+mod log_file;
+mod outlet;
+
 const NO_LIMITS: GateLimits = GateLimits {
     bytes_per_job: u64::MAX,
     max_update_norm: None,
@@ -300,6 +303,10 @@ fn a_report_lets_named_finite_numbers_out_and_nothing_else() {
     assert!(report(vec![]).is_err());
     assert!(report(vec![("accuracy", f64::NAN)]).is_err());
     assert!(report(vec![("Dear patient, ", 1.0)]).is_err());
+    assert!(
+        report(vec![("accuracy", 0.5), ("patient_4711", 1.0)]).is_err(),
+        "well shaped, but no known metric"
+    );
     assert!(log_lines(folder.path()).is_empty());
     let cleared = report(vec![("accuracy", 0.5)]).unwrap();
     assert_eq!(cleared.report().silo.as_str(), "clinic-a");
@@ -309,28 +316,66 @@ fn a_report_lets_named_finite_numbers_out_and_nothing_else() {
 }
 
 #[test]
-fn a_decline_is_logged_and_cut_to_the_protocols_length() {
-    let folder = tempfile::tempdir().unwrap();
-    let gate = gate(folder.path(), NO_LIMITS);
-    let refusal = Refusal::new(ErrorCode::UnknownTask, "é".repeat(400));
-    let decline = gate.decline(&"job-1".parse().unwrap(), &refusal).unwrap();
-    assert!(decline.sentence().len() <= MAX_SENTENCE_BYTES);
-    assert_eq!(log_lines(folder.path())[0]["code"], "UNKNOWN_TASK");
+fn every_known_metric_has_a_name_that_the_protocol_takes() {
+    for name in concord_common::wire::METRIC_NAMES {
+        assert!(concord_common::wire::is_metric_name(name), "{name}");
+    }
 }
 
 #[test]
-fn a_torn_last_line_is_cut_off_and_a_strange_line_is_refused() {
+fn reports_count_towards_the_byte_budget_each_time_they_are_sent() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("egress.jsonl");
-    let first = gate(folder.path(), NO_LIMITS);
-    let cleared = first.pass(&assignment(), update(2), 10).unwrap();
-    first.depart(&cleared, 0).unwrap();
-    let whole = fs::read(&path).unwrap();
-    fs::write(&path, [&whole[..], &whole[..20]].concat()).unwrap();
-    gate(folder.path(), NO_LIMITS).depart(&cleared, 0).unwrap();
-    assert_eq!(log_lines(folder.path()).len(), 2);
+    let limits = GateLimits {
+        bytes_per_job: 40,
+        ..NO_LIMITS
+    };
+    let job: JobId = "job-1".parse().unwrap();
+    let report = |gate: &EgressGate| {
+        let metrics = BTreeMap::from([("accuracy".to_owned(), 0.5)]);
+        gate.report(&job, RoundNumber(1), MetricPoint::AfterTraining, metrics)
+    };
+    let first = gate(folder.path(), limits);
+    let cleared = report(&first).unwrap();
+    assert_eq!(first.spent(&job), 16, "8 letters and a number");
+    first.send_report(&cleared).unwrap();
+    assert_eq!(first.spent(&job), 16, "the first attempt is in the log");
+    first.send_report(&cleared).unwrap();
+    assert_eq!(first.spent(&job), 32);
+    assert!(matches!(
+        first.send_report(&cleared).unwrap_err(),
+        EgressError::Report(reason) if reason.contains("egress.max_bytes_per_job")
+    ));
+    drop(first);
+    let second = gate(folder.path(), limits);
+    assert_eq!(second.spent(&job), 32);
+    assert!(matches!(
+        report(&second).unwrap_err(),
+        EgressError::Report(_)
+    ));
+    let lines = log_lines(folder.path());
+    assert_eq!(lines.len(), 2, "what is held back is not logged as sent");
+    assert_eq!(lines[0].get("attempt"), None);
+    assert_eq!(
+        (&lines[1]["attempt"], &lines[1]["bytes"]),
+        (&2.into(), &16.into())
+    );
+}
 
-    fs::write(&path, [b"hello\n", &whole[..]].concat()).unwrap();
-    let error = EgressLog::open(&path).unwrap_err();
-    assert!(matches!(error, EgressError::Log { line: 1, .. }), "{error}");
+#[test]
+fn a_decline_is_one_line_of_the_protocols_length_and_logged() {
+    let folder = tempfile::tempdir().unwrap();
+    let gate = gate(folder.path(), NO_LIMITS);
+    let job = "job-1".parse().unwrap();
+    let refusal = Refusal::new(ErrorCode::UnknownTask, "é".repeat(400));
+    let decline = gate.decline(&job, &refusal).unwrap();
+    assert_eq!(decline.sentence().len(), MAX_SENTENCE_BYTES);
+    let refusal = Refusal::new(
+        ErrorCode::UnknownTask,
+        "no task `a\nb\u{1b}[31m\u{85}c`".to_owned(),
+    );
+    let decline = gate.decline(&job, &refusal).unwrap();
+    assert_eq!(decline.sentence(), "no task `a b [31m c`");
+    let lines = log_lines(folder.path());
+    assert_eq!(lines[0]["code"], "UNKNOWN_TASK");
+    assert_eq!(lines[1]["sentence"], decline.sentence());
 }

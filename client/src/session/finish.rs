@@ -1,9 +1,22 @@
 //! The end of a job in a silo: the last evaluation, the test rows, and the model that is kept.
 
-use super::{
-    Arc, BTreeMap, BestModel, CallError, Coordinator, Evaluation, Header, JobSpec, JobState,
-    MetricPoint, Notice, Record, RoundNumber, Session, SessionError, Split, TrainingSpec, blocking,
-    fetch, numbers,
+use std::collections::BTreeMap;
+
+use concord_common::{
+    JobId, RoundNumber,
+    adapter::AdapterVersion,
+    job::{JobSpec, TrainingSpec},
+    round::job::JobState,
+    wire::MetricPoint,
+};
+use concord_learning::{data::Split, metric::Evaluation};
+
+use super::{Session, SessionError, Taken, blocking, report::numbers};
+use crate::{
+    bench::BestModel,
+    coordinator::{CallError, Coordinator, Notice},
+    transfer::fetch,
+    vault::{Header, Record},
 };
 
 /// What a silo has at the end of a job.
@@ -21,21 +34,47 @@ pub struct Finished {
 
 impl<C: Coordinator> Session<C> {
     /// Whether the end of this job is still to be worked on here.
-    ///
-    /// # Errors
-    /// If the vault cannot be read.
-    pub fn wants_finish(&self, notice: &Notice) -> Result<bool, SessionError> {
-        Ok(notice.state.is_over()
-            && self.vault.file(&notice.job, Record::State).exists()
-            && self.vault.read(&notice.job, Record::Model)?.is_none())
+    pub fn wants_finish(&self, notice: &Notice) -> bool {
+        notice.state.is_over() && self.vault.file(&notice.job, Record::State).exists()
     }
 
-    /// Ends an ended job: evaluates with the final adapter, tests the best and the last model, reports, and saves the best one
-    /// for use. `None` if this silo has trained nothing in it.
+    /// Ends an ended job: evaluates with the final adapter, tests the best and the last model, reports, saves the best one for use,
+    /// and lets go of the rest. `None` if there is nothing to save: this silo has trained nothing in it, the job ended before a
+    /// first model could be evaluated, or an earlier life of the daemon has saved the model.
     ///
     /// # Errors
-    /// [`SessionError`]; the end can be worked on again.
+    /// [`SessionError`]; the end can be worked on again. Nothing of the job stays in memory.
     pub async fn finish(&self, notice: &Notice) -> Result<Option<Finished>, SessionError> {
+        let outcome = self.end(notice).await;
+        self.board.work(None);
+        match outcome {
+            Ok(finished) => {
+                self.clear(&notice.job).await?;
+                Ok(finished)
+            }
+            Err(error) => {
+                self.bench.close(&self.key(&notice.job)).await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Lets go of all of an ended job but its model.
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub async fn clear(&self, job: &JobId) -> Result<(), SessionError> {
+        self.forget(job).await?;
+        let (vault, ended) = (self.vault.clone(), job.clone());
+        Ok(blocking(move || vault.remove(&ended, Record::State)).await??)
+    }
+
+    async fn end(&self, notice: &Notice) -> Result<Option<Finished>, SessionError> {
+        let (vault, job) = (self.vault.clone(), notice.job.clone());
+        let saved = blocking(move || vault.read(&job, Record::Model)).await??;
+        if saved.is_some() {
+            return Ok(None);
+        }
         let (vault, job) = (self.vault.clone(), notice.job.clone());
         let Some((header, _)) = blocking(move || vault.read(&job, Record::State)).await?? else {
             return Ok(None);
@@ -44,9 +83,7 @@ impl<C: Coordinator> Session<C> {
             .map_err(|refusal| SessionError::Call(CallError::protocol(&refusal)))?;
         let last = RoundNumber(header.round.0.max(1));
         self.doing(&notice.job, last, &spec, "testing");
-        let outcome = self.test(notice, &header, &spec).await;
-        self.board.work(None);
-        outcome
+        self.test(notice, &header, &spec).await
     }
 
     async fn test(
@@ -57,36 +94,14 @@ impl<C: Coordinator> Session<C> {
     ) -> Result<Option<Finished>, SessionError> {
         let job = &notice.job;
         let taken = self.take_up(job, spec, &header.spec_toml).await?;
-        let round = notice.round.unwrap_or(header.round);
-        let mut last_test = None;
-        if notice.state == JobState::Succeeded
-            && let Some(version) = notice.base
-        {
-            let layout = spec
-                .adapter_shape()
-                .layout()
-                .map_err(|refusal| SessionError::Call(CallError::protocol(&refusal)))?;
-            let published = fetch(
-                self.coordinator.as_ref(),
-                &self.downloads,
-                job,
-                version,
-                &layout,
-                self.pace,
-                &self.stop,
-            )
-            .await?;
-            self.after_aggregation(&taken, round, published.clone(), &self.stop)
-                .await?;
-            let evaluation = self
-                .bench
-                .evaluate(&taken.key, published, Split::Test)
-                .await?;
-            self.report_evaluation(job, round, MetricPoint::LastTest, &evaluation, &self.stop)
-                .await?;
-            last_test = Some(evaluation);
-        }
+        let last_test = match notice.base {
+            Some(version) if notice.state == JobState::Succeeded => {
+                self.test_last(notice, version, &taken, spec).await?
+            }
+            _ => None,
+        };
         let Some(best) = self.bench.best(&taken.key).await? else {
+            tracing::info!(job.id = %job, "the job ended before there was a model to keep");
             return Ok(None);
         };
         let mut tested = numbers(&best.test);
@@ -95,6 +110,7 @@ impl<C: Coordinator> Session<C> {
         if let Some(majority) = facts.majority {
             tested.insert("majority".to_owned(), majority);
         }
+        let round = notice.round.unwrap_or(header.round);
         self.report(job, round, MetricPoint::FinalTest, tested, &self.stop)
             .await?;
         let header = Header {
@@ -109,13 +125,6 @@ impl<C: Coordinator> Session<C> {
             spec_toml: taken.spec_toml.clone(),
         };
         self.save(header, best.bytes.clone()).await?;
-        let (vault, gate, ended) = (self.vault.clone(), Arc::clone(&self.gate), job.clone());
-        blocking(move || -> Result<(), SessionError> {
-            gate.done(&ended).map_err(SessionError::Egress)?;
-            Ok(vault.remove(&ended, Record::State)?)
-        })
-        .await??;
-        self.bench.close(&taken.key).await?;
         tracing::info!(job.id = %job, best_round = best.round, "the job's model is in the vault");
         Ok(Some(Finished {
             best,
@@ -123,5 +132,51 @@ impl<C: Coordinator> Session<C> {
             examples: facts.examples,
             majority: facts.majority,
         }))
+    }
+
+    /// Evaluates with what the last round has published. `None` if the server does not have it any more.
+    async fn test_last(
+        &self,
+        notice: &Notice,
+        version: AdapterVersion,
+        taken: &Taken,
+        spec: &TrainingSpec,
+    ) -> Result<Option<Evaluation>, SessionError> {
+        let (job, round) = (
+            &notice.job,
+            notice.round.unwrap_or(RoundNumber(taken.trained)),
+        );
+        let layout = spec
+            .adapter_shape()
+            .layout()
+            .map_err(|refusal| SessionError::Call(CallError::protocol(&refusal)))?;
+        let fetched = fetch(
+            self.coordinator.as_ref(),
+            &self.downloads,
+            job,
+            version,
+            &layout,
+            self.pace,
+            &self.stop,
+        )
+        .await
+        .map_err(SessionError::from);
+        let published = match fetched {
+            Ok(published) => published,
+            Err(SessionError::Call(CallError::Refused(refusal))) => {
+                tracing::warn!(%refusal, job.id = %job, "the job's last adapter is not to be had; the model is chosen without it");
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        self.after_aggregation(taken, round, published.clone(), &self.stop)
+            .await?;
+        let evaluation = self
+            .bench
+            .evaluate(&taken.key, published, Split::Test)
+            .await?;
+        self.report_evaluation(job, round, MetricPoint::LastTest, &evaluation, &self.stop)
+            .await?;
+        Ok(Some(evaluation))
     }
 }

@@ -110,6 +110,7 @@ impl SimulatedSilos {
         }
         let mut file: SilosFile = config::load(Some(path), Vec::new())?;
         let folder = path.parent().unwrap_or(Path::new(""));
+        file.torch.check()?;
         let tasks = file.silos.iter_mut().map(|silo| &mut silo.task);
         settle_data(folder, &mut file.cache, &mut file.backbones, tasks)?;
         let mut silos = Self {

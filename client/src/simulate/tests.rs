@@ -1,5 +1,7 @@
 use std::fs;
 
+use concord_common::{job::AlgorithmSpec, round::job::JobState};
+
 use super::*;
 use crate::testing::{silo, spec, tiny_backbone, write_toy_task};
 
@@ -133,19 +135,63 @@ async fn local_exchanges_nothing() {
     );
 }
 
+/// The toy job for these silos.
+fn job_for(silos: &str) -> String {
+    let with = format!("task = \"toy\"\nsilos = {silos}");
+    spec("fedavg", 1, "").replace("task = \"toy\"", &with)
+}
+
 #[tokio::test]
-async fn a_job_for_some_of_the_silos_runs_with_those() {
-    let chosen = spec("fedavg", 1, "").replace(
-        "task = \"toy\"",
-        "task = \"toy\"\nsilos = [\"north\", \"south\", \"west\"]",
-    );
-    let report = run(&plan(&chosen)).await;
+async fn a_job_for_some_of_the_silos_runs_with_those_and_says_who_is_left_out() {
+    let report = run(&plan(&job_for("[\"north\", \"south\"]"))).await;
     let names: Vec<&str> = report
         .silos
         .iter()
         .map(|silo| silo.silo_id.as_str())
         .collect();
     assert_eq!(names, ["north", "south"]);
+    assert_eq!(report.left_out, [silo("east")]);
+}
+
+#[tokio::test]
+async fn silos_that_the_job_names_and_that_are_not_here_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let simulator = Simulator::start(
+        silos(folder.path()),
+        folder.path(),
+        CancellationToken::new(),
+    )
+    .unwrap();
+    let job = job_for("[\"west\", \"north\", \"alps\"]");
+    let error = simulator.run(&plan(&job), 1, |_| {}).await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the job names silos that are not here: alps, west; there are east, north, south; \
+         give data for them, or take them out of the job's `silos`"
+    );
+}
+
+#[tokio::test]
+async fn no_algorithm_reports_a_number_that_the_gate_does_not_know() {
+    for algorithm in [
+        "local", "fedavg", "fedprox", "moon", "ditto", "fedrep", "fedmcp",
+    ] {
+        let changed = Plan {
+            algorithm: Some(algorithm.to_owned()),
+            ..plan(&spec("fedmcp", 2, ""))
+        };
+        let report = run(&changed).await;
+        let points: Vec<&str> = report
+            .metrics
+            .iter()
+            .filter(|entry| entry.silo_id.as_str() == "north")
+            .map(|entry| entry.point)
+            .collect();
+        for point in concord_common::wire::MetricPoint::ALL {
+            // One that the gate has held back is missing.
+            assert!(points.contains(&point.as_str()), "{algorithm}: {point:?}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -232,6 +278,13 @@ fn silos_are_read_from_a_file_with_paths_of_its_folder() {
             .unwrap_err()
             .to_string()
             .contains("listed twice")
+    );
+    fs::write(&path, SILOS.replace("threads = 2", "threads = 0")).unwrap();
+    assert!(
+        SimulatedSilos::read(&path)
+            .unwrap_err()
+            .to_string()
+            .contains("torch.threads")
     );
     fs::write(&path, SILOS.replace("threads", "thread")).unwrap();
     assert!(

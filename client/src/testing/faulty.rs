@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    fmt,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -54,10 +55,32 @@ pub(crate) enum Fault {
     Refused(ErrorCode),
     /// The download carries other bytes, well wrapped.
     OtherBytes,
-    /// The receipt is signed by somebody else.
+    /// The receipt is signed by somebody else, or the server's facts name another key.
     Forged,
     /// The daemon is told to stop, and the call does not happen.
     Stop(CancellationToken),
+    /// The server acts on it, and the daemon is told to stop before it hears of that.
+    StopAfter(CancellationToken),
+    /// The server acts on it and never answers.
+    Silence,
+    /// Something happens in the silo first; the call itself goes well.
+    First(Deed),
+}
+
+/// What happens in the silo before a call.
+#[derive(Clone)]
+pub(crate) struct Deed(Arc<dyn Fn() + Send + Sync>);
+
+impl Deed {
+    pub(crate) fn new(act: impl Fn() + Send + Sync + 'static) -> Self {
+        Self(Arc::new(act))
+    }
+}
+
+impl fmt::Debug for Deed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Deed")
+    }
 }
 
 /// Passes calls on, except for the planned faults, which each hit one call.
@@ -109,13 +132,20 @@ impl Faulty {
         plan.remove(place).map(|(_, fault)| fault)
     }
 
-    /// Carries a fault out around an ordinary call.
     async fn around<T>(
         &self,
         call: Call,
         act: impl Future<Output = Result<T, CallError>>,
     ) -> Result<T, CallError> {
-        match self.fault(call) {
+        Self::carried_out(self.fault(call), act).await
+    }
+
+    /// Carries a fault out around an ordinary call.
+    async fn carried_out<T>(
+        fault: Option<Fault>,
+        act: impl Future<Output = Result<T, CallError>>,
+    ) -> Result<T, CallError> {
+        match fault {
             None => act.await,
             Some(Fault::LostAnswer) => {
                 act.await?;
@@ -128,9 +158,26 @@ impl Faulty {
                 token.cancel();
                 Err(unreachable())
             }
+            Some(Fault::StopAfter(token)) => {
+                act.await?;
+                token.cancel();
+                Err(unreachable())
+            }
+            Some(Fault::Silence) => {
+                act.await?;
+                std::future::pending().await
+            }
+            Some(Fault::First(deed)) => {
+                deed.0();
+                act.await
+            }
             Some(_) => Err(unreachable()),
         }
     }
+}
+
+fn other_signer() -> ReceiptSigner {
+    ReceiptSigner::from_pkcs8(&ReceiptSigner::generate_pkcs8().unwrap()).unwrap()
 }
 
 fn unreachable() -> CallError {
@@ -142,7 +189,14 @@ fn unreachable() -> CallError {
 
 impl Coordinator for Faulty {
     async fn info(&self) -> Result<ServerInfo, CallError> {
-        self.around(Call::Info, self.inner.info()).await
+        let act = self.inner.info();
+        match self.fault(Call::Info) {
+            Some(Fault::Forged) => Ok(ServerInfo {
+                receipt_key: other_signer().public_key().to_vec(),
+                ..act.await?
+            }),
+            fault => Self::carried_out(fault, act).await,
+        }
     }
 
     async fn watch(&self) -> Result<Notices, CallError> {
@@ -177,8 +231,12 @@ impl Coordinator for Faulty {
         offset: u64,
     ) -> Result<Chunks, CallError> {
         let fault = self.fault(Call::Download);
-        if matches!(fault, Some(Fault::Unreachable)) {
-            return Err(unreachable());
+        match fault {
+            Some(Fault::Unreachable) => return Err(unreachable()),
+            Some(Fault::Refused(code)) => {
+                return Err(CallError::from_refusal(Refusal::new(code, "planned")));
+            }
+            _ => {}
         }
         let chunks = self.inner.download(job, version, offset).await?;
         Ok(match fault {
@@ -206,29 +264,15 @@ impl Coordinator for Faulty {
         departure: &Departure,
         upload_id: &[u8],
     ) -> Result<SignedReceipt, CallError> {
-        match self.fault(Call::Upload) {
-            None => self.inner.upload(departure, upload_id).await,
+        let fault = self.fault(Call::Upload);
+        let act = self.inner.upload(departure, upload_id);
+        match fault {
             Some(Fault::Cut(count)) => {
                 self.inner.send_chunks(departure, upload_id, count)?;
                 Err(unreachable())
             }
-            Some(Fault::LostAnswer) => {
-                self.inner.upload(departure, upload_id).await?;
-                Err(unreachable())
-            }
-            Some(Fault::Refused(code)) => {
-                Err(CallError::from_refusal(Refusal::new(code, "planned")))
-            }
-            Some(Fault::Forged) => {
-                let receipt = self.inner.upload(departure, upload_id).await?.receipt;
-                let key = ReceiptSigner::generate_pkcs8().unwrap();
-                Ok(ReceiptSigner::from_pkcs8(&key).unwrap().sign(receipt))
-            }
-            Some(Fault::Stop(token)) => {
-                token.cancel();
-                Err(unreachable())
-            }
-            Some(_) => Err(unreachable()),
+            Some(Fault::Forged) => Ok(other_signer().sign(act.await?.receipt)),
+            fault => Self::carried_out(fault, act).await,
         }
     }
 

@@ -170,6 +170,9 @@ fn measure(arguments: &Arguments) -> Result<String, LearningError> {
         }
     };
     let data = read_rows(arguments)?;
+    let padded_tokens = equal
+        .then(|| padded_tokens(&tokenizer, &data, arguments.number("batch-size")))
+        .transpose()?;
     let silo: SiloId = "bench"
         .parse()
         .map_err(|error| LearningError::Config(format!("{error}")))?;
@@ -216,12 +219,14 @@ fn measure(arguments: &Arguments) -> Result<String, LearningError> {
     let rows = data.train.len() as f64;
     let stats = trainer.cache_stats();
     Ok(format!(
-        "{{\"work\": \"{}\", \"rows\": {rows}, \"steps\": {steps}, \"layers\": {:?}, \"threads\": {}, \"seconds_per_epoch\": {best:.4}, \
+        "{{\"work\": \"{}\", \"rows\": {rows}, \"steps\": {steps}, \"layers\": {:?}, \"threads\": {}, \"padded_tokens\": {}, \
+         \"seconds_per_epoch\": {best:.4}, \
          \"first_epoch_seconds\": {:.4}, \"milliseconds_per_step\": {:.3}, \"examples_per_second\": {:.2}, \"cache_mb\": {:.1}, \
          \"first_and_last_loss\": [{:.4}, {:.4}], \"peak_rss_mb\": {}}}",
         arguments.text("work"),
         spec.adapter_layers(),
         arguments.text("threads"),
+        padded_tokens.map_or("null".to_owned(), |tokens| tokens.to_string()),
         seconds[0],
         1000.0 * best / steps as f64,
         rows / best,
@@ -230,6 +235,24 @@ fn measure(arguments: &Arguments) -> Result<String, LearningError> {
         losses.last().copied().unwrap_or(f64::NAN),
         peak_rss_mb().map_or("null".to_owned(), |mb| format!("{mb:.1}")),
     ))
+}
+
+/// Tokens of an epoch of consecutive rows, padding counted: equal work means as many as in Python.
+fn padded_tokens(
+    tokenizer: &TextTokenizer,
+    data: &TaskData,
+    batch_size: usize,
+) -> Result<usize, LearningError> {
+    let texts: Vec<(&str, Option<&str>)> = data
+        .train
+        .iter()
+        .map(|row| (row.text.as_str(), row.pair.as_deref()))
+        .collect();
+    let encoded = tokenizer.encode_all(&texts)?;
+    Ok(encoded
+        .chunks(batch_size)
+        .map(|batch| batch.len() * batch.iter().map(|row| row.ids.len()).max().unwrap_or(0))
+        .sum())
 }
 
 /// The adapter that results from this silo's update alone.

@@ -15,6 +15,7 @@ use std::{ops::Range, path::Path};
 use concord_common::digest::Digest;
 use tch::{Kind, Tensor};
 
+pub(crate) use self::layer::add_dense;
 pub use self::{
     config::{BackboneConfig, Family},
     files::BackboneFiles,
@@ -46,6 +47,22 @@ pub trait LayerHook {
     /// # Errors
     /// Whatever the hook finds wrong; it ends the forward pass.
     fn after_ffn(&mut self, layer: usize, h: Tensor) -> Result<Tensor, LearningError>;
+
+    /// Adds what [`LayerHook::after_ffn`] gives to `sum` in place, both as matrices `[n·t, d]`. A hook whose last operation is a product can add
+    /// it up there, which saves a tensor of this size in every layer.
+    ///
+    /// # Errors
+    /// As [`LayerHook::after_ffn`].
+    fn add_after_ffn(
+        &mut self,
+        layer: usize,
+        h: Tensor,
+        sum: &mut Tensor,
+    ) -> Result<(), LearningError> {
+        let adapted = self.after_ffn(layer, h)?;
+        let _ = sum.f_add_(&flat(&adapted)?)?;
+        Ok(())
+    }
 }
 
 /// The plain backbone.
@@ -166,7 +183,7 @@ impl Backbone {
     /// [`LearningError::Config`] if there are no such layers, [`LearningError::Data`] if a row of the mask is empty, and the hook's.
     pub fn run_layers(
         &self,
-        hidden: Tensor,
+        hidden: &Tensor,
         mask: &Tensor,
         layers: Range<usize>,
         hook: &mut dyn LayerHook,
@@ -175,7 +192,10 @@ impl Backbone {
             return Err(self.no_such_layer(layers.end - 1));
         }
         let mask = AttentionMask::new(mask, self.kind())?;
-        self.run_masked(hidden, &mask, layers, hook)
+        let shape = hidden.size3()?;
+        // The layers write over what they are given.
+        let hidden = copied(&flat(hidden)?)?;
+        unflat(&self.run_masked(hidden, shape, &mask, layers, hook)?, shape)
     }
 
     /// The whole encoder: [`Backbone::embed`] and all layers.
@@ -188,7 +208,7 @@ impl Backbone {
         hook: &mut dyn LayerHook,
     ) -> Result<Tensor, LearningError> {
         let hidden = self.embed(batch)?;
-        self.run_layers(hidden, &batch.mask, 0..self.layers.len(), hook)
+        self.run_layers(&hidden, &batch.mask, 0..self.layers.len(), hook)
     }
 
     /// Computes all that lies below the first adapter, without gradients. Continue with [`Backbone::run_from_prefix`].
@@ -207,12 +227,14 @@ impl Backbone {
         let _frozen = tch::no_grad_guard();
         let hidden = self.embed(batch)?;
         let mask = AttentionMask::new(&batch.mask, self.kind())?;
-        let hidden = self.run_masked(hidden, &mask, 0..first_adapter_layer, &mut NoHook)?;
-        let residual = layer.attend(&hidden, &mask)?;
+        let shape = hidden.size3()?;
+        let hidden = flat(&hidden)?;
+        let hidden = self.run_masked(hidden, shape, &mask, 0..first_adapter_layer, &mut NoHook)?;
+        let residual = layer.attend(hidden, rows_and_tokens(shape), &mask)?;
         Ok(Prefix {
             layer: first_adapter_layer,
-            ffn_out: layer.feed_forward(&residual)?,
-            residual,
+            ffn_out: unflat(&layer.feed_forward(&residual)?, shape)?,
+            residual: unflat(&residual, shape)?,
         })
     }
 
@@ -232,24 +254,30 @@ impl Backbone {
             .get(prefix.layer)
             .ok_or_else(|| self.no_such_layer(prefix.layer))?;
         let mask = AttentionMask::new(mask, self.kind())?;
-        let adapted = hook.after_ffn(prefix.layer, prefix.ffn_out.shallow_clone())?;
-        let hidden = layer.close(&adapted, &prefix.residual)?;
-        self.run_masked(hidden, &mask, prefix.layer + 1..self.layers.len(), hook)
+        let shape = prefix.residual.size3()?;
+        // The prefix may stand in a cache: the sum is made in a copy.
+        let mut sum = copied(&flat(&prefix.residual)?)?;
+        hook.add_after_ffn(prefix.layer, prefix.ffn_out.shallow_clone(), &mut sum)?;
+        let hidden = layer.close(&sum)?;
+        let layers = prefix.layer + 1..self.layers.len();
+        unflat(&self.run_masked(hidden, shape, &mask, layers, hook)?, shape)
     }
 
+    /// `hidden` is `[n·t, d]`, as the result, and is written over; `shape` is (n, t, d).
     fn run_masked(
         &self,
         mut hidden: Tensor,
+        shape: Shape,
         mask: &AttentionMask,
         layers: Range<usize>,
         hook: &mut dyn LayerHook,
     ) -> Result<Tensor, LearningError> {
         for index in layers {
             let layer = &self.layers[index];
-            let residual = layer.attend(&hidden, mask)?;
-            let ffn_out = layer.feed_forward(&residual)?;
-            let adapted = hook.after_ffn(index, ffn_out)?;
-            hidden = layer.close(&adapted, &residual)?;
+            let mut sum = layer.attend(hidden, rows_and_tokens(shape), mask)?;
+            let ffn_out = layer.feed_forward(&sum)?;
+            hook.add_after_ffn(index, unflat(&ffn_out, shape)?, &mut sum)?;
+            hidden = layer.close(&sum)?;
         }
         Ok(hidden)
     }
@@ -260,6 +288,31 @@ impl Backbone {
             self.layers.len()
         ))
     }
+}
+
+/// (n, t, d)
+type Shape = (i64, i64, i64);
+
+fn rows_and_tokens((n, t, _): Shape) -> (i64, i64) {
+    (n, t)
+}
+
+/// `[n, t, d]` as `[n·t, d]`.
+fn flat(hidden: &Tensor) -> Result<Tensor, LearningError> {
+    let (_, _, d) = hidden.size3()?;
+    Ok(hidden.f_reshape([-1, d])?)
+}
+
+/// A copy, through which gradients flow.
+fn copied(x: &Tensor) -> Result<Tensor, LearningError> {
+    let mut copy = x.f_empty_like()?;
+    copy.f_copy_(x)?;
+    Ok(copy)
+}
+
+/// `[n·t, d]` as `[n, t, d]`.
+fn unflat(hidden: &Tensor, (n, t, d): Shape) -> Result<Tensor, LearningError> {
+    Ok(hidden.f_view([n, t, d])?)
 }
 
 #[cfg(test)]

@@ -62,11 +62,11 @@ pub struct CacheSettings {
 }
 
 impl Default for CacheSettings {
-    /// 256 MiB of memory, no disk.
+    /// 96 MiB of memory, no disk.
     fn default() -> Self {
         Self {
             mode: CacheMode::On,
-            memory_bytes: 256 << 20,
+            memory_bytes: 96 << 20,
             disk: None,
         }
     }

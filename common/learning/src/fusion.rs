@@ -22,7 +22,7 @@ use tch::Tensor;
 
 use crate::{
     adapter::{Adapter, Bottleneck, Global, Sharing},
-    backbone::LayerHook,
+    backbone::{LayerHook, add_dense},
     error::LearningError,
     head::token_mean,
 };
@@ -177,6 +177,27 @@ pub(crate) struct LayerViews {
     pub(crate) received: Tensor,
 }
 
+impl LayerViews {
+    /// Puts the views of a batch's pieces together, layer by layer; all pieces have the same layers.
+    pub(crate) fn of_all_rows(pieces: &[Vec<Self>]) -> Result<Vec<Self>, LearningError> {
+        let layers = pieces.first().map_or(0, Vec::len);
+        (0..layers)
+            .map(|layer| {
+                let all = |view: fn(&Self) -> &Tensor| {
+                    let parts: Vec<&Tensor> =
+                        pieces.iter().map(|piece| view(&piece[layer])).collect();
+                    Tensor::f_cat(&parts, 0)
+                };
+                Ok(Self {
+                    global: all(|view| &view.global)?,
+                    private: all(|view| &view.private)?,
+                    received: all(|view| &view.received)?,
+                })
+            })
+            .collect()
+    }
+}
+
 /// What is needed to take the views.
 #[derive(Debug)]
 struct Watch<'a> {
@@ -259,15 +280,31 @@ impl Watch<'_> {
 
 impl LayerHook for Fusion<'_> {
     fn after_ffn(&mut self, layer: usize, h: Tensor) -> Result<Tensor, LearningError> {
+        let (_, _, d) = h.size3()?;
+        let mut sum = h.f_reshape([-1, d])?.f_zeros_like()?;
+        let shape = h.size();
+        self.add_after_ffn(layer, h, &mut sum)?;
+        Ok(sum.f_view(shape.as_slice())?)
+    }
+
+    fn add_after_ffn(
+        &mut self,
+        layer: usize,
+        h: Tensor,
+        sum: &mut Tensor,
+    ) -> Result<(), LearningError> {
+        let (_, _, d) = h.size3()?;
+        let _ = sum.f_add_(&h.f_reshape([-1, d])?)?;
         let Some(index) = self.stacks.iter().position(|stack| stack.layer == layer) else {
-            return Ok(h);
+            return Ok(());
         };
         let stack = &self.stacks[index];
         let inner = stack.inner(&h)?;
         if let Some(watch) = &mut self.watch {
             watch.look(index, &h, &inner)?;
         }
-        let added = inner.f_linear(&stack.up_weight, Some(&stack.up_bias))?;
-        Ok(h.f_add(&added)?)
+        let (_, _, r) = inner.size3()?;
+        let inner = inner.f_reshape([-1, r])?;
+        add_dense(sum, &inner, &stack.up_weight, &stack.up_bias)
     }
 }

@@ -1,4 +1,10 @@
 //! A model as it runs: adapters fused, a head on top. Training and use go through the same fusion.
+//!
+//! Above the prefix a batch runs in pieces of a few rows ([`represent`]), of which only the pooled vectors are put together again. Rows do not
+//! see each other inside the backbone, so nothing changes but the last bits (libtorch's kernels block differently at other shapes), and what a
+//! step holds for a moment only (the feed-forward network's inner values, gradients of attention) is a piece's instead of the batch's. It also
+//! keeps the blocks small that come and go between those that the gradients need: glibc leaves a gap of almost its size for each of them.
+//! `docs/benchmarks.md` has the figures.
 
 use std::collections::BTreeMap;
 
@@ -6,11 +12,12 @@ use concord_common::job::Pool;
 use tch::{Kind, Tensor};
 
 use crate::{
+    adapter::{Adapter, Global},
     backbone::Backbone,
     batch::evaluation_batches,
     data::{Problem, Split, Targets},
     error::LearningError,
-    fusion::{Fusion, Stacked},
+    fusion::{Fusion, LayerViews, Parts, Stacked},
     head::{Linear, pooled},
     metric::{Confusion, Evaluation, spearman},
     task::{Inputs, PreparedTask, TargetScale},
@@ -18,6 +25,9 @@ use crate::{
 
 /// Rows that are evaluated together.
 pub(crate) const EVALUATION_ROWS: usize = 64;
+
+/// Tokens of a piece, padding counted: large enough for full speed, see `docs/benchmarks.md`.
+const PIECE_TOKENS: usize = 1024;
 
 /// What a forward pass needs besides the backbone.
 #[derive(Debug, Clone, Copy)]
@@ -36,10 +46,8 @@ impl Network<'_> {
         inputs: &Inputs,
     ) -> Result<Tensor, LearningError> {
         let _frozen = tch::no_grad_guard();
-        let mut hook = Fusion::new(self.stacks);
-        let hidden = backbone.run_from_prefix(&inputs.prefix, &inputs.mask, &mut hook)?;
-        self.head
-            .forward(&pooled(self.pool, &hidden, &inputs.weights)?, self.outputs)
+        let (pooled, _) = represent(backbone, self.pool, self.stacks, None, inputs)?;
+        self.head.forward(&pooled, self.outputs)
     }
 
     /// Outputs for every row of a split, in its order: `rows * outputs` numbers.
@@ -71,6 +79,48 @@ impl Network<'_> {
         let outputs = self.outputs_of(backbone, task, split)?;
         score(task.problem(), targets, task.scale(), &outputs)
     }
+}
+
+/// The adapters that a pass takes the views of: those in training, both of them, and the global one as received.
+pub(crate) type Watched<'a> = (Parts<'a>, &'a Adapter<Global>);
+
+/// The pooled last hidden states of a batch, `[n, d]`, and the views of every adapted layer if `watched`, lowest first.
+///
+/// # Errors
+/// Those of [`Backbone::run_from_prefix`].
+pub(crate) fn represent(
+    backbone: &Backbone,
+    pool: Pool,
+    stacks: &[Stacked],
+    watched: Option<Watched<'_>>,
+    inputs: &Inputs,
+) -> Result<(Tensor, Vec<LayerViews>), LearningError> {
+    in_pieces(PIECE_TOKENS, backbone, pool, stacks, watched, inputs)
+}
+
+fn in_pieces(
+    tokens: usize,
+    backbone: &Backbone,
+    pool: Pool,
+    stacks: &[Stacked],
+    watched: Option<Watched<'_>>,
+    inputs: &Inputs,
+) -> Result<(Tensor, Vec<LayerViews>), LearningError> {
+    let mut vectors = Vec::new();
+    let mut views = Vec::new();
+    for piece in inputs.pieces(tokens)? {
+        let mut hook = match watched {
+            Some((parts, received)) => Fusion::watching(stacks, parts, received, &piece.weights),
+            None => Fusion::new(stacks),
+        };
+        let hidden = backbone.run_from_prefix(&piece.prefix, &piece.mask, &mut hook)?;
+        views.push(hook.into_views());
+        vectors.push(pooled(pool, &hidden, &piece.weights)?);
+    }
+    Ok((
+        Tensor::f_cat(&vectors, 0)?,
+        LayerViews::of_all_rows(&views)?,
+    ))
 }
 
 /// All elements, as f64.
@@ -151,94 +201,4 @@ pub(crate) fn score(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn close(got: f64, want: f64) {
-        assert!((got - want).abs() < 1e-12, "{got} is not {want}");
-    }
-
-    #[test]
-    fn classes_are_scored_by_loss_and_the_largest_output() {
-        let problem = Problem::Classification {
-            classes: vec!["a".into(), "b".into()],
-        };
-        let outputs = [0.0, 0.0, 2.0, 1.0];
-        let evaluation = score(
-            &problem,
-            &Targets::Classes(vec![0, 1]),
-            TargetScale {
-                mean: 0.0,
-                std: 1.0,
-            },
-            &outputs,
-        )
-        .unwrap();
-        assert_eq!(evaluation.rows, 2);
-        close(evaluation.metrics["accuracy"], 0.5);
-        close(
-            evaluation.metrics["loss"],
-            f64::midpoint(2.0_f64.ln(), (1.0 + 1.0_f64.exp()).ln()),
-        );
-    }
-
-    #[test]
-    fn numbers_are_scored_on_the_standard_scale() {
-        let scale = TargetScale {
-            mean: 10.0,
-            std: 2.0,
-        };
-        let evaluation = score(
-            &Problem::Regression,
-            &Targets::Values(vec![10.0, 12.0]),
-            scale,
-            &[1.0, 2.0],
-        )
-        .unwrap();
-        close(evaluation.metrics["loss"], 1.0);
-        close(evaluation.metrics["spearman"], 1.0);
-    }
-
-    #[test]
-    fn a_split_without_rows_has_no_metrics() {
-        let evaluation = score(
-            &Problem::Regression,
-            &Targets::Values(Vec::new()),
-            TargetScale {
-                mean: 0.0,
-                std: 1.0,
-            },
-            &[],
-        )
-        .unwrap();
-        assert_eq!(evaluation.rows, 0);
-        assert!(evaluation.metrics.is_empty());
-    }
-
-    #[test]
-    fn outputs_that_are_no_numbers_are_an_error() {
-        let problem = Problem::Classification {
-            classes: vec!["a".into(), "b".into()],
-        };
-        let scale = TargetScale {
-            mean: 0.0,
-            std: 1.0,
-        };
-        assert!(
-            score(
-                &problem,
-                &Targets::Classes(vec![0]),
-                scale,
-                &[f64::NAN, 1.0]
-            )
-            .is_err()
-        );
-    }
-
-    #[test]
-    fn softmax_survives_large_logits() {
-        let p = softmax(&[1000.0, 1000.0, -1000.0]);
-        close(p[0], 0.5);
-        close(p.iter().sum(), 1.0);
-    }
-}
+mod tests;

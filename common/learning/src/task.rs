@@ -50,8 +50,9 @@ impl TargetScale {
             .map(|value| (value - mean).powi(2))
             .sum::<f64>()
             / n;
-        // Equal targets have nothing to scale by.
-        let std = if variance > 0.0 { variance.sqrt() } else { 1.0 };
+        // Equal targets have nothing to scale by; the mean of equal numbers may differ from them in the last bit.
+        let std = variance.sqrt();
+        let std = if std > 1e-12 * mean.abs() { std } else { 1.0 };
         Self { mean, std }
     }
 }
@@ -72,6 +73,37 @@ pub(crate) struct Inputs {
     pub(crate) mask: Tensor,
     /// Token weights, `[n, t]`.
     pub(crate) weights: Tensor,
+}
+
+impl Inputs {
+    /// The batch in pieces of whole rows, in their order, with at most `tokens` tokens each (padding counts; a longer row is a piece of its own).
+    /// The pieces are views: they share the batch's memory.
+    ///
+    /// # Errors
+    /// [`LearningError::Torch`] if libtorch cannot make a view.
+    pub(crate) fn pieces(&self, tokens: usize) -> Result<Vec<Self>, LearningError> {
+        let (n, t) = self.mask.size2()?;
+        let (n, t) = (n as usize, t as usize);
+        let most = (tokens / t.max(1)).max(1);
+        // Even pieces: 33 rows of which 32 fit make 17 and 16, not 32 and 1.
+        let rows = n.div_ceil(n.div_ceil(most).max(1)).max(1);
+        (0..n)
+            .step_by(rows)
+            .map(|start| {
+                let length = rows.min(n - start) as i64;
+                let cut = |x: &Tensor| x.f_narrow(0, start as i64, length);
+                Ok(Self {
+                    prefix: Prefix {
+                        layer: self.prefix.layer,
+                        ffn_out: cut(&self.prefix.ffn_out)?,
+                        residual: cut(&self.prefix.residual)?,
+                    },
+                    mask: cut(&self.mask)?,
+                    weights: cut(&self.weights)?,
+                })
+            })
+            .collect()
+    }
 }
 
 impl PreparedTask {

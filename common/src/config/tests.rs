@@ -96,6 +96,7 @@ fn the_environment_goes_before_the_file() {
             ("CONCORD__LIMITS__STRICT", "false"),
             ("CONCORD__LIMITS__RATIO", "0.25"),
             ("CONCORD__LOG__FORMAT", "json"),
+            ("CONCORD__LISTEN__ADDRESS", "[::1]:7443"),
             ("CONCORD__FOLDERS", r#"["a", "b"]"#),
             ("PATH", "/bin"),
         ],
@@ -107,6 +108,7 @@ fn the_environment_goes_before_the_file() {
     assert!(!sample.limits.strict);
     assert!((sample.limits.ratio - 0.25).abs() < f64::EPSILON);
     assert_eq!(sample.log.format, LogFormat::Json);
+    assert_eq!(sample.listen.address, "[::1]:7443".parse().unwrap());
     assert_eq!(sample.folders, [PathBuf::from("a"), PathBuf::from("b")]);
     assert_eq!(sample.limits.patience, Duration::from_secs(150));
 }

@@ -215,6 +215,87 @@ async fn a_failed_task_can_begin_the_stop() {
     assert_eq!(manager.messages(), ["STOPPING=1\n"]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_critical_task_that_ends_stops_the_service_as_failed() {
+    let manager = Manager::new();
+    let shutdown = Shutdown::new();
+    shutdown.spawn_critical("listener", async { Err::<(), _>("the socket is gone") });
+    let other = shutdown.token();
+    shutdown.spawn_critical("driver", async move { other.cancelled().await });
+    let outcome = shutdown
+        .run_until_stopped(Duration::from_secs(1), &manager.notifier(&[]))
+        .await
+        .unwrap();
+    assert_eq!(outcome, StopOutcome::TaskFailed);
+    assert!(!outcome.is_success());
+    assert_eq!(shutdown.failed_task(), Some("listener"));
+    assert_eq!(manager.messages(), ["STOPPING=1\n"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_critical_task_that_panics_stops_the_service_as_failed() {
+    let shutdown = Shutdown::new();
+    shutdown.spawn_critical("driver", async {
+        assert_eq!(
+            Shutdown::new().failed_task(),
+            Some("x"),
+            "a panic on purpose"
+        );
+    });
+    shutdown.token().cancelled().await;
+    let outcome = shutdown.stop(Duration::from_secs(1), pending()).await;
+    assert_eq!(outcome, StopOutcome::TaskFailed);
+    assert_eq!(shutdown.failed_task(), Some("driver"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_critical_task_that_ends_because_of_the_stop_is_no_failure() {
+    let shutdown = Shutdown::new();
+    let soft = shutdown.token();
+    shutdown.spawn_critical("driver", async move {
+        soft.cancelled().await;
+        Err::<(), _>("cut off by the stop")
+    });
+    let outcome = shutdown.stop(Duration::from_secs(1), pending()).await;
+    assert_eq!(outcome, StopOutcome::Clean);
+    assert!(outcome.is_success());
+    assert_eq!(shutdown.failed_task(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_loop_that_no_longer_beats_is_stuck_and_the_watchdog_falls_silent() {
+    let manager = Manager::new();
+    let notifier = manager.notifier(&[("WATCHDOG_USEC", "10000000")]);
+    let shutdown = Shutdown::new();
+    let heart = shutdown.heartbeat("driver", Duration::from_secs(8));
+    let observe = async {
+        // Pings are due at 0 and 5 seconds.
+        tokio::time::sleep(Duration::from_secs(7)).await;
+        assert_eq!(shutdown.stuck(), None);
+        assert_eq!(manager.messages(), vec!["WATCHDOG=1\n"; 2]);
+
+        tokio::time::sleep(Duration::from_secs(17)).await;
+        assert_eq!(shutdown.stuck(), Some("driver"));
+        assert_eq!(manager.messages(), Vec::<String>::new());
+
+        // A beat from a worker thread counts as well, and a long step may be announced.
+        heart.clone().beat_within(Duration::from_mins(1));
+        tokio::time::sleep(Duration::from_secs(50)).await;
+        assert_eq!(shutdown.stuck(), None);
+        assert_eq!(manager.messages(), vec!["WATCHDOG=1\n"; 10]);
+
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        assert_eq!(shutdown.stuck(), Some("driver"));
+        // While the service stops its loops need not beat.
+        shutdown.begin();
+        assert_eq!(shutdown.stuck(), None);
+        shutdown.stop(Duration::ZERO, pending()).await;
+    };
+    let hard = shutdown.hard_token();
+    shutdown.spawn(async move { hard.cancelled().await });
+    tokio::join!(shutdown.watchdog(&notifier), observe);
+}
+
 fn send_to_ourselves(signal: &str) {
     let status = std::process::Command::new("sh")
         .args(["-c", &format!("kill {signal} {}", std::process::id())])

@@ -10,7 +10,7 @@ use std::{
 use rcgen::{Issuer, KeyPair};
 
 use super::{CertificateAuthority, IssuedCertificate, PkiError, inspect};
-use crate::fsutil::write_atomic;
+use crate::fsutil::{mode, write_atomic};
 
 /// File name of a CA's certificate.
 pub const CA_CERTIFICATE: &str = "ca.crt";
@@ -47,11 +47,21 @@ impl CertificateAuthority {
     /// Reads a CA that [`Self::write`] wrote.
     ///
     /// # Errors
-    /// If a file is missing or is no CA's certificate or key; the error names the file.
+    /// If a file is missing or is no CA's certificate or key, or others can read the key; the error names the file.
     pub fn load(folder: &Path) -> Result<Self, PkiError> {
         let certificate_file = folder.join(CA_CERTIFICATE);
         let key_file = folder.join(CA_KEY);
         let certificate_pem = read(&certificate_file)?;
+        let mode = mode(&key_file).map_err(|source| PkiError::Io {
+            path: key_file.clone(),
+            source,
+        })?;
+        if mode & 0o077 != 0 {
+            return Err(PkiError::KeyNotPrivate {
+                path: key_file,
+                mode,
+            });
+        }
         let key_pem = read(&key_file)?;
         let bad = |path: &Path, reason: String| PkiError::BadCa {
             path: path.to_owned(),

@@ -168,6 +168,19 @@ fn a_folder_that_holds_no_ca_is_refused_by_file() {
 }
 
 #[test]
+fn a_cas_key_that_others_can_read_is_refused_with_the_cure() {
+    let folder = tempfile::tempdir().unwrap();
+    let ca = CertificateAuthority::create("north", START, 10).unwrap();
+    let key = ca.write(folder.path(), false).unwrap().key;
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o640)).unwrap();
+    let error = CertificateAuthority::load(folder.path())
+        .unwrap_err()
+        .to_string();
+    let cure = format!("(mode 0640); make it private: chmod 600 {}", key.display());
+    assert!(error.contains(&cure), "{error}");
+}
+
+#[test]
 fn a_key_never_shows_in_debug_output() {
     let ca = CertificateAuthority::create("north", START, 10).unwrap();
     let issued = ca.issue(&silo("a"), &[], &[], START, DAY).unwrap();

@@ -213,6 +213,7 @@ impl Round {
             Event::Declined { silo, code } => {
                 self.note(silo, Outcome::Declined(code), &mut effects);
             }
+            Event::Lost { silo } => self.lose(silo, &mut effects),
             Event::Tick => {}
             Event::Aggregated { version } => {
                 if self.phase == RoundPhase::Aggregating {
@@ -240,7 +241,9 @@ impl Round {
     fn check(&self, event: &Event) -> Result<(), Refusal> {
         match event {
             Event::Contributed(contribution) => self.check_contribution(contribution),
-            Event::Rejected { silo, .. } | Event::Declined { silo, .. } => self.check_member(silo),
+            Event::Rejected { silo, .. } | Event::Declined { silo, .. } | Event::Lost { silo } => {
+                self.check_member(silo)
+            }
             Event::Aggregated { .. } | Event::AggregationFailed { .. } if self.phase.is_open() => {
                 Err(Refusal::new(
                     ErrorCode::Internal,
@@ -334,6 +337,41 @@ impl Round {
                 },
                 effects,
             );
+        }
+    }
+
+    /// Takes a counted contribution out of a round that still needs its bytes.
+    fn lose(&mut self, silo: SiloId, effects: &mut Vec<Effect>) {
+        let counts = self
+            .records
+            .get(&silo)
+            .is_some_and(|record| record.outcome == Outcome::Accepted);
+        if !counts || self.phase.is_over() {
+            return;
+        }
+        self.write(
+            Record {
+                silo,
+                outcome: Outcome::Rejected(ErrorCode::Internal),
+                digest: None,
+                examples: 0,
+            },
+            effects,
+        );
+        let (accepted, min) = (self.accepted(), self.min_count());
+        match self.phase {
+            RoundPhase::Aggregating if accepted < min => {
+                self.phase = RoundPhase::Failed;
+                effects.push(Effect::Fail {
+                    reason: format!(
+                        "round {} has {accepted} accepted contributions of at least {min} left: the bytes of the others were \
+                         damaged on the server's disk",
+                        self.spec.number
+                    ),
+                });
+            }
+            RoundPhase::Collecting if accepted == 0 => self.phase = RoundPhase::Announced,
+            _ => {}
         }
     }
 

@@ -275,6 +275,60 @@ fn a_rejection_does_not_displace_an_accepted_contribution() {
     assert_eq!(round.accepted(), 1);
 }
 
+fn lost(name: &str) -> Event {
+    Event::Lost { silo: silo(name) }
+}
+
+/// What is recorded of a silo whose contribution was lost.
+fn damaged(name: &str) -> Effect {
+    Effect::Record(Record {
+        digest: None,
+        examples: 0,
+        ..record(name, Outcome::Rejected(ErrorCode::Internal))
+    })
+}
+
+#[test]
+fn a_silo_whose_contribution_was_lost_is_awaited_again_while_the_round_is_open() {
+    let mut round = round(&["a", "b"], window(1, None));
+    round.apply(contributed("a"), after(1)).unwrap();
+    assert_eq!(round.apply(lost("a"), after(2)), Ok(vec![damaged("a")]));
+    assert_eq!(round.phase(), RoundPhase::Announced);
+    assert_eq!(round.awaited().count(), 2);
+    // A loss is no judgement of the bytes: the same ones count.
+    assert_eq!(
+        round.apply(contributed("a"), after(3)),
+        Ok(vec![accepted("a")])
+    );
+    assert_eq!(round.apply(lost("b"), after(3)), Ok(vec![]));
+}
+
+#[test]
+fn a_closed_round_is_aggregated_without_a_lost_contribution() {
+    let mut round = round(&["a", "b"], window(1, None));
+    round.apply(contributed("a"), after(1)).unwrap();
+    round.apply(contributed("b"), after(1)).unwrap();
+    assert_eq!(round.apply(lost("a"), after(2)), Ok(vec![damaged("a")]));
+    assert_eq!(round.phase(), RoundPhase::Aggregating);
+    assert_eq!(round.contributions(), [contribution("b")]);
+    let version = AdapterVersion::of(b"new");
+    round
+        .apply(Event::Aggregated { version }, after(3))
+        .unwrap();
+    assert_eq!(round.apply(lost("b"), after(4)), Ok(vec![]));
+}
+
+#[test]
+fn a_closed_round_that_lost_too_many_contributions_fails() {
+    let mut round = round(&["a", "b"], window(2, None));
+    round.apply(contributed("a"), after(1)).unwrap();
+    round.apply(contributed("b"), after(1)).unwrap();
+    let effects = round.apply(lost("a"), after(2)).unwrap();
+    assert_eq!(effects[0], damaged("a"));
+    assert!(failure(&effects).contains("damaged"), "{effects:?}");
+    assert_eq!(round.phase(), RoundPhase::Failed);
+}
+
 #[test]
 fn a_silo_that_declined_may_change_its_mind_while_the_round_is_open() {
     let mut round = round(&["a", "b", "c"], window(1, None));

@@ -1,18 +1,12 @@
 //! The server's door: TCP connections in, authenticated streams out.
 
-use std::{
-    io,
-    net::SocketAddr,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use futures::Stream;
 use rustls::{CertificateError, Error, ServerConfig};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf},
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     task::JoinSet,
@@ -24,6 +18,7 @@ use tonic::transport::server::Connected;
 use super::{
     ALPN, PeerIdentity,
     explain::{explain, rustls_error},
+    socket::TlsSocket,
 };
 use crate::telemetry::names;
 
@@ -136,9 +131,11 @@ pub struct ConnectionInfo {
 }
 
 /// An accepted, authenticated stream.
+pub type TlsConnection = TlsSocket<TlsStream<TcpStream>, Accepted>;
+
+/// What goes with an accepted stream.
 #[derive(Debug)]
-pub struct TlsConnection {
-    stream: TlsStream<TcpStream>,
+pub struct Accepted {
     info: ConnectionInfo,
     _open: OpenConnection,
 }
@@ -165,7 +162,7 @@ impl Drop for OpenConnection {
 impl TlsConnection {
     /// Where the connection comes from and who is at its other end.
     pub fn info(&self) -> &ConnectionInfo {
-        &self.info
+        &self.about().info
     }
 }
 
@@ -173,47 +170,7 @@ impl Connected for TlsConnection {
     type ConnectInfo = ConnectionInfo;
 
     fn connect_info(&self) -> ConnectionInfo {
-        self.info.clone()
-    }
-}
-
-impl AsyncRead for TlsConnection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for TlsConnection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, buffer)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffers: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, buffers)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.info().clone()
     }
 }
 
@@ -317,11 +274,11 @@ impl Acceptor {
                 Ok((stream, peer)) => {
                     metrics::counter!(names::TLS_CONNECTIONS).increment(1);
                     tracing::debug!(%remote, peer = %peer.id, "connection accepted");
-                    Some(TlsConnection {
-                        stream,
+                    let accepted = Accepted {
                         info: ConnectionInfo { remote, peer },
                         _open: OpenConnection::new(place),
-                    })
+                    };
+                    Some(TlsSocket::new(stream, Bytes::new(), accepted))
                 }
                 Err(failure) => {
                     refuse(remote, failure.reason, &failure.detail);

@@ -1,29 +1,19 @@
 //! A client's way to the server: one HTTP/2 channel that connects when it is first used and again whenever it breaks.
 
-use std::{
-    io,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{io, sync::Arc, time::Duration};
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::BytesMut;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
-use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
-    net::TcpStream,
-    sync::watch,
-    time::timeout,
-};
+use tokio::{io::AsyncReadExt as _, net::TcpStream, sync::watch, time::timeout};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use super::{
     TlsError,
     explain::{explain, rustls_error},
+    socket::TlsSocket,
 };
 
 /// Settings of a channel.
@@ -164,6 +154,17 @@ pub fn connect_channel(
     Ok(endpoint.connect_with_connector_lazy(connector))
 }
 
+/// Whether [`connect_channel`] would take `url`.
+///
+/// # Errors
+/// As for [`connect_channel`].
+pub fn check_endpoint(url: &str) -> Result<(), TlsError> {
+    Target::parse(url).map(drop)
+}
+
+/// The client's end; the server's first word was read already.
+type ClientConnection = TlsSocket<TlsStream<TcpStream>, ()>;
+
 /// A checked endpoint.
 #[derive(Debug, Clone)]
 struct Target {
@@ -189,9 +190,15 @@ impl Target {
         if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
             return Err(refuse("nothing may follow the port"));
         }
-        let (Some(host), Some(port)) = (uri.host(), uri.port_u16()) else {
+        let (Some(host), Some(port @ 1..)) = (uri.host(), uri.port_u16()) else {
             return Err(refuse("write it as https://host:port"));
         };
+        if uri
+            .authority()
+            .is_some_and(|all| all.as_str().contains('@'))
+        {
+            return Err(refuse("no name or password may stand before the host"));
+        }
         let host = host.trim_start_matches('[').trim_end_matches(']');
         let name = ServerName::try_from(host.to_owned())
             .map_err(|_| refuse("the host is neither a DNS name nor an IP address"))?;
@@ -231,10 +238,7 @@ impl Target {
             Ok(0) => Err(ConnectError::Closed {
                 address: self.address(),
             }),
-            Ok(_) => Ok(ClientConnection {
-                stream,
-                first: first.freeze(),
-            }),
+            Ok(_) => Ok(TlsSocket::new(stream, first.freeze(), ())),
             Err(error) => Err(self.refused(&error)),
         }
     }
@@ -248,58 +252,5 @@ impl Target {
             },
             None => ConnectError::Closed { address },
         }
-    }
-}
-
-/// A connection whose first bytes were already read.
-#[derive(Debug)]
-struct ClientConnection {
-    stream: TlsStream<TcpStream>,
-    first: Bytes,
-}
-
-impl AsyncRead for ClientConnection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.first.is_empty() {
-            return Pin::new(&mut self.stream).poll_read(context, buffer);
-        }
-        let count = self.first.len().min(buffer.remaining());
-        buffer.put_slice(&self.first[..count]);
-        self.first.advance(count);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for ClientConnection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, buffer)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffers: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, buffers)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
     }
 }

@@ -1,7 +1,6 @@
 //! Certificates and keys from files, and the identity inside a certificate.
 
 use std::{
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -12,7 +11,7 @@ use serde::Deserialize;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
 use super::{TlsError, provider, verify};
-use crate::{Role, SpiffeId, Timestamp, id::InvalidId};
+use crate::{Role, SpiffeId, Timestamp, fsutil, id::InvalidId};
 
 /// Where one side's TLS material lies; all three are PEM files.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -124,20 +123,32 @@ pub struct Identity {
 impl Identity {
     /// Reads a PEM certificate chain and its PEM key.
     ///
+    /// Nobody but its owner may be able to read the key. In the folder that systemd gives a service its credentials in
+    /// (`$CREDENTIALS_DIRECTORY`) the group may, too: there systemd owns the file and lets the service's user in by an access
+    /// control list, whose mask shows as the group's bits (mode 0440), and the folder is closed to everybody else.
+    ///
     /// # Errors
-    /// If a file cannot be read or parsed, the key can be read by others than its owner, the key is not the certificate's,
-    /// or the certificate has no SPIFFE id. The error names the file.
+    /// If a file cannot be read or parsed, the key can be read by others, the key is not the certificate's, or the certificate
+    /// has no SPIFFE id. The error names the file.
     pub fn load(certificate: &Path, key: &Path) -> Result<Self, TlsError> {
+        let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+        Self::load_with(certificate, key, credentials.as_deref())
+    }
+
+    /// The same with the folder of the service's credentials, if there is one.
+    pub(super) fn load_with(
+        certificate: &Path,
+        key: &Path,
+        credentials: Option<&Path>,
+    ) -> Result<Self, TlsError> {
         let chain = read(certificate)?;
-        let mode = std::fs::metadata(key)
-            .map_err(|source| TlsError::Read {
-                path: key.to_owned(),
-                source,
-            })?
-            .permissions()
-            .mode()
-            & 0o777;
-        if mode & 0o077 != 0 {
+        let mode = fsutil::mode(key).map_err(|source| TlsError::Read {
+            path: key.to_owned(),
+            source,
+        })?;
+        let is_credential = credentials.is_some() && key.parent() == credentials;
+        let closed = if is_credential { 0o037 } else { 0o077 };
+        if mode & closed != 0 {
             return Err(TlsError::KeyNotPrivate {
                 path: key.to_owned(),
                 mode,

@@ -12,6 +12,33 @@ pub const MAX_METRICS: usize = 64;
 /// Longest name of a metric in bytes.
 pub const MAX_METRIC_NAME_BYTES: usize = 64;
 
+/// Every name that this version's silos give to a number in a report. The egress gate lets no other out, so that a name carries nothing
+/// but which number it is; whoever adds a number to a report adds its name here.
+pub const METRIC_NAMES: [&str; 19] = [
+    // Of an evaluation.
+    "loss",
+    "accuracy",
+    "macro_f1",
+    "mcc",
+    "spearman",
+    "rows",
+    // Of the training of a round, besides `loss`.
+    "task_loss",
+    "contrastive",
+    "cka_pull",
+    "cka_push",
+    "regulariser",
+    "global_loss",
+    "gradient_norm",
+    "update_norm",
+    "steps",
+    "examples",
+    "seconds",
+    // Of the end of a job.
+    "best_round",
+    "majority",
+];
+
 /// The point of a silo's work that metrics were taken at.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum MetricPoint {
@@ -179,4 +206,9 @@ pub fn is_metric_name(name: &str) -> bool {
         && name
             .bytes()
             .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+}
+
+/// Whether `name` is in [`METRIC_NAMES`].
+pub fn is_known_metric(name: &str) -> bool {
+    METRIC_NAMES.contains(&name)
 }

@@ -2,7 +2,11 @@
 
 use std::{fs, path::PathBuf};
 
-use concord_common::Role;
+use concord_common::{
+    Role, RoundNumber, Timestamp,
+    round::Outcome,
+    wire::{Receipt, SignedReceipt},
+};
 use concord_integration_tests::harness::{
     Daemon, Federation, PATIENCE, ServerOptions, Task, run, run_with_input, wait_for,
 };
@@ -258,7 +262,7 @@ fn a_daemon_that_is_killed_goes_on_where_it_was() {
 
 #[test]
 fn what_a_job_leaves_can_be_used_and_the_daemon_ends_in_good_order() {
-    let federation = federation();
+    let mut federation = federation();
     let mut daemons = daemons(&federation);
     for daemon in &mut daemons {
         daemon.start(&[]).unwrap();
@@ -276,6 +280,17 @@ fn what_a_job_leaves_can_be_used_and_the_daemon_ends_in_good_order() {
         serde_json::from_str(&client(&["status", "--json"]).success().unwrap()).unwrap();
     assert_eq!(status["running"], true);
     assert_eq!(status["status"]["last_receipt"]["outcome"], "accepted");
+    let receipts = fs::read_to_string(folder.join("state/receipts.jsonl")).unwrap();
+    let receipts: Vec<Value> = receipts
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(receipts.len(), 2, "{receipts:?}");
+    for (receipt, round) in receipts.iter().zip(1..) {
+        assert!(is_signed(receipt), "{receipt}");
+        assert_eq!(receipt["round"], round);
+        assert_eq!(receipt["outcome"], "accepted");
+    }
     assert!(
         client(&["check-config"])
             .success()
@@ -324,6 +339,45 @@ fn what_a_job_leaves_can_be_used_and_the_daemon_ends_in_good_order() {
         );
     }
     assert_eq!(client(&["status"]).code(), 3);
+
+    // A new life shows the last receipt at once, without a server.
+    federation.stop_server().unwrap();
+    daemons[0].start(&[]).unwrap();
+    daemons[0]
+        .program()
+        .unwrap()
+        .wait_for_log("a failed attempt", PATIENCE, |log| {
+            log.contains("will go on after a pause").then_some(())
+        })
+        .unwrap();
+    let status: Value =
+        serde_json::from_str(&client(&["status", "--json"]).success().unwrap()).unwrap();
+    assert_eq!(status["status"]["last_receipt"]["round"], 2);
+}
+
+/// Whether a line of `receipts.jsonl` has a signature of its own public key on what it says.
+fn is_signed(line: &Value) -> bool {
+    let bytes = |name: &str| -> Vec<u8> {
+        let text = line[name].as_str().unwrap();
+        (0..text.len())
+            .step_by(2)
+            .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
+            .collect()
+    };
+    let text = |name: &str| line[name].as_str().unwrap();
+    let receipt = Receipt {
+        job: text("job").parse().unwrap(),
+        round: RoundNumber(u32::try_from(line["round"].as_u64().unwrap()).unwrap()),
+        silo: text("silo").parse().unwrap(),
+        payload_digest: text("payload_digest").parse().unwrap(),
+        outcome: Outcome::from_parts(text("outcome"), "").unwrap(),
+        recorded_at: Timestamp(line["recorded_at_ms"].as_i64().unwrap()),
+    };
+    let signed = SignedReceipt {
+        receipt,
+        signature: bytes("signature").try_into().unwrap(),
+    };
+    signed.verify(&bytes("public_key")).is_ok()
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod daemon;
 mod docs;
 mod load;
 mod notify;
+mod operator;
 mod rounds;
 mod server;
 mod tls;

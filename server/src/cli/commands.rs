@@ -25,14 +25,7 @@ pub(super) async fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Ex
     match &arguments.command {
         Command::Job(command) => job(&mut client, command, json, out).await,
         Command::Round(command) => round(&mut client, command, json, out).await,
-        Command::Silo(SiloCommand::List) => {
-            let answer = client
-                .list_silos(v1::ListSilosRequest {})
-                .await?
-                .into_inner();
-            let silos = output::SiloList::from(answer);
-            print(out, json, &silos, table::silos)
-        }
+        Command::Silo(command) => silo(&mut client, command, json, out).await,
     }
 }
 
@@ -143,6 +136,30 @@ async fn round(
             print(out, json, &output::RoundState::from(answer), table::round)
         }
     }
+}
+
+async fn silo(
+    client: &mut Client,
+    command: &SiloCommand,
+    json: bool,
+    out: &mut dyn Write,
+) -> Result<Exit, CliError> {
+    let (silo_id, enrollment) = match command {
+        SiloCommand::List => {
+            let request = v1::ListSilosRequest {};
+            let answer = client.list_silos(request).await?.into_inner();
+            return print(out, json, &output::SiloList::from(answer), table::silos);
+        }
+        SiloCommand::Approve { silo } => (silo, v1::Enrollment::Active),
+        SiloCommand::Suspend { silo } => (silo, v1::Enrollment::Suspended),
+        SiloCommand::Revoke { silo } => (silo, v1::Enrollment::Revoked),
+    };
+    let request = v1::SetEnrollmentRequest {
+        silo_id: silo_id.clone(),
+        enrollment: enrollment as i32,
+    };
+    let answer = client.set_enrollment(request).await?.into_inner();
+    print(out, json, &output::Enrolled::from(answer), table::enrolled)
 }
 
 fn print<T: Serialize>(

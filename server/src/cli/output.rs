@@ -301,6 +301,22 @@ pub(super) struct Silo {
     pub(super) last_seen: Option<String>,
 }
 
+impl From<v1::Silo> for Silo {
+    fn from(silo: v1::Silo) -> Self {
+        Self {
+            enrollment: enrollment(silo.enrollment()),
+            first_seen: time(silo.first_seen.as_ref()),
+            last_seen: time(silo.last_seen.as_ref()),
+            silo_id: silo.silo_id,
+            connected: silo.connected,
+        }
+    }
+}
+
+fn enrollment(enrollment: v1::Enrollment) -> String {
+    word(enrollment.as_str_name(), "ENROLLMENT_")
+}
+
 /// The answer to `silo list`.
 #[derive(Debug, Serialize)]
 pub(super) struct SiloList {
@@ -309,15 +325,25 @@ pub(super) struct SiloList {
 
 impl From<v1::ListSilosResponse> for SiloList {
     fn from(answer: v1::ListSilosResponse) -> Self {
-        let silo = |silo: v1::Silo| Silo {
-            enrollment: word(silo.enrollment().as_str_name(), "ENROLLMENT_"),
-            first_seen: time(silo.first_seen.as_ref()),
-            last_seen: time(silo.last_seen.as_ref()),
-            silo_id: silo.silo_id,
-            connected: silo.connected,
-        };
         Self {
-            silos: answer.silos.into_iter().map(silo).collect(),
+            silos: answer.silos.into_iter().map(Silo::from).collect(),
+        }
+    }
+}
+
+/// The answer to `silo approve`, `silo suspend` and `silo revoke`.
+#[derive(Debug, Serialize)]
+pub(super) struct Enrolled {
+    pub(super) silo: Silo,
+    /// What it was before; the same if nothing changed.
+    pub(super) before: String,
+}
+
+impl From<v1::SetEnrollmentResponse> for Enrolled {
+    fn from(answer: v1::SetEnrollmentResponse) -> Self {
+        Self {
+            before: enrollment(answer.before()),
+            silo: answer.silo.unwrap_or_default().into(),
         }
     }
 }

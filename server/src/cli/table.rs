@@ -1,6 +1,8 @@
 //! The same for people.
 
-use super::output::{JobList, JobState, Report, RoundList, RoundState, SiloList, SiloProgress};
+use super::output::{
+    Enrolled, JobList, JobState, Report, RoundList, RoundState, SiloList, SiloProgress,
+};
 
 /// Columns under their titles, each as wide as its widest cell.
 fn table<const N: usize>(titles: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
@@ -221,4 +223,15 @@ pub(super) fn silos(list: &SiloList) -> String {
             ]
         }),
     )
+}
+
+pub(super) fn enrolled(answer: &Enrolled) -> String {
+    let silo = &answer.silo;
+    let row = [
+        silo.silo_id.clone(),
+        silo.enrollment.clone(),
+        answer.before.clone(),
+        or_dash(silo.last_seen.as_ref()),
+    ];
+    table(["SILO", "ENROLLMENT", "BEFORE", "LAST SEEN"], [row])
 }

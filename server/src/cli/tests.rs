@@ -63,6 +63,8 @@ fn each_kind_of_failure_has_an_exit_code_of_its_own() {
     for (code, exit) in [
         (ErrorCode::UnknownJob, Exit::NotFound),
         (ErrorCode::UnknownRound, Exit::NotFound),
+        (ErrorCode::UnknownSilo, Exit::NotFound),
+        (ErrorCode::WrongEnrollment, Exit::Refused),
         (ErrorCode::InvalidJobSpec, Exit::Refused),
         (ErrorCode::Busy, Exit::Busy),
         (ErrorCode::ShuttingDown, Exit::Busy),
@@ -76,9 +78,45 @@ fn each_kind_of_failure_has_an_exit_code_of_its_own() {
     assert_eq!(away.exit(), Exit::Unreachable);
 }
 
+#[test]
+fn the_page_and_the_help_list_every_exit_code() {
+    let expected: Vec<(String, String)> = Exit::ALL
+        .iter()
+        .map(|exit| ((*exit as u8).to_string(), exit.meaning().to_owned()))
+        .collect();
+    let page: Vec<(String, String)> = include_str!("../../../docs/operations.md")
+        .lines()
+        .skip_while(|line| !line.starts_with("| Exit code of `concord` |"))
+        .skip(2)
+        .map_while(|line| {
+            line.strip_prefix("| `")?
+                .strip_suffix(" |")?
+                .split_once("` | ")
+        })
+        .map(|(code, meaning)| (code.to_owned(), meaning.to_owned()))
+        .collect();
+    assert_eq!(page, expected);
+    let help = Arguments::command().render_help().to_string();
+    let (_, listed) = help.split_once("Exit codes:\n").unwrap();
+    let listed: Vec<(String, String)> = listed
+        .lines()
+        .filter_map(|line| line.trim().split_once(' '))
+        .map(|(code, meaning)| (code.to_owned(), meaning.trim().to_owned()))
+        .collect();
+    assert_eq!(listed, expected);
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    let closed = CliError::Output(std::io::ErrorKind::BrokenPipe.into());
+    assert_eq!(closed.exit(), Exit::Done);
+    let full = CliError::Output(std::io::ErrorKind::StorageFull.into());
+    assert_eq!(full.exit(), Exit::Usage);
+}
+
 mod against_a_server {
     use concord_common::Role;
-    use concord_proto::v1::JobState;
+    use concord_proto::v1::{self, JobState, federation_service_client::FederationServiceClient};
 
     use super::*;
     use crate::tests::harness::{World, spec};
@@ -240,5 +278,42 @@ mod against_a_server {
             .unwrap_err();
         assert_eq!(error.exit(), Exit::Unreachable, "{error}");
         assert!(error.to_string().contains("cannot be reached"), "{error}");
+    }
+    #[tokio::test]
+    async fn silos_are_approved_suspended_and_revoked() {
+        let world = World::start_with(|config| {
+            config.enrollment = crate::config::EnrollmentPolicy::Manual;
+        })
+        .await;
+        let mut a = FederationServiceClient::new(world.channel(Role::Silo, "a"));
+        let info = v1::GetServerInfoRequest {};
+        a.get_server_info(info).await.unwrap_err();
+        let (exit, text) = concord(&world, &["silo", "list"]).await;
+        assert_eq!(exit, Exit::Done, "{text}");
+        assert!(text.contains("pending"), "{text}");
+        for (word, exit, part) in [
+            ("suspend", Exit::Refused, "pending"),
+            ("approve", Exit::Done, "active"),
+            ("approve", Exit::Done, "active"),
+            ("suspend", Exit::Done, "suspended"),
+            ("approve", Exit::Done, "suspended"),
+            ("revoke", Exit::Done, "revoked"),
+            ("approve", Exit::Refused, "revoked"),
+        ] {
+            let (found, text) = concord(&world, &["silo", word, "a"]).await;
+            assert_eq!(found, exit, "{word}: {text}");
+            assert!(text.contains(part), "{word}: {text}");
+        }
+        let (exit, text) = concord(&world, &["silo", "revoke", "a", "--json"]).await;
+        assert_eq!(exit, Exit::Done, "{text}");
+        let answer = json(&text);
+        assert_eq!(answer["silo"]["silo_id"], "a");
+        assert_eq!(answer["silo"]["enrollment"], "revoked");
+        assert_eq!(answer["before"], "revoked");
+        let (exit, text) = concord(&world, &["silo", "approve", "nobody"]).await;
+        assert_eq!(exit, Exit::NotFound);
+        assert!(text.contains("`nobody`"), "{text}");
+        let (exit, text) = concord(&world, &["silo", "approve", "Not A Name"]).await;
+        assert_eq!(exit, Exit::Refused, "{text}");
     }
 }

@@ -8,12 +8,11 @@ use std::{
 
 use concord_proto::v1;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use tonic::Status;
 
 use super::{
     CliError, Exit,
     connect::Client,
-    exit_of,
+    describe, exit_of,
     output::{self, JobState, SiloProgress},
     table,
 };
@@ -22,7 +21,7 @@ use super::{
 const PATIENCE: Duration = Duration::from_mins(1);
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Watches a job; the exit code says how it ended. A server that goes away is waited for.
+/// Watches a job; the exit code says how it ended. A server that goes away is waited for; one that was never there is not.
 pub(super) async fn watch(
     client: &mut Client,
     job_id: &str,
@@ -30,20 +29,48 @@ pub(super) async fn watch(
     out: &mut dyn Write,
 ) -> Result<Exit, CliError> {
     let mut view = (!json).then(View::default);
-    let mut away_since: Option<Instant> = None;
+    let mut presence = Presence::Unknown;
     loop {
-        let error = match follow(client, job_id, &mut view, out, &mut away_since).await {
+        match follow(client, job_id, &mut view, out, &mut presence).await {
             Ok(Some(exit)) => return Ok(exit),
-            Ok(None) => Status::unavailable("the server ended the stream"),
-            Err(CliError::Status(status)) => *status,
+            // The server wants connections to be made anew now and then.
+            Ok(None) => {}
+            Err(CliError::Status(status)) => {
+                let may_return = matches!(exit_of(&status), Exit::Unreachable | Exit::Busy);
+                let since = match presence {
+                    Presence::Unknown => return Err(CliError::Status(status)),
+                    Presence::Away(since) => since,
+                    Presence::There => {
+                        let problem = describe(&status);
+                        say(view.as_ref(), &format!("{problem}; waiting for it"));
+                        let now = Instant::now();
+                        presence = Presence::Away(now);
+                        now
+                    }
+                };
+                if !may_return || since.elapsed() > PATIENCE {
+                    return Err(CliError::Status(status));
+                }
+            }
             Err(other) => return Err(other),
-        };
-        let since = *away_since.get_or_insert_with(Instant::now);
-        let may_return = matches!(exit_of(&error), Exit::Unreachable | Exit::Busy);
-        if !may_return || since.elapsed() > PATIENCE {
-            return Err(error.into());
         }
         tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// What is known of the server.
+#[derive(Clone, Copy)]
+enum Presence {
+    Unknown,
+    There,
+    Away(Instant),
+}
+
+/// A line on standard error, above the bars if there are any.
+fn say(view: Option<&View>, line: &str) {
+    let shown = view.is_some_and(|view| view.bars.println(line).is_ok() && !view.bars.is_hidden());
+    if !shown {
+        eprintln!("{line}");
     }
 }
 
@@ -53,14 +80,14 @@ async fn follow(
     job_id: &str,
     view: &mut Option<View>,
     out: &mut dyn Write,
-    away_since: &mut Option<Instant>,
+    presence: &mut Presence,
 ) -> Result<Option<Exit>, CliError> {
     let request = v1::WatchJobRequest {
         job_id: job_id.to_owned(),
     };
     let mut stream = client.watch_job(request).await?.into_inner();
     while let Some(message) = stream.message().await? {
-        *away_since = None;
+        *presence = Presence::There;
         let state = JobState::from(message);
         match view {
             None => output::line(out, &state)?,

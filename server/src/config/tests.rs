@@ -29,6 +29,7 @@ fn the_sample_is_accepted_and_shows_the_defaults() {
     assert_eq!(sample.limits, minimal.limits);
     assert_eq!(sample.spool, minimal.spool);
     assert_eq!(sample.jobs, minimal.jobs);
+    assert_eq!(sample.retention, minimal.retention);
     assert_eq!(sample.ops, minimal.ops);
     assert_eq!(sample.log, minimal.log);
     assert_eq!(sample.durability, minimal.durability);
@@ -74,6 +75,10 @@ fn a_value_out_of_range_is_named() {
             "limits.chunk_size",
         ),
         (format!("{MINIMAL}\n[jobs]\nlease = \"1ms\""), "jobs.lease"),
+        (
+            format!("{MINIMAL}\n[retention]\nversions = 1"),
+            "retention.versions",
+        ),
         (format!("{MINIMAL}\n[log]\nfilter = \"=,=\""), "log.filter"),
         (MINIMAL.replace("north", "North!"), "federation"),
     ] {

@@ -189,7 +189,8 @@ impl Tx<'_> {
             .collect()
     }
 
-    /// Jobs that a silo is part of and that still run, or ended at `since` or later without its having declined; oldest first.
+    /// Jobs that a silo is part of and that still run, and the newest `ended` of those that ended at `since` or later without
+    /// its having declined; oldest first.
     ///
     /// # Errors
     /// If the database fails.
@@ -197,15 +198,21 @@ impl Tx<'_> {
         &mut self,
         silo_id: &SiloId,
         since: Timestamp,
+        ended: u32,
     ) -> Result<Vec<JobRecord>, DatastoreError> {
         sqlx::query(
-            "SELECT jobs.* FROM jobs JOIN job_silos USING (job_id)
-             WHERE job_silos.silo_id = $1 AND jobs.round > 0
-               AND (jobs.ended_at IS NULL OR (jobs.ended_at >= $2 AND job_silos.declined_code IS NULL))
-             ORDER BY jobs.seq",
+            "SELECT * FROM jobs WHERE seq IN (
+                 SELECT seq FROM jobs JOIN job_silos USING (job_id)
+                 WHERE silo_id = $1 AND round > 0 AND ended_at IS NULL
+             ) OR seq IN (
+                 SELECT seq FROM jobs JOIN job_silos USING (job_id)
+                 WHERE silo_id = $1 AND round > 0 AND ended_at >= $2 AND declined_code IS NULL
+                 ORDER BY seq DESC LIMIT $3
+             ) ORDER BY seq",
         )
         .bind(silo_id.as_str())
         .bind(since.as_millis())
+        .bind(i64::from(ended))
         .fetch_all(self.conn())
         .await?
         .iter()

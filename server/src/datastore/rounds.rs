@@ -1,4 +1,4 @@
-//! Rounds, their cohorts, and leases on the work in them; and the adapter versions that rounds start from and publish.
+//! Rounds, their cohorts, and what became of each silo's part.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -92,30 +92,6 @@ impl RoundSiloRecord {
             },
         })
     }
-}
-
-/// A silo's claim on its part of a round.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct LeaseRecord {
-    /// Shown with the contribution.
-    pub token: [u8; 16],
-    /// When it runs out.
-    pub expires_at: Timestamp,
-    /// How often it was taken after it had run out, plus one.
-    pub attempts: u32,
-}
-
-/// An adapter version of a job.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct VersionRecord {
-    /// Round that published it; 0 for the one that the server drew.
-    pub round: u32,
-    /// Content address.
-    pub version: AdapterVersion,
-    /// Size of the payload.
-    pub payload_bytes: u64,
-    /// When it was made.
-    pub created_at: Timestamp,
 }
 
 const ROUND: &str = "SELECT rounds.*, count(*) AS cohort, count(*) FILTER (WHERE outcome = 'accepted') AS accepted
@@ -335,145 +311,6 @@ impl Tx<'_> {
         require_one(done.rows_affected(), || {
             format!("round {number} of job {job_id}")
         })
-    }
-
-    /// A silo's lease on its part of a round, run out or not.
-    ///
-    /// # Errors
-    /// If the database fails.
-    pub async fn lease(
-        &mut self,
-        job_id: &JobId,
-        number: RoundNumber,
-        silo_id: &SiloId,
-    ) -> Result<Option<LeaseRecord>, DatastoreError> {
-        let row =
-            sqlx::query("SELECT * FROM leases WHERE job_id = $1 AND round = $2 AND silo_id = $3")
-                .bind(job_id.as_str())
-                .bind(i64::from(number.0))
-                .bind(silo_id.as_str())
-                .fetch_optional(self.conn())
-                .await?;
-        row.map(|row| {
-            Ok(LeaseRecord {
-                token: row::token(&row, "token")?,
-                expires_at: row::time(&row, "expires_at")?,
-                attempts: row::unsigned(&row, "attempts")?,
-            })
-        })
-        .transpose()
-    }
-
-    /// Stores a silo's lease in place of an earlier one.
-    ///
-    /// # Errors
-    /// If the silo is not in the cohort, or the database fails.
-    pub async fn put_lease(
-        &mut self,
-        job_id: &JobId,
-        number: RoundNumber,
-        silo_id: &SiloId,
-        lease: &LeaseRecord,
-    ) -> Result<(), DatastoreError> {
-        sqlx::query(
-            "INSERT INTO leases (job_id, round, silo_id, token, expires_at, attempts) VALUES ($1, $2, $3, $4, $5, $6)
-             ON CONFLICT (job_id, round, silo_id) DO UPDATE
-             SET token = excluded.token, expires_at = excluded.expires_at, attempts = excluded.attempts",
-        )
-        .bind(job_id.as_str())
-        .bind(i64::from(number.0))
-        .bind(silo_id.as_str())
-        .bind(&lease.token[..])
-        .bind(lease.expires_at.as_millis())
-        .bind(i64::from(lease.attempts))
-        .execute(self.conn())
-        .await?;
-        Ok(())
-    }
-
-    /// Silos that hold a lease on a round at `now`.
-    ///
-    /// # Errors
-    /// If the database fails.
-    pub async fn lease_holders(
-        &mut self,
-        job_id: &JobId,
-        number: RoundNumber,
-        now: Timestamp,
-    ) -> Result<BTreeSet<SiloId>, DatastoreError> {
-        sqlx::query(
-            "SELECT silo_id FROM leases WHERE job_id = $1 AND round = $2 AND expires_at > $3",
-        )
-        .bind(job_id.as_str())
-        .bind(i64::from(number.0))
-        .bind(now.as_millis())
-        .fetch_all(self.conn())
-        .await?
-        .iter()
-        .map(|row| row::parse(row, "silo_id"))
-        .collect()
-    }
-
-    /// Stores an adapter version of a job.
-    ///
-    /// # Errors
-    /// If the round has one already, or the database fails.
-    pub async fn insert_version(
-        &mut self,
-        job_id: &JobId,
-        record: &VersionRecord,
-    ) -> Result<(), DatastoreError> {
-        sqlx::query(
-            "INSERT INTO adapter_versions (job_id, round, version, payload_bytes, created_at) VALUES ($1, $2, $3, $4, $5)",
-        )
-        .bind(job_id.as_str())
-        .bind(i64::from(record.round))
-        .bind(&record.version.0.as_bytes()[..])
-        .bind(record.payload_bytes as i64)
-        .bind(record.created_at.as_millis())
-        .execute(self.conn())
-        .await?;
-        Ok(())
-    }
-
-    /// The newest entry of a version in a job.
-    ///
-    /// # Errors
-    /// If the database fails.
-    pub async fn version(
-        &mut self,
-        job_id: &JobId,
-        version: AdapterVersion,
-    ) -> Result<Option<VersionRecord>, DatastoreError> {
-        sqlx::query(
-            "SELECT * FROM adapter_versions WHERE job_id = $1 AND version = $2 ORDER BY round DESC LIMIT 1",
-        )
-        .bind(job_id.as_str())
-        .bind(&version.0.as_bytes()[..])
-        .fetch_optional(self.conn())
-        .await?
-        .map(|row| {
-            Ok(VersionRecord {
-                round: row::unsigned(&row, "round")?,
-                version: AdapterVersion(row::digest(&row, "version")?),
-                payload_bytes: row::unsigned(&row, "payload_bytes")?,
-                created_at: row::time(&row, "created_at")?,
-            })
-        })
-        .transpose()
-    }
-
-    /// Every adapter version of any job: the blobs that must be kept.
-    ///
-    /// # Errors
-    /// If the database fails.
-    pub async fn all_versions(&mut self) -> Result<BTreeSet<Digest>, DatastoreError> {
-        sqlx::query("SELECT DISTINCT version FROM adapter_versions")
-            .fetch_all(self.conn())
-            .await?
-            .iter()
-            .map(|row| row::digest(row, "version"))
-            .collect()
     }
 
     /// Every file of the spool that must be kept: uploads in progress, and counted contributions of rounds that are not over.

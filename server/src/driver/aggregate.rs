@@ -83,6 +83,9 @@ pub(super) async fn publish(context: &Arc<Context>, round: &Round) -> Result<(),
             })
         })
         .await?;
+    if let Some(stored) = stored {
+        context.blobs.settled(&stored.version.0);
+    }
     change.announce(job_id, &context.hub);
     delete_files(context, files).await;
     Ok(())
@@ -168,12 +171,12 @@ fn aggregate(
             }
             other => Broken::Contributions(other.to_string()),
         })?;
-    let (digest, payload_bytes) = writer
-        .finish()
+    let payload_bytes = writer
+        .finish(&result.version.0)
         .map_err(server("cannot store an aggregate"))?;
     tracing::debug!(step_norm = result.step_norm, update_norms = ?result.update_norms, "aggregate computed");
     Ok(Stored {
-        version: AdapterVersion(digest),
+        version: result.version,
         payload_bytes,
     })
 }

@@ -7,7 +7,7 @@ use concord_common::{
     round::{Event, Round, RoundPhase, job::JobState},
 };
 
-use super::{LOOK_AGAIN, RETRY, aggregate, fail, level, sleep_until};
+use super::{LOOK_AGAIN, RETRY, aggregate, fail, level, sleep_until, verify};
 use crate::{
     context::Context,
     decide::{self, Change},
@@ -32,15 +32,16 @@ enum Next {
     Step,
 }
 
-/// Drives a job to its end and gives its id back. Faults of the server are logged and tried again.
-pub(super) async fn drive(context: Arc<Context>, job_id: JobId) -> JobId {
+/// Drives a job to its end. Faults of the server are logged and tried again.
+pub(super) async fn drive(context: Arc<Context>, job_id: JobId) {
     let _level = level();
     let mut changes = context.hub.watch_job(&job_id);
     let mut disk_faults = 0;
+    let mut verified = false;
     loop {
         changes.mark_unchanged();
-        let wake = match act(&context, &job_id).await {
-            Ok(Wake::Never) => return job_id,
+        let wake = match turn(&context, &job_id, &mut verified).await {
+            Ok(Wake::Never) => return,
             Ok(Wake::Now) => {
                 disk_faults = 0;
                 continue;
@@ -87,6 +88,19 @@ enum Wake {
     Never,
     Now,
     At(Timestamp),
+}
+
+/// Makes sure of the job's files at first, then acts.
+async fn turn(
+    context: &Arc<Context>,
+    job_id: &JobId,
+    verified: &mut bool,
+) -> Result<Wake, Failure> {
+    if !*verified {
+        verify::verify(context, job_id).await?;
+        *verified = true;
+    }
+    act(context, job_id).await
 }
 
 async fn act(context: &Arc<Context>, job_id: &JobId) -> Result<Wake, Failure> {

@@ -1,9 +1,12 @@
-//! Housekeeping: uploads that nobody goes on with, and the contributions of rounds that ended without being aggregated.
+//! Housekeeping: uploads that nobody goes on with, the contributions of rounds that ended without being aggregated, and old
+//! adapter versions.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use super::aggregate::delete_files;
 use crate::{context::Context, error::Failure, spool::UploadId};
+
+mod retention;
 
 /// Time between two looks.
 const EVERY: Duration = Duration::from_secs(30);
@@ -13,12 +16,12 @@ pub(super) async fn run(context: &Arc<Context>) {
     loop {
         tokio::time::sleep(EVERY).await;
         if let Err(error) = sweep(context).await {
-            tracing::warn!(%error, "cannot sweep the spool");
+            tracing::warn!(%error, "cannot sweep out what is no longer needed");
         }
     }
 }
 
-/// Forgets expired uploads and deletes their files.
+/// Forgets what is no longer needed and deletes its files.
 pub(crate) async fn sweep(context: &Arc<Context>) -> Result<(), Failure> {
     let (spool, before) = (&context.spool, context.now() - context.config.spool.expiry);
     let expired: BTreeSet<UploadId> = context
@@ -50,5 +53,5 @@ pub(crate) async fn sweep(context: &Arc<Context>) -> Result<(), Failure> {
     }
     let files = expired.into_iter().chain(leftovers).collect();
     delete_files(context, files).await;
-    Ok(())
+    retention::retain(context).await
 }

@@ -22,7 +22,7 @@ use crate::{
     metrics::Level,
 };
 
-mod begin;
+pub(crate) mod begin;
 mod download;
 
 /// Longest message of a silo that declines.
@@ -84,12 +84,14 @@ impl FederationService for Federation {
             shutdown: self.shutdown.clone(),
             silo_id,
             last: None,
+            ends: tokio::time::Instant::now() + self.context.config.limits.max_connection_age,
             _level: Level::watching_silo(),
         };
         let notices = stream::unfold(Some(watch), |watch| async move {
             let mut watch = watch?;
             match watch.next().await {
-                Ok(notices) => Some((Ok(v1::WatchRoundsResponse { notices }), Some(watch))),
+                Ok(None) => None,
+                Ok(Some(notices)) => Some((Ok(v1::WatchRoundsResponse { notices }), Some(watch))),
                 Err(failure) => Some((Err(failure.into()), None)),
             }
         });
@@ -113,8 +115,9 @@ impl FederationService for Federation {
         let request = request.into_inner();
         let job_id = wire::job_id(&request.job_id).map_err(Failure::from)?;
         let round = wire::round_number(request.round).map_err(Failure::from)?;
-        let claimed = self.claim(&job_id, round, &silo_id).await?;
-        Ok(Response::new(claimed))
+        let service = self.clone();
+        let claimed = async move { service.claim(&job_id, round, &silo_id).await };
+        Ok(Response::new(self.context.to_the_end(claimed).await?))
     }
 
     async fn decline_job(
@@ -122,7 +125,9 @@ impl FederationService for Federation {
         request: Request<v1::DeclineJobRequest>,
     ) -> Result<Response<v1::DeclineJobResponse>, Status> {
         let silo_id = silo_of(&self.context, &request).await?;
-        self.decline(&silo_id, &request.into_inner()).await?;
+        let (service, request) = (self.clone(), request.into_inner());
+        let declined = async move { service.decline(&silo_id, &request).await };
+        self.context.to_the_end(declined).await?;
         Ok(Response::new(v1::DeclineJobResponse {}))
     }
 
@@ -141,8 +146,8 @@ impl FederationService for Federation {
         request: Request<v1::BeginContributionRequest>,
     ) -> Result<Response<v1::BeginContributionResponse>, Status> {
         let silo_id = silo_of(&self.context, &request).await?;
-        let begun = begin::begin(&self.context, &silo_id, &request.into_inner()).await?;
-        Ok(Response::new(begun))
+        let begun = begin::begin(Arc::clone(&self.context), silo_id, request.into_inner());
+        Ok(Response::new(self.context.to_the_end(begun).await?))
     }
 
     async fn upload_contribution(
@@ -165,7 +170,9 @@ impl FederationService for Federation {
         request: Request<v1::ReportMetricsRequest>,
     ) -> Result<Response<v1::ReportMetricsResponse>, Status> {
         let silo_id = silo_of(&self.context, &request).await?;
-        self.report(silo_id, &request.into_inner()).await?;
+        let (service, request) = (self.clone(), request.into_inner());
+        let reported = async move { service.report(silo_id, &request).await };
+        self.context.to_the_end(reported).await?;
         Ok(Response::new(v1::ReportMetricsResponse {}))
     }
 }
@@ -183,7 +190,7 @@ impl Federation {
         let fresh = context.ids.token();
         let (job, lease) = context
             .datastore
-            .run_tx("claim_lease", |tx| {
+            .run_tx_unsynced("claim_lease", |tx| {
                 Box::pin(async move {
                     let job = open_job(tx, job_id, silo_id).await?;
                     check_current_round(tx, job_id, round, job.round, silo_id).await?;
@@ -212,7 +219,7 @@ impl Federation {
         })
     }
 
-    async fn decline(
+    pub(crate) async fn decline(
         &self,
         silo_id: &SiloId,
         request: &v1::DeclineJobRequest,
@@ -283,18 +290,21 @@ struct Watch {
     silo_id: SiloId,
     changes: tokio::sync::watch::Receiver<()>,
     last: Option<Vec<v1::RoundNotice>>,
+    /// When the silo is to watch anew, so that its connection can come to an end.
+    ends: tokio::time::Instant,
     _level: Level,
 }
 
 impl Watch {
-    /// The present state at first, later the next one that differs.
-    async fn next(&mut self) -> Result<Vec<v1::RoundNotice>, Failure> {
+    /// The present state at first, later the next one that differs; none when the silo is to watch anew.
+    async fn next(&mut self) -> Result<Option<Vec<v1::RoundNotice>>, Failure> {
         loop {
             if self.last.is_some() {
                 tokio::select! {
                     // The hub lives in the context, so that the sender cannot be gone.
                     _ = self.changes.changed() => {}
                     () = self.shutdown.token().cancelled_owned() => return Err(shutting_down().into()),
+                    () = tokio::time::sleep_until(self.ends) => return Ok(None),
                 }
                 admit(&self.context, &self.silo_id).await?;
             }
@@ -302,7 +312,7 @@ impl Watch {
             let notices = notice::notices(&self.context, &self.silo_id).await?;
             if self.last.as_ref() != Some(&notices) {
                 self.last = Some(notices.clone());
-                return Ok(notices);
+                return Ok(Some(notices));
             }
         }
     }

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Most ended jobs that a silo is told of; the newest count.
-const MAX_ENDED: usize = 50;
+const MAX_ENDED: u32 = 50;
 
 /// Everything that waits for a silo now, and the jobs that ended lately.
 pub(super) async fn notices(
@@ -22,15 +22,8 @@ pub(super) async fn notices(
         .datastore
         .run_read("list_notices", |tx| {
             Box::pin(async move {
-                let jobs = tx.jobs_of_silo(silo_id, since).await?;
-                let ended = jobs.iter().filter(|job| job.has_ended()).count();
-                let mut skip = ended.saturating_sub(MAX_ENDED);
                 let mut notices = Vec::new();
-                for job in &jobs {
-                    if job.has_ended() && skip > 0 {
-                        skip -= 1;
-                        continue;
-                    }
+                for job in &tx.jobs_of_silo(silo_id, since, MAX_ENDED).await? {
                     notices.extend(notice(tx, job, silo_id).await?);
                 }
                 Ok::<_, Failure>(notices)

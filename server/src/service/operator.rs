@@ -24,6 +24,8 @@ use crate::{
     metrics,
 };
 
+mod enrollment;
+
 /// Jobs in a list unless the caller says otherwise, and at most.
 const LIST_DEFAULT: u32 = 100;
 const LIST_MOST: u32 = 1000;
@@ -55,9 +57,9 @@ impl OperatorService for Operator {
         request: Request<v1::SubmitJobRequest>,
     ) -> Result<Response<v1::SubmitJobResponse>, Status> {
         let operator = operator_of(&request)?;
-        Ok(Response::new(
-            self.submit(operator, request.into_inner()).await?,
-        ))
+        let (service, request) = (self.clone(), request.into_inner());
+        let submitted = async move { service.submit(operator, request).await };
+        Ok(Response::new(self.context.to_the_end(submitted).await?))
     }
 
     async fn list_jobs(
@@ -108,6 +110,7 @@ impl OperatorService for Operator {
             service: self.clone(),
             job_id,
             last: None,
+            ends: tokio::time::Instant::now() + self.context.config.limits.max_connection_age,
         };
         let states = stream::unfold(Some(watch), |watch| async move {
             let mut watch = watch?;
@@ -126,7 +129,9 @@ impl OperatorService for Operator {
     ) -> Result<Response<v1::CancelJobResponse>, Status> {
         let operator = operator_of(&request)?;
         let job_id = job_id(&request.into_inner().job_id)?;
-        let job = self.cancel(&operator, &job_id).await?;
+        let service = self.clone();
+        let cancelled = async move { service.cancel(&operator, &job_id).await };
+        let job = self.context.to_the_end(cancelled).await?;
         Ok(Response::new(v1::CancelJobResponse { job: Some(job) }))
     }
 
@@ -201,6 +206,15 @@ impl OperatorService for Operator {
             .collect();
         Ok(Response::new(v1::ListSilosResponse { silos }))
     }
+
+    async fn set_enrollment(
+        &self,
+        request: Request<v1::SetEnrollmentRequest>,
+    ) -> Result<Response<v1::SetEnrollmentResponse>, Status> {
+        let operator = operator_of(&request)?;
+        let set = enrollment::set(Arc::clone(&self.context), operator, request.into_inner());
+        Ok(Response::new(self.context.to_the_end(set).await?))
+    }
 }
 
 fn job_id(text: &str) -> Result<JobId, Failure> {
@@ -263,6 +277,7 @@ impl Operator {
             );
         }
         let context = &self.context;
+        context.config.check_adapter(training)?;
         let job = &NewJob {
             job_id: new_job_id(&training.name, context.ids.as_ref()),
             request_id: request.request_id,
@@ -348,10 +363,13 @@ struct Watch {
     job_id: JobId,
     changes: tokio::sync::watch::Receiver<()>,
     last: Option<(v1::WatchJobResponse, i64)>,
+    /// When the operator is to watch anew, so that its connection can come to an end.
+    ends: tokio::time::Instant,
 }
 
 impl Watch {
-    /// The present state at first, later the next one that differs; none once the job has ended.
+    /// The present state at first, later the next one that differs; none once the job has ended, or when the operator is to
+    /// watch anew.
     async fn next(&mut self) -> Result<Option<v1::WatchJobResponse>, Failure> {
         loop {
             if let Some((last, _)) = &self.last {
@@ -364,6 +382,7 @@ impl Watch {
                     () = self.service.shutdown.token().cancelled_owned() => {
                         return Err(shutting_down().into());
                     }
+                    () = tokio::time::sleep_until(self.ends) => return Ok(None),
                 }
             }
             self.changes.mark_unchanged();

@@ -30,7 +30,13 @@ pub(super) async fn receive(
     silo_id: &SiloId,
     mut stream: Streaming<v1::UploadContributionRequest>,
 ) -> Result<v1::Receipt, Failure> {
-    let turn = gate.enter().await?;
+    // Before the turn, and before a byte is read: who has announced nothing takes nobody's turn, and those who wait for
+    // theirs take no memory.
+    let announced = announced(context, silo_id).await?;
+    if announced.is_empty() {
+        return no_such_upload();
+    }
+    let turn = gate.enter(silo_id).await?;
     let idle = context.config.limits.transfer_idle;
     let Some(first) = next_message(&mut stream, idle).await? else {
         return refuse(
@@ -43,51 +49,92 @@ pub(super) async fn receive(
         .as_slice()
         .try_into()
         .map_err(|_| wire::invalid_field("upload_id", "must have 16 bytes"))?;
-    let (upload, expected) = find(context, &upload_id, silo_id).await?;
-    let session = match take_in(context, &upload, expected, first, &mut stream, idle).await {
+    let Some(upload) = announced
+        .into_iter()
+        .find(|upload| upload.upload_id == upload_id)
+    else {
+        return no_such_upload();
+    };
+    let moving = take_in(context, &upload, first, &mut stream, idle);
+    let session = match gate.in_time(upload.payload_bytes, moving).await {
         Err(Failure::Refused(refusal)) if spoils_upload(refusal.code) => {
-            forget(context, &upload).await?;
-            reject(context, &upload.job_id, upload.round, silo_id, &refusal).await;
+            let spoiled = throw_away(Arc::clone(context), upload, refusal.clone());
+            context.to_the_end(spoiled).await?;
             return Err(refusal.into());
         }
         other => other?,
     };
     // The disk may be slow; the next transfer need not wait for it.
     drop(turn);
-    context.spool.sync(&session).await?;
-    let change = record(context, &upload).await?;
-    drop(session);
-    finish(context, &upload, &change).await
+    let concluded = conclude(Arc::clone(context), upload, session);
+    context.to_the_end(concluded).await
 }
 
-/// The upload's row, renewed, and what its payload must be.
-async fn find(
-    context: &Context,
-    upload_id: &UploadId,
-    silo_id: &SiloId,
-) -> Result<(UploadRecord, Expected), Failure> {
-    let now = context.now();
-    let (upload, job) = context
+/// What follows the last byte: sync, transaction, announcements. For [`Context::to_the_end`].
+pub(crate) async fn conclude(
+    context: Arc<Context>,
+    upload: UploadRecord,
+    session: Session,
+) -> Result<v1::Receipt, Failure> {
+    context.spool.sync(&session).await?;
+    let change = record(&context, &upload).await?;
+    drop(session);
+    finish(&context, &upload, &change).await
+}
+
+/// Forgets an upload that no further byte can mend, and notes it in the round. For [`Context::to_the_end`].
+async fn throw_away(
+    context: Arc<Context>,
+    upload: UploadRecord,
+    refusal: Refusal,
+) -> Result<(), Failure> {
+    forget(&context, &upload).await?;
+    reject(
+        &context,
+        &upload.job_id,
+        upload.round,
+        &upload.silo_id,
+        &refusal,
+    )
+    .await;
+    Ok(())
+}
+
+/// The uploads that a silo has announced.
+async fn announced(context: &Context, silo_id: &SiloId) -> Result<Vec<UploadRecord>, Failure> {
+    context
         .datastore
-        .run_tx("resume_upload", |tx| {
+        .run_read("list_announced_uploads", |tx| {
             Box::pin(async move {
-                let upload = tx.upload(upload_id).await?;
-                let Some(upload) = upload.filter(|upload| upload.silo_id == *silo_id) else {
+                let mut uploads = tx.uploads().await?;
+                uploads.retain(|upload| upload.silo_id == *silo_id);
+                Ok::<_, Failure>(uploads)
+            })
+        })
+        .await
+}
+
+/// Renews the upload's row and says what its payload must be.
+async fn renew(context: &Context, upload: &UploadRecord) -> Result<Expected, Failure> {
+    let (now, upload_id) = (context.now(), &upload.upload_id);
+    let job = context
+        .datastore
+        .run_tx_unsynced("resume_upload", |tx| {
+            Box::pin(async move {
+                if tx.upload(upload_id).await?.is_none() {
                     return no_such_upload();
-                };
+                }
                 tx.touch_upload(upload_id, now).await?;
-                let job = decide::job(tx, &upload.job_id).await?;
-                Ok::<_, Failure>((upload, job))
+                decide::job(tx, &upload.job_id).await
             })
         })
         .await?;
     let spec = decide::spec(&job)?;
-    let expected = Expected {
+    Ok(Expected {
         layout: spec.adapter_shape().layout()?,
         digest: upload.payload_digest,
         max_norm: spec.limits.max_update_norm,
-    };
-    Ok((upload, expected))
+    })
 }
 
 fn no_such_upload<T>() -> Result<T, Failure> {
@@ -101,7 +148,6 @@ fn no_such_upload<T>() -> Result<T, Failure> {
 async fn take_in(
     context: &Arc<Context>,
     upload: &UploadRecord,
-    expected: Expected,
     first: v1::UploadContributionRequest,
     stream: &mut Streaming<v1::UploadContributionRequest>,
     idle: Duration,
@@ -109,6 +155,8 @@ async fn take_in(
     let spool = Arc::clone(&context.spool);
     let turn = spool.take_turn(upload.upload_id).await;
     let cut = turn.cut();
+    // Under the spool's turn: whoever deletes the file waits for it, so that none is made anew after that.
+    let expected = renew(context, upload).await?;
     let mut session = tokio::task::spawn_blocking(move || spool.resume(turn, expected))
         .await?
         .map_err(Failure::io("cannot go on with an upload"))?;

@@ -26,8 +26,8 @@ use tonic::{Request, Status, transport::Channel};
 use crate::{
     RunningServer, Server,
     config::{
-        Durability, EnrollmentPolicy, JobsSection, LimitsSection, OpsSection, ServerConfig,
-        SpoolSection,
+        Durability, EnrollmentPolicy, JobsSection, LimitsSection, OpsSection, RetentionSection,
+        ServerConfig, SpoolSection,
     },
 };
 
@@ -86,6 +86,7 @@ impl World {
             limits: LimitsSection::default(),
             spool: SpoolSection::default(),
             jobs: JobsSection::default(),
+            retention: RetentionSection::default(),
             ops: OpsSection {
                 enabled: false,
                 ..OpsSection::default()

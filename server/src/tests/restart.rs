@@ -342,7 +342,7 @@ async fn a_contribution_that_was_committed_but_never_announced_is_seen_all_the_s
     world.wait_for_state(&job_id, JobState::Succeeded).await;
 }
 
-async fn row_of(context: &Context, id: [u8; 16]) -> UploadRecord {
+pub(super) async fn row_of(context: &Context, id: [u8; 16]) -> UploadRecord {
     context
         .datastore
         .run_read("test", |tx| {

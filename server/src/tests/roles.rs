@@ -9,7 +9,6 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use super::harness::{World, code, eventually, spec};
-use crate::{config::EnrollmentPolicy, datastore::Enrollment, error::Failure};
 
 #[tokio::test]
 async fn each_service_is_for_its_role_only() {
@@ -31,48 +30,6 @@ async fn each_service_is_for_its_role_only() {
         };
         assert_eq!(code(client.submit_job(request).await), ErrorCode::WrongRole);
     }
-}
-
-async fn enroll(world: &World, silo: &str, enrollment: Enrollment) {
-    let silo = &silo.parse().unwrap();
-    let context = world.server().context();
-    let known = context
-        .datastore
-        .run_tx("test", |tx| {
-            Box::pin(async move { Ok::<_, Failure>(tx.set_enrollment(silo, enrollment).await?) })
-        })
-        .await
-        .unwrap();
-    assert!(known);
-    context.hub.roster_changed();
-    context.hub.rounds_changed();
-}
-
-#[tokio::test]
-async fn enrollment_is_checked_on_every_call_and_on_open_streams() {
-    let world = World::start_with(|config| config.enrollment = EnrollmentPolicy::Manual).await;
-    let mut client = FederationServiceClient::new(world.channel(Role::Silo, "a"));
-    let info = v1::GetServerInfoRequest {};
-    assert_eq!(
-        code(client.get_server_info(info).await),
-        ErrorCode::NotEnrolled
-    );
-    enroll(&world, "a", Enrollment::Active).await;
-    client.get_server_info(info).await.unwrap();
-    let stream = client.watch_rounds(v1::WatchRoundsRequest {}).await;
-    let mut stream = stream.unwrap().into_inner();
-    stream.message().await.unwrap();
-    enroll(&world, "a", Enrollment::Suspended).await;
-    assert_eq!(code(stream.message().await), ErrorCode::NotEnrolled);
-    assert_eq!(
-        code(client.poll_rounds(v1::PollRoundsRequest {}).await),
-        ErrorCode::NotEnrolled
-    );
-    enroll(&world, "a", Enrollment::Revoked).await;
-    assert_eq!(
-        code(client.get_server_info(info).await),
-        ErrorCode::NotEnrolled
-    );
 }
 
 #[tokio::test]

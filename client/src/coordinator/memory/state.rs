@@ -396,7 +396,13 @@ impl State {
         if let Some(upload) = self.uploads.remove(id) {
             self.spool.insert(digest, upload.bytes.into());
         }
-        let record = self.apply(Event::Contributed(contribution), clock)?;
+        // One that was begun in an earlier round is of no use to this one.
+        let record = match &self.round {
+            Some(open) if open.spec().number == round => {
+                self.apply(Event::Contributed(contribution), clock)?
+            }
+            _ => None,
+        };
         let receipt = signer.sign(Receipt {
             job: self.job.clone(),
             round,

@@ -1,4 +1,4 @@
-//! One encoder layer, in three steps with the hook between the last two.
+//! One encoder layer, in three steps with the hook between the last two. Hidden states are matrices here, `[n·t, d]`.
 
 use std::collections::HashMap;
 
@@ -51,6 +51,22 @@ impl Dense {
     fn run(&self, x: &Tensor) -> Result<Tensor, LearningError> {
         Ok(x.f_linear(&self.weight, Some(&self.bias))?)
     }
+
+    /// `sum += x W' + b` in place.
+    fn add_to(&self, sum: &mut Tensor, x: &Tensor) -> Result<(), LearningError> {
+        add_dense(sum, x, &self.weight, &self.bias)
+    }
+}
+
+/// `sum += x W' + b` for matrices, in place: the product is added up where it belongs and takes no memory of its own.
+pub(crate) fn add_dense(
+    sum: &mut Tensor,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+) -> Result<(), LearningError> {
+    let _ = sum.f_add_(bias)?.f_addmm_(x, &weight.f_tr()?)?;
+    Ok(())
 }
 
 fn take_pair(tensors: &mut HashMap<String, Tensor>, part: &str) -> (Tensor, Tensor) {
@@ -131,17 +147,19 @@ impl Layer {
         })
     }
 
-    /// Self-attention with its residual and LayerNorm: what the feed-forward network reads, and what is added to its output.
+    /// Self-attention with its residual and LayerNorm: what the feed-forward network reads, and what is added to its output. `[n·t, d]`, as
+    /// `hidden`, which is written over: the sum takes its place, since nothing needs it any more.
     pub(super) fn attend(
         &self,
-        hidden: &Tensor,
+        mut hidden: Tensor,
+        (n, t): (i64, i64),
         mask: &AttentionMask,
     ) -> Result<Tensor, LearningError> {
-        let (n, t, d) = hidden.size3()?;
-        // [n, t, 3d] -> three of [n, heads, t, d / heads]. `unbind` rather than three selections: its gradient is one stack.
+        let (_, d) = hidden.size2()?;
+        // [n·t, 3d] -> three of [n, heads, t, d / heads]. `unbind` rather than three selections: its gradient is one stack.
         let qkv = self
             .qkv
-            .run(hidden)?
+            .run(&hidden)?
             .f_view([n, t, 3, self.heads, d / self.heads])?
             .f_permute([2, 0, 3, 1, 4])?
             .f_unbind(0)?;
@@ -155,9 +173,9 @@ impl Layer {
             None,
             false,
         )?;
-        let context = context.f_transpose(1, 2)?.f_reshape([n, t, d])?;
-        let output = self.attention_out.run(&context)?;
-        self.attention_norm.run(&output.f_add(hidden)?)
+        let context = context.f_transpose(1, 2)?.f_reshape([n * t, d])?;
+        self.attention_out.add_to(&mut hidden, &context)?;
+        self.attention_norm.run(&hidden)
     }
 
     /// The feed-forward network up to its second dense layer, where the hook comes in.
@@ -165,12 +183,8 @@ impl Layer {
         self.down.run(&self.up.run(attended)?.f_gelu("none")?)
     }
 
-    /// Residual and LayerNorm after the hook.
-    pub(super) fn close(
-        &self,
-        adapted: &Tensor,
-        residual: &Tensor,
-    ) -> Result<Tensor, LearningError> {
-        self.norm.run(&adapted.f_add(residual)?)
+    /// The LayerNorm after the hook.
+    pub(super) fn close(&self, sum: &Tensor) -> Result<Tensor, LearningError> {
+        self.norm.run(sum)
     }
 }

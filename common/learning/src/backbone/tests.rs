@@ -47,6 +47,25 @@ fn the_prefix_and_the_rest_give_the_same_bits_as_the_whole() {
 }
 
 #[test]
+fn a_prefix_is_never_written_to() {
+    let backbone = backbone("xlm-roberta", Kind::Float);
+    let reference = reference("xlm-roberta");
+    let batch = reference.batch();
+    let mut adapters = reference.adapters(Kind::Float).unwrap();
+    for layer in 0..2 {
+        let prefix = backbone.run_prefix(batch, layer).unwrap();
+        let before = [prefix.ffn_out.copy(), prefix.residual.copy()];
+        let hooks: [&mut dyn LayerHook; 2] = [&mut NoHook, &mut adapters];
+        for hook in hooks {
+            let _ = backbone
+                .run_from_prefix(&prefix, &batch.mask, hook)
+                .unwrap();
+            assert_eq!([&prefix.ffn_out, &prefix.residual], before.each_ref());
+        }
+    }
+}
+
+#[test]
 fn adapters_on_a_prefix_give_the_same_bits_as_on_the_whole() {
     // The adapters of the XLM-R fixture stand in layer 1 alone.
     let backbone = backbone("xlm-roberta", Kind::Float);
@@ -73,10 +92,10 @@ fn layers_run_in_two_parts_give_the_same_bits_as_in_one() {
     let whole = backbone.forward(batch, &mut NoHook).unwrap();
     let lower = backbone.embed(batch).unwrap();
     let lower = backbone
-        .run_layers(lower, &batch.mask, 0..1, &mut NoHook)
+        .run_layers(&lower, &batch.mask, 0..1, &mut NoHook)
         .unwrap();
     let upper = backbone
-        .run_layers(lower, &batch.mask, 1..2, &mut NoHook)
+        .run_layers(&lower, &batch.mask, 1..2, &mut NoHook)
         .unwrap();
     assert_eq!(upper, whole);
 }
@@ -205,7 +224,7 @@ fn a_layer_that_does_not_exist_is_refused() {
     let hidden = backbone.embed(batch).unwrap();
     assert!(
         backbone
-            .run_layers(hidden, &batch.mask, 0..3, &mut NoHook)
+            .run_layers(&hidden, &batch.mask, 0..3, &mut NoHook)
             .is_err()
     );
 }

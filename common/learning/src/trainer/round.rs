@@ -184,23 +184,25 @@ fn norm(payload: &[u8]) -> f64 {
 #[derive(Default)]
 struct Means {
     steps: u64,
-    sums: BTreeMap<&'static str, f64>,
+    /// Sum, and steps that had such a number: a term may be left out of a step.
+    sums: BTreeMap<&'static str, (f64, u64)>,
 }
 
 impl Means {
     fn add(&mut self, report: &StepReport) {
         self.steps += 1;
         for (name, value) in report.numbers() {
-            *self.sums.entry(name).or_default() += value;
+            let (sum, steps) = self.sums.entry(name).or_default();
+            *sum += value;
+            *steps += 1;
         }
     }
 
     fn finish(self) -> Vec<(String, f64)> {
-        let steps = self.steps.max(1) as f64;
         let mut means: Vec<(String, f64)> = self
             .sums
             .into_iter()
-            .map(|(name, sum)| (name.to_owned(), sum / steps))
+            .map(|(name, (sum, steps))| (name.to_owned(), sum / steps as f64))
             .collect();
         means.push(("steps".to_owned(), self.steps as f64));
         means

@@ -10,9 +10,9 @@ use crate::{
     adapter::{Adapter, Sharing},
     data::Split,
     error::LearningError,
-    fusion::{Fusion, LayerViews, Parts},
-    head::pooled,
+    fusion::{LayerViews, Parts},
     loss::{BatchTargets, MIN_ROWS, cka, contrast, half_squared_distance, moon, task_loss},
+    network::represent,
     optimiser::Parameter,
     task::Inputs,
 };
@@ -124,8 +124,9 @@ impl LocalTrainer {
         report.loss = loss.f_double_value(&[])?;
         if !report.loss.is_finite() {
             return Err(LearningError::Training(format!(
-                "the loss is {}; lower the learning rate",
-                report.loss
+                "the loss is {} on {}; lower the learning rate",
+                report.loss,
+                listed(rows)
             )));
         }
         let mut parameters = self.parameters(phase, averaged)?;
@@ -134,7 +135,15 @@ impl LocalTrainer {
             .map(|parameter| &parameter.tensor)
             .collect();
         let gradients = Tensor::f_run_backward(&[&loss], &leaves, false, false)?;
-        let norm = self.optimiser.step(&mut parameters, &gradients)?;
+        let norm =
+            self.optimiser
+                .step(&mut parameters, &gradients)
+                .map_err(|error| match error {
+                    LearningError::Training(reason) => {
+                        LearningError::Training(format!("{}: {reason}", listed(rows)))
+                    }
+                    other => other,
+                })?;
         report.terms.push(("gradient_norm", norm));
         Ok(report)
     }
@@ -190,16 +199,13 @@ impl LocalTrainer {
         let stacks = parts.stack(self.rule)?;
         // Fewer rows can only be a split that is smaller than that, with mu = 0.
         let watched = phase.terms.contrast.is_some() && inputs.mask.size()[0] >= MIN_ROWS as i64;
-        let mut hook = if watched {
-            Fusion::watching(&stacks, parts, &received.adapter, &inputs.weights)
-        } else {
-            Fusion::new(&stacks)
-        };
-        let hidden = self
-            .backbone
-            .run_from_prefix(&inputs.prefix, &inputs.mask, &mut hook)?;
-        let views = hook.into_views();
-        let pooled = pooled(self.spec.head.pool, &hidden, &inputs.weights)?;
+        let (pooled, views) = represent(
+            &self.backbone,
+            self.spec.head.pool,
+            &stacks,
+            watched.then_some((parts, &received.adapter)),
+            inputs,
+        )?;
         drop(below);
         let logits = self
             .head(averaged, phase.head)?
@@ -233,11 +239,8 @@ impl LocalTrainer {
         inputs: &Inputs,
     ) -> Result<Tensor, LearningError> {
         let stacks = Parts::alone(adapter).stack(self.rule)?;
-        let mut hook = Fusion::new(&stacks);
-        let hidden = self
-            .backbone
-            .run_from_prefix(&inputs.prefix, &inputs.mask, &mut hook)?;
-        pooled(self.spec.head.pool, &hidden, &inputs.weights)
+        let pool = self.spec.head.pool;
+        Ok(represent(&self.backbone, pool, &stacks, None, inputs)?.0)
     }
 
     /// ½‖w − w^t‖² over the phase's adapter: the private one where it stands alone (Ditto), otherwise the global one.
@@ -292,6 +295,25 @@ impl LocalTrainer {
         let term = moon(z, &z_global, &z_previous, settings.tau)?;
         Ok(Some((settings, term)))
     }
+}
+
+/// A batch's rows for an error: their range, and the first of them, as they are counted in the training split.
+fn listed(rows: &[usize]) -> String {
+    const SHOWN: usize = 8;
+    let mut sorted = rows.to_vec();
+    sorted.sort_unstable();
+    let (Some(first), Some(last)) = (sorted.first(), sorted.last()) else {
+        return "a batch without rows".to_owned();
+    };
+    let mut shown: Vec<String> = sorted.iter().take(SHOWN).map(usize::to_string).collect();
+    if sorted.len() > SHOWN {
+        shown.push("...".to_owned());
+    }
+    format!(
+        "{} training rows from {first} to {last} (counted from 0: {})",
+        sorted.len(),
+        shown.join(", ")
+    )
 }
 
 /// L_con, noting s+ and s−; with mu = 0 only these are taken.

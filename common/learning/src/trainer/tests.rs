@@ -1,4 +1,5 @@
 mod algorithms;
+mod edges;
 mod privacy;
 mod refusals;
 mod repeat;

@@ -41,6 +41,7 @@ fn event() -> impl Strategy<Value = Event> {
             .prop_map(|(name, variant)| Event::Contributed(contribution(name, variant))),
         3 => (name(), code()).prop_map(|(name, code)| Event::Rejected { silo: silo(name), code }),
         2 => (name(), code()).prop_map(|(name, code)| Event::Declined { silo: silo(name), code }),
+        1 => name().prop_map(|name| Event::Lost { silo: silo(name) }),
         3 => Just(Event::Tick),
         2 => (0_u8..2).prop_map(|byte| Event::Aggregated { version: AdapterVersion::of(&[byte]) }),
         1 => Just(Event::AggregationFailed { reason: "overflow".to_owned() }),
@@ -192,6 +193,7 @@ impl Model<'_> {
             }
             Event::Rejected { silo, code } => self.remark(silo, Outcome::Rejected(*code)),
             Event::Declined { silo, code } => self.remark(silo, Outcome::Declined(*code)),
+            Event::Lost { silo } => self.lose(silo),
             Event::Aggregated { version } if self.phase == RoundPhase::Aggregating => {
                 self.phase = RoundPhase::Published;
                 vec![Effect::Publish { version: *version }]
@@ -213,6 +215,30 @@ impl Model<'_> {
         }
     }
 
+    fn lose(&mut self, silo: &SiloId) -> Vec<Effect> {
+        let counts = self.row(silo).map(|row| row.outcome) == Some(Outcome::Accepted);
+        if !counts || self.phase > RoundPhase::Aggregating {
+            return vec![];
+        }
+        let mut effects = vec![self.store(Record {
+            silo: silo.clone(),
+            outcome: Outcome::Rejected(ErrorCode::Internal),
+            digest: None,
+            examples: 0,
+        })];
+        let left = self.accepted().len() as u32;
+        if self.phase < RoundPhase::Aggregating && left == 0 {
+            self.phase = RoundPhase::Announced;
+        }
+        if self.phase == RoundPhase::Aggregating && left < self.spec.window.min_count.max(1) {
+            self.phase = RoundPhase::Failed;
+            effects.push(Effect::Fail {
+                reason: String::new(),
+            });
+        }
+        effects
+    }
+
     fn remark(&mut self, silo: &SiloId, outcome: Outcome) -> Vec<Effect> {
         match self.row(silo).map(|row| row.outcome) {
             None => {}
@@ -230,7 +256,9 @@ impl Model<'_> {
     fn apply(&mut self, event: &Event, now: Timestamp) -> Result<Vec<Effect>, ErrorCode> {
         let silo = match event {
             Event::Contributed(contribution) => Some(&contribution.silo),
-            Event::Rejected { silo, .. } | Event::Declined { silo, .. } => Some(silo),
+            Event::Rejected { silo, .. } | Event::Declined { silo, .. } | Event::Lost { silo } => {
+                Some(silo)
+            }
             _ => None,
         };
         if silo.is_some_and(|silo| !self.spec.cohort.contains(silo)) {
@@ -335,10 +363,15 @@ proptest! {
                         ends += 1;
                     }
                     Effect::Fail { .. } | Effect::Cancel => ends += 1,
-                    Effect::Record(_) | Effect::Repeat(_) => {}
+                    Effect::Record(Record { silo, .. }) => {
+                        // Only a loss displaces a counted contribution.
+                        counted.remove(&silo);
+                    }
+                    Effect::Repeat(_) => {}
                 }
             }
-            prop_assert!(round.phase() >= phase, "{:?} after {:?}", round.phase(), phase);
+            let has_lost_all = (phase, round.phase()) == (RoundPhase::Collecting, RoundPhase::Announced);
+            prop_assert!(round.phase() >= phase || has_lost_all, "{:?} after {:?}", round.phase(), phase);
             phase = round.phase();
             prop_assert_eq!(ends, u32::from(phase.is_over()));
             prop_assert_eq!(u64::from(round.accepted()), counted.len() as u64);

@@ -43,6 +43,28 @@ fn a_key_that_others_can_read_is_refused_with_the_cure() {
 }
 
 #[test]
+fn the_group_may_read_a_key_among_the_services_credentials_and_nowhere_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let credentials = folder.path().join("credentials");
+    let (files, _) = written(&credentials);
+    let load = |mode: u32, credentials: &Path| {
+        std::fs::set_permissions(&files.key, Permissions::from_mode(mode)).unwrap();
+        Identity::load_with(&files.certificate, &files.key, Some(credentials)).map(drop)
+    };
+    // newer versions of systemd: 0440, and an access control list for the service's user.
+    load(0o440, &credentials).unwrap();
+    load(0o400, &credentials).unwrap();
+    for mode in [0o444, 0o460, 0o450, 0o404] {
+        let error = load(mode, &credentials).unwrap_err();
+        assert!(matches!(error, TlsError::KeyNotPrivate { .. }), "{error}");
+    }
+    for elsewhere in [folder.path().to_owned(), credentials.join("deeper")] {
+        let error = load(0o440, &elsewhere).unwrap_err();
+        assert!(matches!(error, TlsError::KeyNotPrivate { .. }), "{error}");
+    }
+}
+
+#[test]
 fn a_file_that_is_missing_or_something_else_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let (files, ca) = written(folder.path());
@@ -206,6 +228,8 @@ fn an_endpoint_that_is_none_is_refused_with_the_form_to_use() {
         "http://localhost:1",
         "localhost:1",
         "https://localhost",
+        "https://localhost:0",
+        "https://somebody@localhost:1",
         "https://localhost:1/path",
         "https://localhost:1/?a=b",
         "https://bad_host!:1",

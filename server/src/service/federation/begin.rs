@@ -68,16 +68,18 @@ impl<'a> Header<'a> {
     }
 }
 
-pub(super) async fn begin(
-    context: &Arc<Context>,
-    silo_id: &SiloId,
-    request: &v1::BeginContributionRequest,
+/// Answers a header. For [`Context::to_the_end`].
+pub(crate) async fn begin(
+    context: Arc<Context>,
+    silo_id: SiloId,
+    request: v1::BeginContributionRequest,
 ) -> Result<v1::BeginContributionResponse, Failure> {
-    let header = &Header::read(silo_id, request)?;
+    let (context, silo_id) = (&context, &silo_id);
+    let header = &Header::read(silo_id, &request)?;
     let fresh = context.ids.token();
     let begun = context
         .datastore
-        .run_tx("begin_contribution", |tx| {
+        .run_tx_unsynced("begin_contribution", |tx| {
             Box::pin(decide_begin(tx, context, header, fresh))
         })
         .await;
@@ -88,6 +90,10 @@ pub(super) async fn begin(
         }
         other => other?,
     };
+    // A receipt is a promise; an announced upload is none.
+    if !matches!(begun, Begun::Upload { .. }) {
+        context.datastore.sync().await?;
+    }
     match begun {
         Begun::Recorded(receipt) => Ok(v1::BeginContributionResponse {
             receipt: Some(receipt),

@@ -3,7 +3,7 @@
 use std::{fs::File, os::unix::fs::FileExt as _, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use concord_common::{ErrorCode, JobId, SiloId, chunk, code::Refusal, wire};
+use concord_common::{ErrorCode, JobId, SiloId, code::Refusal, wire};
 use concord_proto::v1;
 use futures::{Stream, StreamExt as _, future, stream};
 use tokio::sync::{mpsc, oneshot};
@@ -13,9 +13,10 @@ use tonic::Status;
 use super::{Federation, job_of_silo, shutting_down};
 use crate::{
     context::Context,
+    digests::Pieces,
     error::{Failure, refuse},
     metrics,
-    service::transfer::TransferTurn,
+    service::transfer::{TransferGate, TransferTurn},
 };
 
 type Piece = Result<v1::DownloadAdapterResponse, Status>;
@@ -24,9 +25,11 @@ type Piece = Result<v1::DownloadAdapterResponse, Status>;
 struct Download {
     context: Arc<Context>,
     file: Arc<File>,
+    digests: Arc<Pieces>,
     offset: u64,
     end: u64,
     pieces: mpsc::Sender<Piece>,
+    gate: Arc<TransferGate>,
     /// Held until the last piece is taken.
     _turn: TransferTurn,
 }
@@ -61,7 +64,7 @@ pub(super) async fn start(
         return Err(wire::invalid_field("offset", problem).into());
     }
     let turn = tokio::select! {
-        turn = service.gate.enter() => turn?,
+        turn = service.gate.enter(&silo_id) => turn?,
         () = service.shutdown.token().cancelled_owned() => return Err(shutting_down().into()),
     };
     let blobs = context.blobs.clone();
@@ -70,12 +73,15 @@ pub(super) async fn start(
         .map_err(Failure::io("cannot open an adapter"))?;
     let (pieces, received) = mpsc::channel(1);
     let (fault, ending) = oneshot::channel();
+    let size = context.config.limits.chunk_size.bytes();
     let download = Download {
+        digests: context.pieces.of(version, size, found.payload_bytes),
         context,
         file: Arc::new(file),
         offset: request.offset,
         end: found.payload_bytes,
         pieces,
+        gate: Arc::clone(&service.gate),
         _turn: turn,
     };
     let hard = service.shutdown.hard_token();
@@ -100,7 +106,8 @@ pub(super) async fn start(
 impl Download {
     /// Sends until the end, or until the receiver is gone or does not take anything for too long; gives the byte it came to.
     async fn run(mut self) -> (u64, Result<(), Failure>) {
-        let result = self.send_all().await;
+        let (gate, left) = (Arc::clone(&self.gate), self.end - self.offset);
+        let result = gate.in_time(left, self.send_all()).await;
         (self.offset, result)
     }
 
@@ -108,11 +115,13 @@ impl Download {
         let size = self.context.config.limits.chunk_size.bytes();
         let idle = self.context.config.limits.transfer_idle;
         while self.offset < self.end {
-            let (file, offset) = (Arc::clone(&self.file), self.offset);
+            let (file, digests) = (Arc::clone(&self.file), Arc::clone(&self.digests));
+            let offset = self.offset;
             let length = size.min(self.end - offset) as usize;
-            let chunk = tokio::task::spawn_blocking(move || read_chunk(&file, offset, length))
-                .await?
-                .map_err(Failure::io("cannot read an adapter"))?;
+            let chunk =
+                tokio::task::spawn_blocking(move || read_chunk(&file, &digests, offset, length))
+                    .await?
+                    .map_err(Failure::io("cannot read an adapter"))?;
             let Some(place) = reserve(&self.pieces, idle).await? else {
                 return Ok(());
             };
@@ -143,10 +152,19 @@ async fn reserve(
     }
 }
 
-fn read_chunk(file: &File, offset: u64, length: usize) -> std::io::Result<v1::Chunk> {
+fn read_chunk(
+    file: &File,
+    digests: &Pieces,
+    offset: u64,
+    length: usize,
+) -> std::io::Result<v1::Chunk> {
     let mut buffer = BytesMut::zeroed(length);
     file.read_exact_at(&mut buffer, offset)?;
-    Ok(chunk::chunk(offset, Bytes::from(buffer)))
+    Ok(v1::Chunk {
+        offset,
+        digest: digests.digest(offset, &buffer).to_vec(),
+        data: Bytes::from(buffer),
+    })
 }
 
 async fn count(context: &Context, job_id: &JobId, silo_id: &SiloId, bytes: u64) {
@@ -155,7 +173,7 @@ async fn count(context: &Context, job_id: &JobId, silo_id: &SiloId, bytes: u64) 
     }
     let counted = context
         .datastore
-        .run_tx("count_download", |tx| {
+        .run_tx_unsynced("count_download", |tx| {
             Box::pin(
                 async move { Ok::<_, Failure>(tx.count_bytes(job_id, silo_id, 0, bytes).await?) },
             )

@@ -164,5 +164,10 @@ fn a_learning_rate_that_blows_up_is_reported_and_undone() {
         error.contains("round 1") && error.contains("learning rate"),
         "{error}"
     );
+    // Which rows it was: batches of 8 out of 30.
+    assert!(
+        error.contains(" training rows from ") && error.contains("counted from 0: "),
+        "{error}"
+    );
     assert_eq!(trainer.last_round(), 0);
 }

@@ -1,0 +1,61 @@
+//! Old adapter versions: forgotten in one transaction, and their payloads deleted after its commit. A crash in between leaves
+//! payloads that nothing refers to; the next start sweeps them out.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use concord_common::Digest;
+
+use crate::{blobs::BlobStore, context::Context, error::Failure};
+
+/// Keeps what `[retention]` says and gives up the rest.
+pub(super) async fn retain(context: &Arc<Context>) -> Result<(), Failure> {
+    let settings = &context.config.retention;
+    let (newest, before) = (settings.versions, context.now() - settings.ended_jobs);
+    let gone = context
+        .datastore
+        .run_tx("prune_versions", |tx| {
+            Box::pin(async move { Ok::<_, Failure>(tx.prune_versions(newest, before).await?) })
+        })
+        .await?;
+    let mut condemned = gone;
+    condemned.retain(|digest| context.blobs.condemn(digest));
+    if condemned.is_empty() {
+        return Ok(());
+    }
+    // Another job may have come to the same adapter since.
+    let found = &condemned;
+    let needed = context
+        .datastore
+        .run_read("check_versions", |tx| {
+            Box::pin(async move {
+                let mut needed = BTreeSet::new();
+                for digest in found {
+                    if tx.is_version(digest).await? {
+                        needed.insert(*digest);
+                    }
+                }
+                Ok::<_, Failure>(needed)
+            })
+        })
+        .await?;
+    let blobs = context.blobs.clone();
+    let deleted = tokio::task::spawn_blocking(move || delete(&blobs, &condemned, &needed)).await?;
+    tracing::info!(adapters = deleted, "deleted old adapter versions");
+    Ok(())
+}
+
+/// Deletes what is condemned and not needed; blocking. Gives the number of blobs.
+fn delete(blobs: &BlobStore, condemned: &BTreeSet<Digest>, needed: &BTreeSet<Digest>) -> u64 {
+    let mut deleted = 0;
+    for digest in condemned {
+        if needed.contains(digest) {
+            blobs.spare(digest);
+            continue;
+        }
+        match blobs.delete_condemned(digest) {
+            Ok(done) => deleted += u64::from(done),
+            Err(error) => tracing::warn!(%error, "cannot delete an old adapter version"),
+        }
+    }
+    deleted
+}
