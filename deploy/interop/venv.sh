@@ -24,7 +24,7 @@ if [[ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]]; then
   # pip unpacks in its temporary folder first: keep that off a small /tmp.
   mkdir "$venv/tmp"
   TMPDIR=$venv/tmp python3 -m pip --python "$venv/bin/python" install --quiet --disable-pip-version-check --no-cache-dir \
-    --requirement "$here/requirements.txt" >&2 ||
+    --require-hashes --requirement "$here/requirements.txt" >&2 ||
     { say "error: pip could not install the packages; nothing is kept. Check the network and pip's index, then run this again"; exit 1; }
   rm -rf "$venv/tmp"
   printf '%s\n' "$wanted" >"$stamp"

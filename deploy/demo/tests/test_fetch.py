@@ -1,5 +1,7 @@
 """Downloads: pinned, whole or not at all, and done once."""
 
+import contextlib
+import errno
 import hashlib
 import io
 import os
@@ -154,6 +156,34 @@ class FetchTest(unittest.TestCase):
         broken = b"no archive at all"
         with self.assertRaisesRegex(FetchError, "cannot be unpacked"):
             self.fetch(resource(package(data=broken)), Shelf(first=broken))
+
+    def test_a_full_disk_is_a_clear_error_that_leaves_nothing(self):
+        asked = []
+
+        def full(wanted, folder):
+            asked.append(wanted.name)
+            (folder / "half.whl").write_bytes(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / "half.whl"))
+
+        with self.assertRaisesRegex(FetchError, "half.whl: No space left on device; nothing half-made was kept"):
+            self.fetch(resource(package("first"), package("second")), full)
+        self.assertEqual(asked, ["first"], "another package with the same files needs the same room")
+        self.assertEqual(self.left_behind(), ["demo.lock"])
+        self.assertEqual(list((self.cache / "models").iterdir()), [])
+
+    def test_the_command_line_ends_with_1_and_a_sentence_when_the_disk_is_full(self):
+        no_room = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        errors = io.StringIO()
+        with (
+            mock.patch("fetch._fetch_from", side_effect=no_room),
+            mock.patch("signal.signal"),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(errors),
+        ):
+            code = fetch.main(["--cache", str(self.cache), "--only", "backbone"])
+        self.assertEqual(code, 1)
+        self.assertRegex(errors.getvalue(), "^fetch: error: backbone: .*: No space left on device; .* CONCORD_CACHE")
+        self.assertEqual(errors.getvalue().count("\n"), 1)
 
 
 class DownloadTest(unittest.TestCase):
