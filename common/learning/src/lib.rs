@@ -16,6 +16,7 @@ pub mod model;
 pub mod named;
 mod network;
 pub mod optimiser;
+pub mod pulse;
 pub mod reference;
 pub mod task;
 #[cfg(test)]
