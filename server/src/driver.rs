@@ -54,7 +54,12 @@ pub async fn run(context: Arc<Context>) {
     let mut running = Running::default();
     loop {
         heart.beat();
-        let retry = match fill(&context, &mut running, &heart).await {
+        let filled = tokio::select! {
+            filled = fill(&context, &mut running, &heart) => filled,
+            // A new adapter may take long, and longer while others are being aggregated; the next start draws it again.
+            () = stop.cancelled() => break,
+        };
+        let retry = match filled {
             Ok(()) => None,
             Err(error) => {
                 tracing::error!(%error, "cannot take jobs out of the queue; trying again");
