@@ -18,6 +18,7 @@ use concord_learning::{
     data::{Row, Split, TaskData},
     metric::Evaluation,
     model::{PersonalModel, Prediction, Predictor},
+    pulse::Pulse,
     tokenize::TextTokenizer,
     torch::{TorchSettings, TorchThread},
     trainer::{Continue, LocalTrainer, Progress, RoundResult, SavedState},
@@ -101,6 +102,12 @@ impl Workbench {
         Arc::clone(&self.activity)
     }
 
+    /// A sign of life for work that is done in one go.
+    fn pulse(&self) -> Pulse {
+        let activity = Arc::clone(&self.activity);
+        Pulse::new(move || activity.turn())
+    }
+
     async fn run<R: Send + 'static>(
         &self,
         name: &'static str,
@@ -131,9 +138,9 @@ impl Workbench {
     /// # Errors
     /// Those of [`Backbone::load`].
     pub async fn backbone(&self, folder: &Path) -> Result<BackboneInfo, LearningError> {
-        let folder = folder.to_path_buf();
+        let (folder, pulse) = (folder.to_path_buf(), self.pulse());
         self.run("load backbone", move |store| {
-            let loaded = store.backbone(&folder)?;
+            let loaded = store.backbone(&folder, &pulse)?;
             Ok(BackboneInfo {
                 digest: *loaded.backbone.digest(),
                 config: loaded.backbone.config().clone(),
@@ -159,17 +166,18 @@ impl Workbench {
     /// # Errors
     /// Those of [`LocalTrainer::new`], of the tokenizer and of [`SavedState::from_bytes`].
     pub async fn open(&self, key: &TrainerKey, parts: TrainerParts) -> Result<(), LearningError> {
-        let key = key.clone();
+        let (key, pulse) = (key.clone(), self.pulse());
         self.run("open trainer", move |store| {
             let saved = parts
                 .saved
                 .as_deref()
                 .map(SavedState::from_bytes)
                 .transpose()?;
-            let loaded = store.backbone(&parts.backbone)?;
-            let rows = store.rows(&key.silo, &loaded, &parts)?;
-            let trainer =
+            let loaded = store.backbone(&parts.backbone, &pulse)?;
+            let rows = store.rows(&key.silo, &loaded, &parts, &pulse)?;
+            let mut trainer =
                 LocalTrainer::with_task(&parts.spec, &key.silo, loaded.backbone, rows, saved)?;
+            trainer.set_pulse(pulse);
             store.trainers.insert(key, trainer);
             Ok(())
         })
@@ -263,7 +271,7 @@ impl Workbench {
     /// # Errors
     /// Those of [`Predictor::evaluate`].
     pub async fn best(&self, key: &TrainerKey) -> Result<Option<BestModel>, LearningError> {
-        let key = key.clone();
+        let (key, pulse) = (key.clone(), self.pulse());
         self.run("evaluate the best model", move |store| {
             let trainer = store.trainer(&key)?;
             let Some(model) = trainer.best().cloned() else {
@@ -272,7 +280,8 @@ impl Workbench {
             let bytes = model.to_bytes()?;
             let task = Arc::clone(trainer.task());
             let backbone = store.backbone_of(&model)?;
-            let predictor = Predictor::new(model, backbone)?;
+            let mut predictor = Predictor::new(model, backbone)?;
+            predictor.set_pulse(pulse);
             Ok(Some(BestModel {
                 validation: predictor.evaluate(&task, Split::Validation)?,
                 test: predictor.evaluate(&task, Split::Test)?,
@@ -319,15 +328,17 @@ impl Workbench {
         folder: &Path,
         model: PersonalModel,
     ) -> Result<(), LearningError> {
-        let folder = folder.to_path_buf();
+        let (folder, pulse) = (folder.to_path_buf(), self.pulse());
         self.run("load model", move |store| {
-            let loaded = store.backbone(&folder)?;
+            let loaded = store.backbone(&folder, &pulse)?;
             let tokenizer = TextTokenizer::load(
                 &loaded.files.tokenizer,
                 loaded.backbone.config(),
                 model.facts.max_length,
             )?;
-            store.predictor = Some((Predictor::new(model, loaded.backbone)?, tokenizer));
+            let mut predictor = Predictor::new(model, loaded.backbone)?;
+            predictor.set_pulse(pulse);
+            store.predictor = Some((predictor, tokenizer));
             Ok(())
         })
         .await

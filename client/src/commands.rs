@@ -58,8 +58,8 @@ pub enum CommandError {
     #[error(transparent)]
     Learning(#[from] LearningError),
     /// Rows that cannot be read.
-    #[error(transparent)]
-    Data(#[from] DataError),
+    #[error("{}", .0.in_full())]
+    Data(DataError),
     /// A simulation that did not end.
     #[error(transparent)]
     Simulate(#[from] Box<SimulateError>),
@@ -97,6 +97,12 @@ pub enum CommandError {
 pub const EXIT_TEMPORARY: u8 = 75;
 /// Exit code of a configuration that stays bad until someone corrects it (`EX_CONFIG`); systemd does not start it again.
 pub const EXIT_CONFIG: u8 = 78;
+
+impl From<DataError> for CommandError {
+    fn from(error: DataError) -> Self {
+        Self::Data(error)
+    }
+}
 
 impl CommandError {
     /// The process's exit code.

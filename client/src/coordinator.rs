@@ -16,7 +16,7 @@ use concord_common::{
 use concord_proto::v1;
 use futures::Stream;
 
-use crate::egress::{Cleared, ClearedDecline, ClearedReport, Departure};
+use crate::egress::{Cleared, ClearedDecline, ClearedReport, Departure, EgressError};
 
 pub mod grpc;
 pub mod memory;
@@ -40,6 +40,9 @@ pub enum CallError {
     /// The server answered with what the protocol does not allow.
     #[error("the server sent what the protocol does not allow: {0}")]
     Protocol(String),
+    /// This silo's egress log takes no more lines, so the call was not made.
+    #[error(transparent)]
+    Egress(EgressError),
 }
 
 impl CallError {
@@ -52,7 +55,7 @@ impl CallError {
     pub fn code(&self) -> Option<ErrorCode> {
         match self {
             Self::Refused(refusal) => Some(refusal.code),
-            Self::Unavailable { .. } | Self::Protocol(_) => None,
+            Self::Unavailable { .. } | Self::Protocol(_) | Self::Egress(_) => None,
         }
     }
 

@@ -111,7 +111,9 @@ impl<C: Coordinator> Daemon<C> {
                 Err(SessionError::Stopped) if self.session.stop.is_cancelled() => return Ok(()),
                 Err(
                     error @ (SessionError::Learning(LearningError::Stopped(_))
-                    | SessionError::Egress(EgressError::Broken { .. })),
+                    | SessionError::Egress(
+                        EgressError::Broken { .. } | EgressError::Log { .. },
+                    )),
                 ) => return Err(error),
                 Err(error) => error,
             };
@@ -194,7 +196,7 @@ impl<C: Coordinator> Daemon<C> {
         tokio::select! {
             biased;
             () = self.session.stop.cancelled() => Err(SessionError::Stopped),
-            answer = call => answer.map_err(SessionError::Call),
+            answer = call => Ok(answer?),
         }
     }
 

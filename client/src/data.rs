@@ -168,9 +168,9 @@ pub enum DataError {
         /// The first few, with file and line.
         first: String,
     },
-    /// A label that no training row has.
+    /// A label that no training row has. The message does not hold it, as a label can be content; see [`DataError::in_full`].
     #[error(
-        "{}:{line}: label {label:?} does not occur in the training rows; add training rows with it or correct the label",
+        "{}:{line}: the label does not occur in the training rows; add training rows with it or correct the label",
         .file.display()
     )]
     UnseenLabel {
@@ -200,6 +200,17 @@ pub enum DataError {
 }
 
 impl DataError {
+    /// The message for people at their own terminal: with the label that is not known. Never for a log.
+    pub fn in_full(&self) -> String {
+        match self {
+            Self::UnseenLabel { file, line, label } => format!(
+                "{}:{line}: the label {label:?} does not occur in the training rows; add training rows with it or correct the label",
+                file.display()
+            ),
+            other => other.to_string(),
+        }
+    }
+
     fn file(file: &Path, reason: impl Into<String>) -> Self {
         Self::File {
             file: file.to_path_buf(),

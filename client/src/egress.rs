@@ -45,7 +45,7 @@ pub use self::{
 const MAX_SENTENCE_BYTES: usize = 512;
 
 /// Why something may not leave.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum EgressError {
     /// It is not what the job asked for, or beyond a bound.
     #[error("the egress gate holds the update back: {0}")]
@@ -68,12 +68,14 @@ pub enum EgressError {
     #[error("the egress gate holds a report back: {0}")]
     Report(String),
     /// The log or the outbox cannot be written, so nothing may leave.
-    #[error("{}: {source}; nothing leaves without its log entry", .path.display())]
+    #[error("{}: {reason}; nothing leaves without its log entry", .path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// What the operating system said.
-        source: io::Error,
+        /// Of which kind the operating system's error is.
+        kind: io::ErrorKind,
+        /// What it said.
+        reason: String,
     },
     /// An earlier write has failed and left a torn line that could not be cut off.
     #[error(
@@ -95,6 +97,16 @@ pub enum EgressError {
         /// What is wrong.
         reason: String,
     },
+}
+
+impl EgressError {
+    fn io(path: &Path, source: &io::Error) -> Self {
+        Self::Io {
+            path: path.to_path_buf(),
+            kind: source.kind(),
+            reason: source.to_string(),
+        }
+    }
 }
 
 /// Bounds of this silo, besides the job's own.
@@ -177,14 +189,15 @@ impl EgressGate {
         }
     }
 
-    /// Writes and syncs the log entry for sending `cleared` from byte `offset` on.
+    /// Writes and syncs the log entry for sending `cleared` from byte `offset` on, where the server wants it to go on. Of an earlier attempt
+    /// only what is before `offset` goes on to count towards the budget.
     ///
     /// # Errors
     /// [`EgressError::Budget`], or [`EgressError::Io`]: then nothing may be sent.
     pub fn depart(&self, cleared: &Cleared, offset: u64) -> Result<Departure, EgressError> {
         let bytes = (cleared.payload.len() as u64).saturating_sub(offset);
         let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-        let spent = log.spent(&cleared.job);
+        let spent = log.spent_before(&cleared.job, cleared.round, cleared.digest, offset);
         if spent.saturating_add(bytes) > self.limits.bytes_per_job {
             return Err(EgressError::Budget {
                 job: cleared.job.clone(),

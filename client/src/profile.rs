@@ -87,7 +87,9 @@ impl Profile {
             .ok_or_else(|| {
                 Refusal::new(
                     ErrorCode::UnknownTask,
-                    format!("this silo has no task `{name}`"),
+                    format!(
+                        "this silo has no task `{name}`; add a [[task]] of that name to the silo's configuration, or name another one in the job"
+                    ),
                 )
             })
     }
@@ -104,7 +106,9 @@ impl Profile {
             .ok_or_else(|| {
                 Refusal::new(
                     ErrorCode::UnknownBackbone,
-                    format!("this silo has no backbone `{name}`"),
+                    format!(
+                        "this silo has no backbone `{name}`; add a [[backbone]] of that name to the silo's configuration, or name another one in the job"
+                    ),
                 )
             })
     }
@@ -189,14 +193,17 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_task_or_backbone_is_named() {
+    fn an_unknown_task_or_backbone_is_named_with_what_to_do() {
         let profile = profile(PolicySection::default());
         let task = profile.task("main").unwrap_err();
-        assert_eq!(
-            (task.code, task.message.contains("main")),
-            (ErrorCode::UnknownTask, true)
+        assert_eq!(task.code, ErrorCode::UnknownTask);
+        assert!(
+            task.message
+                .contains("no task `main`; add a [[task]] of that name")
         );
         let backbone = profile.backbone("tiny").unwrap_err();
         assert_eq!(backbone.code, ErrorCode::UnknownBackbone);
+        let what_to_do = "no backbone `tiny`; add a [[backbone]] of that name";
+        assert!(backbone.message.contains(what_to_do));
     }
 }

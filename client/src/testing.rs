@@ -166,13 +166,17 @@ impl Home {
     }
 
     pub(crate) fn gate(&self) -> Arc<EgressGate> {
+        self.gate_within(NO_LIMITS)
+    }
+
+    pub(crate) fn gate_within(&self, limits: GateLimits) -> Arc<EgressGate> {
         let server = "test".to_owned();
         Arc::new(
             EgressGate::open(
                 self.folder.path(),
                 self.silo.clone(),
                 server,
-                NO_LIMITS,
+                limits,
                 clock(),
             )
             .unwrap(),

@@ -8,10 +8,11 @@
 //!   payload is refused with `DUPLICATE_CONTRIBUTION`.
 //! - A rejected contribution does not end the silo's chances: it may send a better one while the round is open.
 //! - The round closes when it has `max_count` contributions, when every silo of the cohort has answered (its contribution
-//!   was accepted or it declined), or after `max_time`. Before `min_time` only the second closes it; until then more than
+//!   was accepted or lost, or it declined), or after `max_time`. Before `min_time` only the second closes it; until then more than
 //!   `max_count` contributions may come in, and they count.
-//! - A counted contribution whose bytes were found damaged is rejected ([`Event::Lost`]): in an open round its silo may send
-//!   it again, and a closed round is aggregated without it.
+//! - A counted contribution whose bytes were found damaged is lost ([`Event::Lost`]; recorded as rejected with `INTERNAL`). Its
+//!   silo has a receipt and will hardly send it again, so the round goes on as if the silo had declined: an open one waits for
+//!   the others only, and a closed one is aggregated without it. If it does come again while the round is open, it counts.
 //! - With fewer than `min_count` contributions the round fails, as soon as that is certain.
 //! - What comes after the end is discarded with `LATE` (`JOB_ENDED` if it was cancelled) and gets a receipt that says so.
 
@@ -255,7 +256,7 @@ pub enum Event {
     Rejected {
         /// Who sent it.
         silo: SiloId,
-        /// Why.
+        /// Why; never `INTERNAL`, which stands for a lost contribution.
         code: ErrorCode,
     },
     /// The bytes of an accepted contribution were damaged on the way from its receipt to the aggregation.

@@ -11,10 +11,16 @@ use concord_common::{
     Clock, Timestamp, fsutil::write_atomic, lifecycle::Shutdown, wire::ReceiptSigner,
 };
 
+use tokio::sync::Semaphore;
+
 use crate::{
     blobs::BlobStore, config::ServerConfig, datastore::Datastore, digests::RecentPieces,
     error::Failure, hub::Hub, ids::Ids, spool::Spool,
 };
+
+/// Long works on payloads at the same time. The program has a few threads for them more, which the syncs need: see the
+/// runtime that `concord-server` makes.
+const LONG_WORKS: usize = 2;
 
 /// Name of the file with the key that receipts are signed with.
 const RECEIPT_KEY: &str = "receipt.key";
@@ -42,6 +48,8 @@ pub struct Context {
     pub ids: Arc<dyn Ids>,
     /// The server's tasks and the way to stop them.
     pub shutdown: Shutdown,
+    /// Places for long works.
+    long_works: Arc<Semaphore>,
     /// Held for as long as the folder is in use.
     _lock: File,
 }
@@ -93,6 +101,7 @@ impl Context {
             clock,
             ids,
             shutdown: Shutdown::new(),
+            long_works: Arc::new(Semaphore::new(LONG_WORKS)),
             _lock: lock,
         })
     }
@@ -107,6 +116,25 @@ impl Context {
         work: impl Future<Output = Result<T, Failure>> + Send + 'static,
     ) -> Result<T, Failure> {
         self.shutdown.spawn(work).await?
+    }
+
+    /// Runs blocking work that may take minutes on a worker thread, few at a time: there would be no thread left to sync what
+    /// others wait for.
+    ///
+    /// # Errors
+    /// If the thread breaks off.
+    pub async fn long_work<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Failure> {
+        // The semaphore is never closed.
+        let place = Arc::clone(&self.long_works).acquire_owned().await.ok();
+        let worker = tokio::task::spawn_blocking(move || {
+            // The thread's: it works on although its caller may have gone.
+            let _place = place;
+            work()
+        });
+        Ok(worker.await?)
     }
 
     /// Now.
@@ -145,4 +173,39 @@ fn receipt_signer(path: &Path) -> io::Result<ReceiptSigner> {
         Err(error) => return Err(error),
     };
     ReceiptSigner::from_pkcs8(&der).map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use tokio::sync::mpsc;
+
+    use super::LONG_WORKS;
+    use crate::tests::harness::World;
+
+    #[tokio::test]
+    async fn few_long_works_run_at_once_also_if_their_callers_have_gone() {
+        let world = World::start().await;
+        let context = world.server().context();
+        let (started, mut starts) = mpsc::channel(LONG_WORKS);
+        let mut gates = Vec::new();
+        for _ in 0..LONG_WORKS {
+            let (gate, opened) = std::sync::mpsc::sync_channel::<()>(0);
+            gates.push(gate);
+            let started = started.clone();
+            let work = context.long_work(move || {
+                started.blocking_send(()).unwrap();
+                // Until the gate is gone.
+                opened.recv().unwrap_err();
+            });
+            assert!(futures::poll!(pin!(work)).is_pending());
+            starts.recv().await.unwrap();
+        }
+        assert_eq!(context.long_works.available_permits(), 0);
+        let mut waiting = pin!(context.long_work(|| 3));
+        assert!(futures::poll!(waiting.as_mut()).is_pending());
+        drop(gates);
+        assert_eq!(waiting.await.unwrap(), 3);
+    }
 }

@@ -133,7 +133,14 @@ impl Datastore {
             .acquire_timeout(Duration::from_mins(1))
             .connect_with(options.clone())
             .await?;
-        migrations::run(&writer).await?;
+        if let Some(log) = &log {
+            settle_log(&writer).await?;
+            migrations::run(&writer).await?;
+            log.commit();
+            log.wait().await.map_err(DatastoreError::Sync)?;
+        } else {
+            migrations::run(&writer).await?;
+        }
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS)
             .acquire_timeout(Duration::from_mins(1))
@@ -190,6 +197,16 @@ impl Datastore {
         }
     }
 
+    /// Ends once a sync has failed: nothing that was written since the one before counts as durable, every further
+    /// [`Datastore::sync`] fails, and only a restart helps. Never ends if only the process's end must be survived.
+    pub async fn lost(&self) -> DatastoreError {
+        match &self.log {
+            Some(log) => log.lost().cancelled().await,
+            None => std::future::pending().await,
+        }
+        DatastoreError::Sync(durable::lost())
+    }
+
     /// Runs `work` as one transaction that sees one state of the database and cannot write.
     ///
     /// # Errors
@@ -216,6 +233,21 @@ impl Datastore {
         self.readers.close().await;
         self.writer.close().await;
     }
+}
+
+/// Moves what an earlier process left in the write-ahead log into the database, durably: that process may have ended because
+/// a sync of the log had failed, and no sync of ours would tell.
+async fn settle_log(writer: &SqlitePool) -> Result<(), DatastoreError> {
+    let (busy, _, _): (i64, i64, i64) = sqlx::query_as("PRAGMA wal_checkpoint(TRUNCATE)")
+        .fetch_one(writer)
+        .await?;
+    if busy == 0 {
+        return Ok(());
+    }
+    Err(DatastoreError::Sync(std::io::Error::new(
+        std::io::ErrorKind::ResourceBusy,
+        "another program is using it; end that one and start the server again",
+    )))
 }
 
 async fn run<'e, T, E, F>(

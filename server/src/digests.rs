@@ -59,6 +59,13 @@ impl RecentPieces {
         adapters.push_front((version, Arc::clone(&pieces)));
         pieces
     }
+
+    /// Forgets an adapter whose file was written anew. A transfer that began before goes on with the digests of the old file;
+    /// nobody else gets them.
+    pub(crate) fn forget(&self, version: AdapterVersion) {
+        let mut adapters = self.adapters.lock().unwrap_or_else(PoisonError::into_inner);
+        adapters.retain(|(known, _)| *known != version);
+    }
 }
 
 #[cfg(test)]
@@ -75,6 +82,22 @@ mod tests {
                 let data = &payload[offset..end];
                 assert_eq!(pieces.digest(offset as u64, data), Digest::of(data));
             }
+        }
+    }
+
+    #[test]
+    fn a_forgotten_adapter_is_hashed_anew_whatever_an_old_transfer_goes_on_with() {
+        let (damaged, mended) = ([0; 200], [1; 200]);
+        let version = AdapterVersion(Digest::of(&mended));
+        let recent = RecentPieces::default();
+        let old = recent.of(version, 100, 200);
+        old.digest(0, &damaged[..100]);
+        recent.forget(version);
+        old.digest(100, &damaged[100..]);
+        let new = recent.of(version, 100, 200);
+        for offset in [0, 100] {
+            let data = &mended[offset..offset + 100];
+            assert_eq!(new.digest(offset as u64, data), Digest::of(data));
         }
     }
 

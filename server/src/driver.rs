@@ -29,7 +29,7 @@ mod sweep;
 mod verify;
 
 #[cfg(test)]
-pub(crate) use sweep::sweep as sweep_now;
+pub(crate) use {sweep::sweep as sweep_now, verify::verify as verify_now};
 
 /// Wait before something that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -41,6 +41,9 @@ const CLOCK_CHECK: Duration = Duration::from_millis(500);
 /// The driver counts as stuck after this time without a turn: much longer than the database waits for itself.
 const ALLOWANCE: Duration = Duration::from_mins(3);
 
+/// Longest wait for a place among [`Context::long_work`] before the driver counts as stuck.
+const LONG_WORK_ALLOWANCE: Duration = Duration::from_hours(1);
+
 /// Elements of a new adapter that are encoded at once.
 const ELEMENTS_AT_ONCE: usize = 1 << 16;
 
@@ -49,10 +52,14 @@ pub async fn run(context: Arc<Context>) {
     let stop = context.shutdown.token();
     let heart = context.shutdown.heartbeat("driver", ALLOWANCE);
     let mut running = Running::default();
-    let mut sweep = std::pin::pin!(sweep::run(&context));
     loop {
         heart.beat();
-        let retry = match fill(&context, &mut running, &heart).await {
+        let filled = tokio::select! {
+            filled = fill(&context, &mut running, &heart) => filled,
+            // A new adapter may take long, and longer while others are being aggregated; the next start draws it again.
+            () = stop.cancelled() => break,
+        };
+        let retry = match filled {
             Ok(()) => None,
             Err(error) => {
                 tracing::error!(%error, "cannot take jobs out of the queue; trying again");
@@ -61,7 +68,6 @@ pub async fn run(context: Arc<Context>) {
         };
         tokio::select! {
             () = stop.cancelled() => break,
-            () = &mut sweep => {}
             () = context.hub.queue_change() => {}
             () = tokio::time::sleep(retry.unwrap_or(LOOK_AGAIN)) => {}
             Some(ended) = running.tasks.join_next_with_id() => match ended {
@@ -77,6 +83,16 @@ pub async fn run(context: Arc<Context>) {
         }
     }
     running.tasks.shutdown().await;
+}
+
+/// Sweeps out what is no longer needed until the server stops. Apart from [`run`], which waits for the database now and then
+/// and must not find it held by a sweep that nobody goes on with in the meantime.
+pub async fn sweep(context: Arc<Context>) {
+    let stop = context.shutdown.token();
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = sweep::run(&context) => {}
+    }
 }
 
 /// The jobs that are being driven.
@@ -142,9 +158,13 @@ async fn start(
 ) -> Result<(), Failure> {
     let spec = decide::spec(record)?;
     context.config.check_adapter(&spec)?;
-    let (blobs, heart) = (context.blobs.clone(), heart.clone());
-    let (version, payload_bytes) =
-        tokio::task::spawn_blocking(move || draw(&blobs, &spec, &heart)).await??;
+    let blobs = context.blobs.clone();
+    heart.beat_within(LONG_WORK_ALLOWANCE);
+    let beating = heart.clone();
+    let (version, payload_bytes) = context
+        .long_work(move || draw(&blobs, &spec, &beating))
+        .await??;
+    heart.beat();
     let now = context.now();
     let first = VersionRecord {
         round: 0,
@@ -204,8 +224,12 @@ async fn redraw(context: &Arc<Context>, record: &JobRecord) -> Result<AdapterVer
     let blobs = context.blobs.clone();
     // Nobody waits for this one.
     let heart = Heartbeat::new("a new adapter", ALLOWANCE);
-    let (version, _) = tokio::task::spawn_blocking(move || draw(&blobs, &spec, &heart)).await??;
+    let (version, _) = context
+        .long_work(move || draw(&blobs, &spec, &heart))
+        .await??;
     context.blobs.settled(&version.0);
+    // Transfers may have read the damaged file.
+    context.pieces.forget(version);
     Ok(version)
 }
 

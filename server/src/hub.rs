@@ -16,6 +16,7 @@ use tokio::sync::{Notify, watch};
 #[derive(Debug, Default)]
 pub struct Hub {
     silos: Board<SiloId>,
+    enrollments: Board<SiloId>,
     jobs: Board<JobId>,
     queue: Notify,
 }
@@ -24,6 +25,11 @@ impl Hub {
     /// Changes that concern a silo, from now on.
     pub fn watch_silo(&self, silo: &SiloId) -> watch::Receiver<()> {
         self.silos.watch(silo)
+    }
+
+    /// Changes of a silo's enrollment, from now on.
+    pub fn watch_enrollment(&self, silo: &SiloId) -> watch::Receiver<()> {
+        self.enrollments.watch(silo)
     }
 
     /// Changes of a job, from now on.
@@ -39,6 +45,12 @@ impl Hub {
     /// Something changed that this silo should see.
     pub fn silo_changed(&self, silo: &SiloId) {
         self.silos.bump(|watched| watched == silo);
+    }
+
+    /// An operator changed the silo's enrollment.
+    pub fn enrollment_changed(&self, silo: &SiloId) {
+        self.enrollments.bump(|watched| watched == silo);
+        self.silo_changed(silo);
     }
 
     /// A round opened or ended, or a job ended: every silo should look.

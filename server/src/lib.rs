@@ -119,7 +119,9 @@ impl Server {
             .map_err(|source| listener::ListenError::Bind { address, source })?;
         let ops_addr = ops::serve(&context, recorder, &shutdown).await?;
         listener::serve(&context, bound, tls.subscribe(), &shutdown).await?;
+        shutdown.spawn_critical("database", durability(Arc::clone(&context)));
         shutdown.spawn_critical("driver", driver::run(Arc::clone(&context)));
+        shutdown.spawn_critical("sweep", driver::sweep(Arc::clone(&context)));
         tracing::info!(address = %addr, federation = %context.config.federation, "listening");
         if let Some(address) = ops_addr {
             tracing::info!(%address, "serving metrics and probes");
@@ -131,6 +133,14 @@ impl Server {
             shutdown,
             tls,
         })
+    }
+}
+
+/// Fails when the disk has: a server that can promise nothing any more must not go on as if it were well.
+async fn durability(context: Arc<Context>) -> Result<(), datastore::DatastoreError> {
+    tokio::select! {
+        () = context.shutdown.token().cancelled_owned() => Ok(()),
+        error = context.datastore.lost() => Err(error),
     }
 }
 

@@ -20,6 +20,7 @@ use tower::util::MapResponseLayer;
 
 use crate::{
     context::Context,
+    metrics,
     service::{federation::Federation, operator::Operator},
 };
 
@@ -121,6 +122,7 @@ fn explain_limit(response: http::Response<Body>) -> http::Response<Body> {
                 ErrorCode::InvalidRequest,
                 format!("the message is too large: {}", status.message()),
             );
+            metrics::refusal(refusal.code);
             Status::from(refusal).into_http()
         }
         _ => response,
@@ -155,4 +157,32 @@ async fn routes(
         .add_service(health_service)
         .add_service(reflection);
     Ok((health, routes))
+}
+
+#[cfg(test)]
+mod tests {
+    use ::metrics::with_local_recorder;
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
+    use super::*;
+
+    #[test]
+    fn a_message_beyond_its_bound_is_refused_in_the_usual_form_and_counted() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let answer = with_local_recorder(&recorder, || {
+            explain_limit(Status::out_of_range("5 bytes, at most 4").into_http())
+        });
+        let status = Status::from_header_map(answer.headers()).unwrap();
+        let refusal = Refusal::from_status(&status).unwrap();
+        assert_eq!(refusal.code, ErrorCode::InvalidRequest);
+        assert!(refusal.message.contains("at most 4"), "{refusal}");
+        let counted = recorder.handle().render();
+        assert!(counted.contains("INVALID_REQUEST"), "{counted}");
+
+        // A refusal that has its form already was counted where it was made.
+        let refused = Status::from(Refusal::new(ErrorCode::Busy, "later"));
+        let recorder = PrometheusBuilder::new().build_recorder();
+        with_local_recorder(&recorder, || explain_limit(refused.into_http()));
+        assert_eq!(recorder.handle().render(), "");
+    }
 }

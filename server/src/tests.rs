@@ -1,8 +1,10 @@
 //! The whole server in one process, over loopback TLS, with silos that only pretend to train.
 
+mod bad_header;
 mod bad_input;
 mod bounds;
 mod damage;
+mod disk;
 mod enrollment;
 mod gone;
 pub(crate) mod harness;

@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, AtomicUsize, Ordering},
 };
 
-/// Whether a torch job runs, and a number that grows when one begins, makes a training step or ends.
+/// Whether a torch job runs, and a number that grows when one begins, makes a training step, evaluates a batch, has read a file or ends.
 #[derive(Debug, Default)]
 pub struct Activity {
     running: AtomicUsize,

@@ -11,6 +11,7 @@ use concord_learning::{
     Kind, LearningError,
     backbone::{Backbone, BackboneFiles},
     model::{PersonalModel, Predictor},
+    pulse::Pulse,
     task::PreparedTask,
     tokenize::TextTokenizer,
     trainer::{LocalTrainer, first_layer},
@@ -43,7 +44,12 @@ pub(super) struct Loaded {
 }
 
 impl Store {
-    pub(super) fn backbone(&mut self, folder: &Path) -> Result<Loaded, LearningError> {
+    /// A backbone; `pulse` beats when its files have been read.
+    pub(super) fn backbone(
+        &mut self,
+        folder: &Path,
+        pulse: &Pulse,
+    ) -> Result<Loaded, LearningError> {
         if let Some(loaded) = self.backbones.get(folder) {
             return Ok(loaded.clone());
         }
@@ -51,6 +57,7 @@ impl Store {
             files: BackboneFiles::find(folder)?,
             backbone: Arc::new(Backbone::load(folder, Kind::Float)?),
         };
+        pulse.beat();
         self.backbones.insert(folder.to_path_buf(), loaded.clone());
         Ok(loaded)
     }
@@ -61,6 +68,7 @@ impl Store {
         silo: &SiloId,
         loaded: &Loaded,
         parts: &TrainerParts,
+        pulse: &Pulse,
     ) -> Result<Arc<PreparedTask>, LearningError> {
         let key = RowsKey {
             task: parts.spec.task.clone(),
@@ -80,6 +88,7 @@ impl Store {
             loaded.backbone.config(),
             max_length,
         )?;
+        pulse.beat();
         let rows = Arc::new(PreparedTask::new(
             &parts.data,
             &loaded.backbone,
@@ -87,6 +96,7 @@ impl Store {
             max_length,
             key.first_layer,
             parts.cache.clone(),
+            pulse,
         )?);
         if parts.share {
             self.rows.insert(silo.clone(), (key, Arc::clone(&rows)));

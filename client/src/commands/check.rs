@@ -52,8 +52,8 @@ pub fn check_config(path: &Path, out: &mut dyn Write) -> Result<(), CommandError
         ))?;
     }
     for task in &config.tasks {
-        let loaded =
-            load_splits(task).map_err(|error| unfit("task", &format!("`{}`", task.name), error))?;
+        let loaded = load_splits(task)
+            .map_err(|error| unfit("task", &format!("`{}`", task.name), error.in_full()))?;
         let (data, skipped) = (&loaded.data, loaded.skipped);
         say(format!(
             "task         {}: {} training, {} validation, {} test rows; {} classes; {skipped} bad rows skipped",

@@ -154,6 +154,27 @@ fn data_that_cannot_be_used_is_refused_with_the_task() {
 }
 
 #[test]
+fn a_label_that_is_not_known_is_told_at_the_terminal() {
+    let silo = Silo::new(Role::Silo);
+    let test = silo.folder.path().join("data/test.csv");
+    fs::write(&test, "text,label\nthe rain,whether\n").unwrap();
+    let (code, text) = silo.refused();
+    assert_eq!(code, EXIT_CONFIG);
+    assert!(
+        text.contains("test.csv:2") && text.contains("\"whether\""),
+        "{text}"
+    );
+    let label = DataError::UnseenLabel {
+        file: test,
+        line: 2,
+        label: "whether".to_owned(),
+    };
+    let text = error_text(&CommandError::from(label));
+    assert_eq!(text.matches("whether").count(), 1, "{text}");
+    assert_eq!(text.matches("test.csv").count(), 1, "{text}");
+}
+
+#[test]
 fn a_state_folder_that_is_none_or_open_to_others_is_refused() {
     let silo = Silo::new(Role::Silo);
     let state = silo.folder.path().join("state");

@@ -24,6 +24,10 @@ use crate::egress::{Cleared, ClearedDecline, ClearedReport, Departure};
 /// A slower upload than this is given up: bytes a second.
 const SLOWEST_UPLOAD: u64 = 16 * 1024;
 
+/// How long a transfer may wait for its turn on the server, besides the time of any call: the default of the server's
+/// `limits.transfer_wait`. Who gives up earlier loses its place and begins at the end of the queue.
+const TRANSFER_WAIT: Duration = Duration::from_mins(2);
+
 /// A channel and the time that a call may take.
 #[derive(Debug, Clone)]
 pub struct GrpcCoordinator {
@@ -33,7 +37,8 @@ pub struct GrpcCoordinator {
 }
 
 impl GrpcCoordinator {
-    /// Calls over `channel` (see [`concord_common::tls::connect_channel`]) that fail after `timeout` without an answer.
+    /// Calls over `channel` (see [`concord_common::tls::connect_channel`]) that fail after `timeout` without an answer; transfers, which
+    /// may wait for their turn, two minutes later.
     pub fn new(channel: Channel, timeout: Duration) -> Self {
         Self {
             client: FederationServiceClient::new(channel),
@@ -176,13 +181,16 @@ impl Coordinator for GrpcCoordinator {
         offset: u64,
     ) -> Result<Chunks, CallError> {
         let mut client = self.client();
-        let stream = self
-            .unary(client.download_adapter(v1::DownloadAdapterRequest {
-                job_id: job.to_string(),
-                version: version.0.to_vec(),
-                offset,
-            }))
-            .await?;
+        let request = v1::DownloadAdapterRequest {
+            job_id: job.to_string(),
+            version: version.0.to_vec(),
+            offset,
+        };
+        let stream = answer(
+            self.timeout + TRANSFER_WAIT,
+            client.download_adapter(request),
+        )
+        .await?;
         let limit = self.timeout;
         Ok(Box::pin(futures::stream::unfold(
             Some(stream),
@@ -225,7 +233,8 @@ impl Coordinator for GrpcCoordinator {
             chunk: None,
         });
         let messages = futures::stream::iter(name_only.into_iter().chain(messages));
-        let allowed = self.timeout + Duration::from_secs(payload.len() as u64 / SLOWEST_UPLOAD);
+        let moving = Duration::from_secs(payload.len() as u64 / SLOWEST_UPLOAD);
+        let allowed = self.timeout + TRANSFER_WAIT + moving;
         let mut client = self.client();
         let reply = answer(allowed, client.upload_contribution(messages)).await?;
         let receipt = reply
@@ -276,6 +285,29 @@ mod tests {
         let status = Status::from_error(Box::new(error));
         let text = innermost(&status);
         assert!(text.contains("hub.example.org:7600"), "{text}");
+    }
+
+    /// Time for a call to a server that accepts connections and says nothing.
+    #[tokio::test(start_paused = true)]
+    async fn a_download_waits_for_its_turn_longer_than_a_call_for_its_answer() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let channel = Channel::from_shared(url).unwrap().connect_lazy();
+        let limit = Duration::from_mins(1);
+        let coordinator = GrpcCoordinator::new(channel, limit);
+        let start = tokio::time::Instant::now();
+        coordinator.info().await.unwrap_err();
+        assert_eq!(start.elapsed().as_secs(), limit.as_secs());
+
+        let start = tokio::time::Instant::now();
+        let job = "job-1".parse().unwrap();
+        let version = AdapterVersion::of(b"any");
+        let Err(error) = coordinator.download(&job, version, 0).await else {
+            panic!("nobody answers");
+        };
+        assert!(error.is_transient(), "{error}");
+        let waited = start.elapsed().as_secs();
+        assert_eq!(waited, (limit + TRANSFER_WAIT).as_secs());
     }
 
     #[test]

@@ -9,8 +9,8 @@ use crate::bench::Activity;
 
 /// Between two beats.
 const EVERY: Duration = Duration::from_secs(1);
-/// How long the torch thread may work without a sign: it gives one at each training step, but none while it loads a backbone or
-/// evaluates a split, which takes minutes when there are many rows. It is long because a restart would begin the same work anew.
+/// How long the torch thread may work without a sign: it gives one at each training step, each batch of an evaluation and each file
+/// or split that it makes ready. A large backbone takes minutes. It is long because a restart would begin the same work anew.
 pub const TORCH_SILENCE: Duration = Duration::from_hours(1);
 
 /// Beats for as long as the task that waits for this is polled and the torch thread gets on with its work, if it has any. Never

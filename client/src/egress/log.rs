@@ -129,17 +129,72 @@ pub(super) struct EgressLog<S = File> {
     length: u64,
     /// Why the end of the file is not a whole line, and could not be made one.
     broken: Option<String>,
-    spent: HashMap<JobId, u64>,
+    accounts: Accounts,
+}
+
+/// What has left, by job.
+pub(super) type Accounts = HashMap<JobId, Account>;
+
+/// What has left for a job.
+#[derive(Debug, Default)]
+pub(super) struct Account {
+    /// Bytes of payloads and reports.
+    spent: u64,
+    /// The last attempt to send an update.
+    last: Option<Attempt>,
+}
+
+#[derive(Debug)]
+struct Attempt {
+    round: RoundNumber,
+    digest: Digest,
+    offset: u64,
+    bytes: u64,
+}
+
+impl Account {
+    /// Bytes that have left when an update is to be sent from byte `offset` on. Each attempt counts with all that it may send; once the server
+    /// asks for the rest of the same update, the last attempt counts with what has arrived of it. So a server that is busy, or a connection that
+    /// breaks, does not use a job's budget up.
+    fn spent_before(&self, round: RoundNumber, digest: Digest, offset: u64) -> u64 {
+        match &self.last {
+            Some(last) if (last.round, last.digest) == (round, digest) => {
+                let arrived = offset.saturating_sub(last.offset).min(last.bytes);
+                self.spent.saturating_sub(last.bytes - arrived)
+            }
+            _ => self.spent,
+        }
+    }
+
+    fn add(&mut self, what: &What) {
+        match *what {
+            What::Contribution {
+                round,
+                digest,
+                offset,
+                bytes,
+                ..
+            } => {
+                let before = self.spent_before(round, digest, offset);
+                self.spent = before.saturating_add(bytes);
+                self.last = Some(Attempt {
+                    round,
+                    digest,
+                    offset,
+                    bytes,
+                });
+            }
+            What::Metrics { bytes, .. } => self.spent = self.spent.saturating_add(bytes),
+            What::Claim { .. } | What::Announcement { .. } | What::Decline { .. } => {}
+        }
+    }
 }
 
 impl EgressLog {
     /// Opens or makes it (0600) and adds up what has left. A torn last line was never synced, so what it speaks of never left: it is
     /// cut off.
     pub(super) fn open(path: &Path) -> Result<Self, EgressError> {
-        let io = |source| EgressError::Io {
-            path: path.to_path_buf(),
-            source,
-        };
+        let io = |source: io::Error| EgressError::io(path, &source);
         let mut file = OpenOptions::new()
             .read(true)
             .append(true)
@@ -148,24 +203,33 @@ impl EgressLog {
             .open(path)
             .map_err(io)?;
         let end = file.metadata().map_err(io)?.len();
-        let Lines { whole, spent } = read(path, &file)?;
+        let Lines { whole, accounts } = read(path, &file)?;
         if whole < end {
             let bytes = end - whole;
             tracing::warn!(path = %path.display(), bytes, "the last line of the egress log was torn; it is cut off, as what it speaks of never left");
             file.cut(whole).map_err(io)?;
         }
-        Ok(Self::over(path, file, whole, spent))
+        Ok(Self::over(path, file, whole, accounts))
+    }
+}
+
+#[cfg(test)]
+impl EgressLog {
+    /// The same file, open for reading only.
+    pub(super) fn unwritable(&self) -> Self {
+        let file = File::open(&self.path).expect("it has been opened before");
+        Self::over(&self.path, file, self.length, Accounts::new())
     }
 }
 
 impl<S: Store> EgressLog<S> {
-    pub(super) fn over(path: &Path, store: S, length: u64, spent: HashMap<JobId, u64>) -> Self {
+    pub(super) fn over(path: &Path, store: S, length: u64, accounts: Accounts) -> Self {
         Self {
             path: path.to_path_buf(),
             store,
             length,
             broken: None,
-            spent,
+            accounts,
         }
     }
 
@@ -178,35 +242,42 @@ impl<S: Store> EgressLog<S> {
                 reason: reason.clone(),
             });
         }
-        let mut line = serde_json::to_vec(entry).map_err(|error| self.io(error.into()))?;
+        let mut line = serde_json::to_vec(entry)
+            .map_err(|error| EgressError::io(&self.path, &error.into()))?;
         line.push(b'\n');
         if let Err(source) = self.store.append(&line) {
             if let Err(error) = self.store.cut(self.length) {
                 tracing::error!(path = %self.path.display(), %error, "a torn line of the egress log cannot be cut off; nothing leaves until the daemon is started anew");
                 self.broken = Some(source.to_string());
             }
-            return Err(self.io(source));
+            return Err(EgressError::io(&self.path, &source));
         }
         self.length += line.len() as u64;
-        add(&mut self.spent, entry);
+        add(&mut self.accounts, entry);
         Ok(())
     }
 
-    /// Bytes logged for a job, of payloads and reports.
+    /// Bytes that have left for a job, of payloads and reports.
     pub(super) fn spent(&self, job: &JobId) -> u64 {
-        self.spent.get(job).copied().unwrap_or(0)
+        self.accounts.get(job).map_or(0, |account| account.spent)
+    }
+
+    /// The same when an update is to be sent from byte `offset` on, because the server has got what is before it and nothing else.
+    pub(super) fn spent_before(
+        &self,
+        job: &JobId,
+        round: RoundNumber,
+        digest: Digest,
+        offset: u64,
+    ) -> u64 {
+        self.accounts
+            .get(job)
+            .map_or(0, |account| account.spent_before(round, digest, offset))
     }
 
     #[cfg(test)]
     pub(super) fn store_mut(&mut self) -> &mut S {
         &mut self.store
-    }
-
-    fn io(&self, source: io::Error) -> EgressError {
-        EgressError::Io {
-            path: self.path.clone(),
-            source,
-        }
     }
 }
 
@@ -214,19 +285,16 @@ impl<S: Store> EgressLog<S> {
 struct Lines {
     /// Bytes up to the end of the last whole line.
     whole: u64,
-    spent: HashMap<JobId, u64>,
+    accounts: Accounts,
 }
 
 /// Reads all lines. The last one is torn if its end is missing or it is no JSON (as after a power cut, when a file has got its length but
 /// not all its bytes); anything strange before it, or whole JSON of another kind, is not of this gate's making.
 fn read(path: &Path, file: &File) -> Result<Lines, EgressError> {
-    let io = |source| EgressError::Io {
-        path: path.to_path_buf(),
-        source,
-    };
+    let io = |source: io::Error| EgressError::io(path, &source);
     let mut lines = Lines {
         whole: 0,
-        spent: HashMap::new(),
+        accounts: Accounts::new(),
     };
     let mut reader = BufReader::new(file);
     let mut text = Vec::new();
@@ -237,7 +305,7 @@ fn read(path: &Path, file: &File) -> Result<Lines, EgressError> {
             break;
         }
         match serde_json::from_slice::<Entry>(&text) {
-            Ok(entry) => add(&mut lines.spent, &entry),
+            Ok(entry) => add(&mut lines.accounts, &entry),
             Err(error) => {
                 let last = reader.fill_buf().map_err(io)?.is_empty();
                 if last && !error.is_data() {
@@ -255,11 +323,9 @@ fn read(path: &Path, file: &File) -> Result<Lines, EgressError> {
     Ok(lines)
 }
 
-fn add(spent: &mut HashMap<JobId, u64>, entry: &Entry) {
-    let bytes = match entry.what {
-        What::Contribution { bytes, .. } | What::Metrics { bytes, .. } => bytes,
-        What::Claim { .. } | What::Announcement { .. } | What::Decline { .. } => return,
-    };
-    let total = spent.entry(entry.job.clone()).or_default();
-    *total = total.saturating_add(bytes);
+fn add(accounts: &mut Accounts, entry: &Entry) {
+    accounts
+        .entry(entry.job.clone())
+        .or_default()
+        .add(&entry.what);
 }

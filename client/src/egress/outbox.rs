@@ -30,10 +30,8 @@ pub(super) struct Outbox {
 
 impl Outbox {
     pub(super) fn open(folder: &Path) -> Result<Self, EgressError> {
-        crate::vault::private_folder(folder).map_err(|error| EgressError::Io {
-            path: folder.to_path_buf(),
-            source: io::Error::other(error.to_string()),
-        })?;
+        crate::vault::private_folder(folder)
+            .map_err(|error| EgressError::io(folder, &io::Error::other(error.to_string())))?;
         Ok(Self {
             folder: folder.to_path_buf(),
         })
@@ -54,7 +52,7 @@ impl Outbox {
             bytes.extend_from_slice(&cleared.payload);
             fsutil::write_atomic(&path, &bytes, 0o600)
         })();
-        written.map_err(|source| EgressError::Io { path, source })
+        written.map_err(|source| EgressError::io(&path, &source))
     }
 
     /// The payload and its number of examples, if the job's file is for this very round and whole.
@@ -66,7 +64,7 @@ impl Outbox {
         let bytes = match fs::read(&path) {
             Ok(bytes) => Bytes::from(bytes),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(EgressError::Io { path, source }),
+            Err(source) => return Err(EgressError::io(&path, &source)),
         };
         let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else {
             return Ok(None);
@@ -86,7 +84,7 @@ impl Outbox {
         let path = self.path(job);
         match fs::remove_file(&path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(EgressError::Io { path, source })
+                Err(EgressError::io(&path, &source))
             }
             _ => Ok(()),
         }

@@ -42,10 +42,11 @@ impl<C> Outlet<C> {
                     CallError::Refused(Refusal::new(ErrorCode::PolicyRefused, reason))
                 }
                 // A disk that is full now may have room later.
-                error => CallError::Unavailable {
+                error @ EgressError::Io { .. } => CallError::Unavailable {
                     reason: error.to_string(),
                     retry_after: None,
                 },
+                error => CallError::Egress(error),
             })
     }
 }

@@ -82,6 +82,14 @@ fn log_lines(folder: &Path) -> Vec<serde_json::Value> {
         .collect()
 }
 
+impl EgressGate {
+    /// Gives the gate a log that can neither take a line nor be mended: its file is open for reading only.
+    pub(crate) fn break_log(&self) {
+        let mut log = self.log.lock().unwrap();
+        *log = log.unwritable();
+    }
+}
+
 fn held(result: Result<Cleared, EgressError>) -> ErrorCode {
     match result.unwrap_err() {
         EgressError::Held(refusal) => refusal.code,
@@ -238,8 +246,22 @@ fn the_byte_budget_of_a_job_outlives_the_daemon() {
     drop(first);
     let second = gate(folder.path(), limits);
     second.depart(&cleared, 44).unwrap();
-    assert_eq!(second.spent(cleared.job()), 132);
-    match second.depart(&cleared, 0).unwrap_err() {
+    assert_eq!(second.spent(cleared.job()), 88, "half had not arrived");
+    second.depart(&cleared, 0).unwrap();
+    assert_eq!(
+        second.spent(cleared.job()),
+        132,
+        "the server has lost what had arrived"
+    );
+    second.depart(&cleared, 0).unwrap();
+    assert_eq!(second.spent(cleared.job()), 132, "nothing had arrived");
+    let next = Assignment {
+        round: RoundNumber(4),
+        ..assignment()
+    };
+    // The same bytes in another round are another update.
+    let next = second.pass(&next, update(2), 10).unwrap();
+    match second.depart(&next, 0).unwrap_err() {
         EgressError::Budget {
             wanted: 88,
             spent: 132,
@@ -250,7 +272,7 @@ fn the_byte_budget_of_a_job_outlives_the_daemon() {
     }
     assert_eq!(
         log_lines(folder.path()).len(),
-        2,
+        4,
         "what is held back is not logged as sent"
     );
 }

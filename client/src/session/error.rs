@@ -50,11 +50,20 @@ pub enum SessionError {
     Worker(String),
 }
 
+impl From<CallError> for SessionError {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Egress(error) => Self::Egress(error),
+            other => Self::Call(other),
+        }
+    }
+}
+
 impl From<Halt> for SessionError {
     fn from(halt: Halt) -> Self {
         match halt {
             Halt::Stopped => Self::Stopped,
-            Halt::Call(error) => Self::Call(error),
+            Halt::Call(error) => error.into(),
         }
     }
 }

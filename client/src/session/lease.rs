@@ -32,6 +32,12 @@ impl<C: Coordinator> Session<C> {
                     lease.lost(refusal);
                     return;
                 }
+                // Without the log nothing of this round can leave: the work ends, and the next call says why.
+                Err(Halt::Call(CallError::Egress(error))) => {
+                    tracing::error!(%error, job.id = %job, "the lease could not be renewed");
+                    lease.end.cancel();
+                    return;
+                }
                 Err(Halt::Call(error)) => {
                     tracing::warn!(%error, job.id = %job, "the lease could not be renewed");
                 }

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Session, SessionError, blocking};
 use crate::{
-    coordinator::Coordinator,
+    coordinator::{CallError, Coordinator},
     egress::EgressError,
     patience::{Halt, patiently},
 };
@@ -52,7 +52,7 @@ impl<C: Coordinator> Session<C> {
         })
         .await;
         match answer {
-            Err(Halt::Call(error)) => {
+            Err(Halt::Call(error)) if !matches!(error, CallError::Egress(_)) => {
                 tracing::warn!(%error, job.id = %job, %round, "a report was refused");
                 Ok(())
             }

@@ -19,6 +19,7 @@ use crate::{
         Notice,
         memory::{Federation, MemoryCoordinator},
     },
+    egress::Outlet,
     testing::{Call, Fault, Faulty, Home, federation, job, reported, spec},
     vault::Record,
 };
@@ -65,11 +66,7 @@ impl Pair {
 
 fn accepted(outcome: RoundOutcome) -> SignedReceipt {
     match outcome {
-        RoundOutcome::Answered(receipt)
-            if receipt.receipt.outcome == Outcome::Accepted =>
-        {
-            *receipt
-        }
+        RoundOutcome::Answered(receipt) if receipt.receipt.outcome == Outcome::Accepted => *receipt,
         other => panic!("{other:?}"),
     }
 }

@@ -12,8 +12,8 @@ use concord_learning::{
 use super::*;
 use crate::{
     coordinator::memory::Federation,
-    egress::Assignment,
-    testing::{Call, Fault, Faulty, Home, QUICK, federation, job},
+    egress::{Assignment, GateLimits},
+    testing::{Call, Fault, Faulty, Home, NO_LIMITS, QUICK, federation, job},
 };
 
 /// An adapter of three chunks.
@@ -104,7 +104,14 @@ impl Scene {
     }
 
     async fn deliver(&self, token: Option<Vec<u8>>) -> Result<SignedReceipt, TransferError> {
-        let gate = self.home.gate();
+        self.deliver_through(&self.home.gate(), token).await
+    }
+
+    async fn deliver_through(
+        &self,
+        gate: &Arc<EgressGate>,
+        token: Option<Vec<u8>>,
+    ) -> Result<SignedReceipt, TransferError> {
         let assignment = Assignment {
             job: job(),
             round: RoundNumber(1),
@@ -126,7 +133,7 @@ impl Scene {
         };
         let delivery = Delivery {
             coordinator: &self.server,
-            gate: &gate,
+            gate,
             silo: &self.home.silo,
             receipt_key: &self.federation.receipt_key(),
             pace: QUICK,
@@ -228,6 +235,29 @@ async fn an_upload_goes_on_where_the_server_wants_and_logs_each_attempt() {
         .map(|line| line["bytes"].as_u64().unwrap())
         .sum();
     assert_eq!(bytes, 3 * ADAPTER_BYTES - 3 * CHUNK);
+}
+
+#[tokio::test]
+async fn busy_answers_and_broken_connections_do_not_use_the_byte_budget_up() {
+    let scene = Scene::new();
+    for _ in 0..20 {
+        let busy = Fault::Refused(ErrorCode::Busy);
+        scene.server.plan(Call::Upload, busy);
+        scene.server.plan(Call::Upload, Fault::Unreachable);
+    }
+    scene.server.plan(Call::Upload, Fault::Cut(1));
+    let limits = GateLimits {
+        bytes_per_job: ADAPTER_BYTES,
+        ..NO_LIMITS
+    };
+    let gate = scene.home.gate_within(limits);
+    let receipt = scene.deliver_through(&gate, None).await.unwrap();
+    assert_eq!(receipt.receipt.outcome, Outcome::Accepted);
+    assert_eq!(scene.server.left(), 0);
+    assert_eq!(scene.departures().len(), 42, "each attempt is in the log");
+    assert_eq!(gate.spent(&job()), ADAPTER_BYTES);
+    let reopened = scene.home.gate();
+    assert_eq!(reopened.spent(&job()), ADAPTER_BYTES, "after a restart");
 }
 
 #[tokio::test]

@@ -20,7 +20,17 @@
 //! }
 //! ```
 //!
-//! nor does handing a private head along,
+//! nor does handing a private head along, where a global one is taken,
+//!
+//! ```no_run
+//! use concord_learning::{
+//!     adapter::{Adapter, Global, GlobalBase, GlobalUpdate},
+//!     head::Head,
+//! };
+//! fn may_leave(adapter: &Adapter<Global>, head: &Head<Global>, base: &GlobalBase) -> GlobalUpdate {
+//!     adapter.export(Some(head), base).expect("it fits")
+//! }
+//! ```
 //!
 //! ```compile_fail,E0308
 //! use concord_learning::{
@@ -32,7 +42,15 @@
 //! }
 //! ```
 //!
-//! nor making an update out of bytes,
+//! nor making an update out of bytes, which can only be read,
+//!
+//! ```no_run
+//! use concord_common::adapter::{AdapterLayout, AdapterVersion};
+//! use concord_learning::adapter::GlobalUpdate;
+//! fn parts(update: &GlobalUpdate) -> (&AdapterLayout, AdapterVersion, &[u8]) {
+//!     (update.layout(), update.base(), update.payload())
+//! }
+//! ```
 //!
 //! ```compile_fail,E0451
 //! use concord_common::adapter::{AdapterLayout, AdapterVersion};
@@ -42,13 +60,22 @@
 //! }
 //! ```
 //!
-//! nor inventing a third kind of adapter.
+//! nor inventing a third kind of adapter beside the two.
+//!
+//! ```no_run
+//! use concord_learning::adapter::{Global, Private, Sharing};
+//! fn is_a_kind<S: Sharing>() {}
+//! is_a_kind::<Global>();
+//! is_a_kind::<Private>();
+//! ```
 //!
 //! ```compile_fail,E0277
 //! use concord_learning::adapter::Sharing;
 //! struct Loophole;
 //! impl Sharing for Loophole {}
 //! ```
+//!
+//! (Each example that compiles stands beside one that does not and shares its names, so that a renamed item cannot pass for the compiler's no.)
 
 mod private;
 #[cfg(test)]

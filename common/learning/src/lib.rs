@@ -17,6 +17,7 @@ pub mod model;
 pub mod named;
 mod network;
 pub mod optimiser;
+pub mod pulse;
 pub mod reference;
 pub mod task;
 #[cfg(test)]

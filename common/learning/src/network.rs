@@ -20,6 +20,7 @@ use crate::{
     fusion::{Fusion, LayerViews, Parts, Stacked},
     head::{Linear, pooled},
     metric::{Confusion, Evaluation, spearman},
+    pulse::Pulse,
     task::{Inputs, PreparedTask, TargetScale},
 };
 
@@ -36,6 +37,7 @@ pub(crate) struct Network<'a> {
     pub(crate) head: &'a Linear,
     pub(crate) pool: Pool,
     pub(crate) outputs: usize,
+    pub(crate) pulse: &'a Pulse,
 }
 
 impl Network<'_> {
@@ -64,6 +66,7 @@ impl Network<'_> {
             for (row, values) in rows.iter().zip(logits.chunks(self.outputs)) {
                 all[row * self.outputs..(row + 1) * self.outputs].copy_from_slice(values);
             }
+            self.pulse.beat();
         }
         Ok(all)
     }

@@ -12,8 +12,12 @@ use crate::{
     error::LearningError,
     head::token_weights,
     loss::BatchTargets,
+    pulse::Pulse,
     tokenize::{Encoded, TextTokenizer},
 };
+
+/// Texts that are tokenised between two signs of life.
+const TEXTS_AT_ONCE: usize = 4096;
 
 /// A task made ready for one backbone and one place of the first adapter. Jobs that agree in these and in `max_length` can share it, and with it
 /// the prefix cache.
@@ -108,7 +112,7 @@ impl Inputs {
 
 impl PreparedTask {
     /// Tokenises all rows and reads all labels. `first_layer` is the lowest layer that carries an adapter; `max_length` the length that
-    /// `tokenizer` was loaded with.
+    /// `tokenizer` was loaded with. `pulse` beats while the rows are tokenised.
     ///
     /// # Errors
     /// [`LearningError::Data`] for no training rows, a row with one text where two are due or the reverse, a class without training rows, or a
@@ -121,6 +125,7 @@ impl PreparedTask {
         max_length: usize,
         first_layer: usize,
         cache: CacheSettings,
+        pulse: &Pulse,
     ) -> Result<Self, LearningError> {
         if data.train.is_empty() {
             return Err(LearningError::Data("there are no training rows".to_owned()));
@@ -131,7 +136,7 @@ impl PreparedTask {
                 backbone.config().layers
             )));
         }
-        let prepared = |split| PreparedSplit::new(data, split, tokenizer);
+        let prepared = |split| PreparedSplit::new(data, split, tokenizer, pulse);
         let splits = [
             prepared(Split::Train)?,
             prepared(Split::Validation)?,
@@ -299,9 +304,10 @@ impl PreparedSplit {
         data: &TaskData,
         split: Split,
         tokenizer: &TextTokenizer,
+        pulse: &Pulse,
     ) -> Result<Self, LearningError> {
         let rows = data.rows(split);
-        let encoded = encode(data.kind, rows, split.name(), tokenizer)?;
+        let encoded = encode(data.kind, rows, split.name(), tokenizer, pulse)?;
         Ok(Self {
             lengths: encoded.iter().map(|row| row.ids.len()).collect(),
             encoded,
@@ -318,6 +324,7 @@ fn encode(
     rows: &[Row],
     split: &str,
     tokenizer: &TextTokenizer,
+    pulse: &Pulse,
 ) -> Result<Vec<Encoded>, LearningError> {
     let texts = rows
         .iter()
@@ -333,5 +340,10 @@ fn encode(
             ))),
         })
         .collect::<Result<Vec<_>, _>>()?;
-    tokenizer.encode_all(&texts)
+    let mut encoded = Vec::with_capacity(texts.len());
+    for some in texts.chunks(TEXTS_AT_ONCE) {
+        encoded.extend(tokenizer.encode_all(some)?);
+        pulse.beat();
+    }
+    Ok(encoded)
 }

@@ -64,6 +64,7 @@ use crate::{
     model::PersonalModel,
     network::Network,
     optimiser::{AdamW, AdamWSettings},
+    pulse::Pulse,
     task::PreparedTask,
     tokenize::TextTokenizer,
 };
@@ -105,6 +106,7 @@ pub struct LocalTrainer {
     best: Option<PersonalModel>,
     last_round: u32,
     batching: Batching,
+    pulse: Pulse,
 }
 
 /// The averaged part of the model as it stands: just received, or in training.
@@ -136,6 +138,7 @@ impl LocalTrainer {
             setup.spec.training.max_length as usize,
             first_layer(setup.spec),
             setup.cache,
+            &Pulse::default(),
         )?;
         Self::with_task(
             setup.spec,
@@ -205,6 +208,7 @@ impl LocalTrainer {
             best: None,
             last_round: 0,
             batching: Batching::default(),
+            pulse: Pulse::default(),
         };
         if let Some(saved) = saved {
             trainer.restore(saved)?;
@@ -235,6 +239,11 @@ impl LocalTrainer {
     /// Changes how training rows are put into batches. For benchmarks: it is not part of the saved state.
     pub fn set_batching(&mut self, batching: Batching) {
         self.batching = batching;
+    }
+
+    /// Beats once for every batch of the evaluations from now on, those at the end of a round included. It is not part of the saved state.
+    pub fn set_pulse(&mut self, pulse: Pulse) {
+        self.pulse = pulse;
     }
 
     /// The personal model with the given global adapter on a split, with the fusion that training uses.
@@ -317,6 +326,7 @@ impl LocalTrainer {
             head: self.head(averaged, head)?,
             pool: self.spec.head.pool,
             outputs: self.task.problem().outputs(),
+            pulse: &self.pulse,
         }
         .evaluate(&self.backbone, &self.task, split)
     }

@@ -171,7 +171,8 @@ impl Round {
             .collect()
     }
 
-    /// Silos that may still bring a contribution: those of an open round that were neither accepted nor have declined.
+    /// Silos that are waited for: those of an open round that were neither accepted nor have declined, and whose contribution
+    /// was not lost.
     pub fn awaited(&self) -> impl Iterator<Item = &SiloId> {
         let open = self.phase.is_open();
         self.spec
@@ -340,7 +341,8 @@ impl Round {
         }
     }
 
-    /// Takes a counted contribution out of a round that still needs its bytes.
+    /// Takes a counted contribution out of a round that still needs its bytes. Its silo is not waited for: it has its receipt and
+    /// has settled the round.
     fn lose(&mut self, silo: SiloId, effects: &mut Vec<Effect>) {
         let counts = self
             .records
@@ -352,7 +354,7 @@ impl Round {
         self.write(
             Record {
                 silo,
-                outcome: Outcome::Rejected(ErrorCode::Internal),
+                outcome: LOST,
                 digest: None,
                 examples: 0,
             },
@@ -407,15 +409,20 @@ impl Round {
                 || now >= self.spec.closes_at())
     }
 
-    /// Waiting cannot change anything: all have answered, or too many have declined.
+    /// Waiting cannot change anything: all have answered, or too many are out.
     fn is_decided(&self) -> bool {
         self.all_answered() || self.reachable() < self.min_count()
     }
 
     fn failure(&self, accepted: u32, min: u32, now: Timestamp) -> String {
         let cohort = self.spec.cohort.len();
-        let rejected = self.count(|outcome| matches!(outcome, Outcome::Rejected(_)));
+        let lost = self.count(|outcome| outcome == LOST);
+        let rejected = self.count(|outcome| matches!(outcome, Outcome::Rejected(_))) - lost;
         let declined = self.count(|outcome| matches!(outcome, Outcome::Declined(_)));
+        let damaged = match lost {
+            0 => String::new(),
+            _ => format!("; {lost} contributions were damaged on the server's disk"),
+        };
         let silent = cohort - self.records.len();
         let ended = if now >= self.spec.closes_at() {
             format!(
@@ -427,7 +434,7 @@ impl Round {
         };
         format!(
             "round {} ended {ended} with {accepted} accepted contributions of at least {min}: of {cohort} silos \
-             {declined} declined, {rejected} sent only rejected contributions and {silent} did not answer",
+             {declined} declined, {rejected} sent only rejected contributions and {silent} did not answer{damaged}",
             self.spec.number
         )
     }
@@ -451,9 +458,9 @@ impl Round {
     }
 
     fn has_answered(&self, silo: &SiloId) -> bool {
-        self.records.get(silo).is_some_and(|record| {
-            matches!(record.outcome, Outcome::Accepted | Outcome::Declined(_))
-        })
+        self.records
+            .get(silo)
+            .is_some_and(|record| record.outcome == Outcome::Accepted || is_out(record.outcome))
     }
 
     fn all_answered(&self) -> bool {
@@ -462,7 +469,14 @@ impl Round {
 
     /// Contributions that the round can still get, those it has included.
     fn reachable(&self) -> u32 {
-        self.spec.cohort.len() as u32
-            - self.count(|outcome| matches!(outcome, Outcome::Declined(_)))
+        self.spec.cohort.len() as u32 - self.count(is_out)
     }
+}
+
+/// What is recorded of a silo whose contribution was lost; no check of a contribution ends with it.
+const LOST: Outcome = Outcome::Rejected(ErrorCode::Internal);
+
+/// True if nothing more is expected of the silo in this round.
+fn is_out(outcome: Outcome) -> bool {
+    matches!(outcome, Outcome::Declined(_)) || outcome == LOST
 }

@@ -289,18 +289,46 @@ fn damaged(name: &str) -> Effect {
 }
 
 #[test]
-fn a_silo_whose_contribution_was_lost_is_awaited_again_while_the_round_is_open() {
+fn a_silo_whose_contribution_was_lost_is_not_waited_for_and_may_send_it_again() {
     let mut round = round(&["a", "b"], window(1, None));
     round.apply(contributed("a"), after(1)).unwrap();
     assert_eq!(round.apply(lost("a"), after(2)), Ok(vec![damaged("a")]));
     assert_eq!(round.phase(), RoundPhase::Announced);
-    assert_eq!(round.awaited().count(), 2);
+    assert!(round.awaited().eq([&silo("b")]));
     // A loss is no judgement of the bytes: the same ones count.
     assert_eq!(
         round.apply(contributed("a"), after(3)),
         Ok(vec![accepted("a")])
     );
     assert_eq!(round.apply(lost("b"), after(3)), Ok(vec![]));
+}
+
+#[test]
+fn an_open_round_that_lost_a_contribution_closes_with_the_others() {
+    let mut round = round(&["a", "b", "c"], window(1, None));
+    round.apply(contributed("a"), after(1)).unwrap();
+    round.apply(contributed("b"), after(1)).unwrap();
+    assert_eq!(round.apply(lost("a"), after(2)), Ok(vec![damaged("a")]));
+    assert_eq!(round.phase(), RoundPhase::Collecting);
+    assert_eq!(
+        round.apply(contributed("c"), after(3)),
+        Ok(vec![accepted("c"), close(&["b", "c"])])
+    );
+}
+
+#[test]
+fn an_open_round_that_the_others_cannot_fill_after_a_loss_fails_at_once() {
+    let mut round = round(&["a", "b"], window(2, None));
+    round.apply(contributed("a"), after(1)).unwrap();
+    let effects = round.apply(lost("a"), after(2)).unwrap();
+    assert_eq!(effects[0], damaged("a"));
+    assert!(
+        failure(&effects).contains(
+            "0 sent only rejected contributions and 1 did not answer; 1 contributions were damaged"
+        ),
+        "{effects:?}"
+    );
+    assert_eq!(round.phase(), RoundPhase::Failed);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use concord_integration_tests::harness::{Federation, ServerOptions, run};
+use concord_integration_tests::harness::{Federation, ServerOptions, run, tiny_backbone};
 use serde_json::Value;
 
 use super::{job_toml, operator_of, runtime, submit};
@@ -243,11 +243,11 @@ fn the_servers_sample_passes_check_config_with_certificates_in_place() {
             &format!("federation = \"{}\"", federation.name()),
         )
         .replace(
-            "/etc/concord/server-hub",
-            folder.join("server-main").to_str().unwrap(),
+            "/etc/concord/pki/server.",
+            folder.join("server-main.").to_str().unwrap(),
         )
         .replace(
-            "/etc/concord/ca.crt",
+            "/etc/concord/pki/ca.crt",
             folder.join("ca.crt").to_str().unwrap(),
         );
     assert!(
@@ -260,6 +260,74 @@ fn the_servers_sample_passes_check_config_with_certificates_in_place() {
         .unwrap()
         .success()
         .unwrap();
+}
+
+#[test]
+fn the_sample_of_simulated_silos_runs_with_data_in_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    fs::create_dir_all(data.join("clinic-a")).unwrap();
+    let rows = |count: usize, row: &dyn Fn(usize) -> String| -> String {
+        (0..count).map(|number| row(number) + "\n").collect()
+    };
+    for split in ["train", "validation", "test"] {
+        let text = rows(8, &|number| {
+            let (word, label) = [("apples", "fruit"), ("the", "other")][number % 2];
+            format!("of {word} to {},{label}", "rai ".repeat(number))
+        });
+        let path = data.join(format!("clinic-a/{split}.csv"));
+        fs::write(path, format!("text,label\n{text}")).unwrap();
+    }
+    let pairs = rows(40, &|number| {
+        let (word, label) = [("apples", "yes"), ("the", "no")][number % 2];
+        let question = format!("of {word}{}", " rai".repeat(number));
+        serde_json::json!({ "question": question, "answer": "to the", "helpful": label })
+            .to_string()
+    });
+    fs::write(data.join("clinic-b.jsonl"), pairs).unwrap();
+
+    let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/config/silos.toml");
+    let text = fs::read_to_string(sample)
+        .unwrap()
+        .replace(
+            "/srv/models/all-minilm-l6-v2",
+            tiny_backbone().to_str().unwrap(),
+        )
+        .replace("/srv/data", data.to_str().unwrap());
+    assert!(
+        !text.contains("/srv/"),
+        "the sample names other files than this test expects"
+    );
+    fs::write(folder.path().join("silos.toml"), text).unwrap();
+    let job = job_toml(&[], 1)
+        .replace(
+            "name = \"none\", hidden = 4",
+            "name = \"minilm-l6\", hidden = 24",
+        )
+        .replace("min_silos = 0", "min_silos = 2")
+        + "training = { max_length = 16 }\n";
+    fs::write(folder.path().join("job.toml"), job).unwrap();
+    let simulate = [
+        "simulate",
+        "--silos",
+        "silos.toml",
+        "--job",
+        "job.toml",
+        "--json",
+    ];
+    let report = run("concord-client", folder.path(), &simulate)
+        .unwrap()
+        .success()
+        .unwrap();
+    let report: Value = serde_json::from_str(&report).unwrap();
+    assert_eq!(report["state"], "succeeded", "{report}");
+    let silos: Vec<&Value> = report["silos"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|silo| &silo["silo_id"])
+        .collect();
+    assert_eq!(silos, ["clinic-a", "clinic-b"]);
 }
 
 #[test]

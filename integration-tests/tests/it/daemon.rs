@@ -1,6 +1,9 @@
 //! Real daemons that train a tiny model: whole jobs over TLS, through kills and restarts on either side.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use concord_common::{
     Role, RoundNumber, Timestamp,
@@ -8,7 +11,7 @@ use concord_common::{
     wire::{Receipt, SignedReceipt},
 };
 use concord_integration_tests::harness::{
-    Daemon, Federation, PATIENCE, ServerOptions, Task, run, run_with_input, wait_for,
+    Daemon, Federation, Output, PATIENCE, ServerOptions, Task, run, run_with_input, wait_for,
 };
 use concord_proto::v1;
 use serde_json::Value;
@@ -312,23 +315,15 @@ fn what_a_job_leaves_can_be_used_and_the_daemon_ends_in_good_order() {
     .unwrap()
     .success()
     .unwrap();
-    let lines: Vec<Value> = predicted
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
+    let lines = json_lines(&predicted);
     assert_eq!(lines.len(), 2);
     for line in &lines {
-        let sum: f64 = line["probabilities"]
-            .as_object()
-            .unwrap()
-            .values()
-            .map(|p| p.as_f64().unwrap())
-            .sum();
-        assert!((sum - 1.0).abs() < 1e-5, "{line}");
+        assert!((probabilities(line).iter().sum::<f64>() - 1.0).abs() < 1e-5);
+        assert_eq!(line.get("logits"), None, "{line}");
     }
-    let exported = client(&["export", "--format", "safetensors", "--out", "exported"]);
-    exported.success().unwrap();
-    assert!(folder.join("exported/model.safetensors").is_file());
+    files_are_predicted_with_logits(&folder, &client);
+    an_unseen_label_ends_an_evaluation(&folder, &client);
+    the_model_is_exported_in_both_formats(&folder, &client);
 
     for daemon in &mut daemons {
         let status = daemon.program().unwrap().terminate(PATIENCE).unwrap();
@@ -353,6 +348,82 @@ fn what_a_job_leaves_can_be_used_and_the_daemon_ends_in_good_order() {
     let status: Value =
         serde_json::from_str(&client(&["status", "--json"]).success().unwrap()).unwrap();
     assert_eq!(status["status"]["last_receipt"]["round"], 2);
+}
+
+/// Runs a command of `concord-client` with a silo's configuration.
+type Client<'a> = &'a dyn Fn(&[&str]) -> Output;
+
+fn json_lines(text: &str) -> Vec<Value> {
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+/// A prediction's probabilities, in the order of the classes' names.
+fn probabilities(line: &Value) -> Vec<f64> {
+    let by_class = line["probabilities"].as_object().unwrap();
+    by_class.values().map(|p| p.as_f64().unwrap()).collect()
+}
+
+fn files_are_predicted_with_logits(folder: &Path, client: Client<'_>) {
+    let csv = "note,text\n1,\"of apples, to rai\"\n2,of the to rai\n";
+    let jsonl = "{\"text\":\"of apples, to rai\"}\n{\"text\":\"of the to rai\"}\n";
+    let [from_csv, from_jsonl] = [("csv", csv), ("jsonl", jsonl)].map(|(format, text)| {
+        let file = format!("new.{format}");
+        fs::write(folder.join(&file), text).unwrap();
+        let predict = ["predict", "--input", &file, "--format", format, "--logits"];
+        json_lines(&client(&predict).success().unwrap())
+    });
+    assert_eq!(from_csv.len(), 2);
+    assert_eq!(from_csv, from_jsonl);
+    for line in &from_csv {
+        let logits = line["logits"].as_array().unwrap();
+        let powers: Vec<f64> = logits.iter().map(|x| x.as_f64().unwrap().exp()).collect();
+        let sum: f64 = powers.iter().sum();
+        let expected = probabilities(line);
+        assert_eq!(powers.len(), expected.len(), "{line}");
+        for (power, probability) in powers.iter().zip(expected) {
+            assert!((power / sum - probability).abs() < 1e-5, "{line}");
+        }
+    }
+}
+
+fn an_unseen_label_ends_an_evaluation(folder: &Path, client: Client<'_>) {
+    let text = "text,label\nof apples to rai,fruit\nof the to rai,strange\n";
+    fs::write(folder.join("odd.csv"), text).unwrap();
+    let output = client(&["evaluate", "--file", "odd.csv"]);
+    assert_eq!(output.code(), 1, "{output:?}");
+    assert_eq!(output.stdout, "");
+    for part in ["odd.csv:3", "does not occur in the training rows"] {
+        assert!(output.stderr.contains(part), "{output:?}");
+    }
+}
+
+fn the_model_is_exported_in_both_formats(folder: &Path, client: Client<'_>) {
+    for (format, wanted) in [
+        ("safetensors", &["README.md", "model.safetensors"][..]),
+        (
+            "adapterhub",
+            &[
+                "README.md",
+                "adapter.safetensors",
+                "adapter_config.json",
+                "concord_head.safetensors",
+            ],
+        ),
+    ] {
+        let export = ["export", "--format", format, "--out", format];
+        client(&export).success().unwrap();
+        let mut found: Vec<String> = fs::read_dir(folder.join(format))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        found.sort();
+        assert_eq!(found, wanted);
+        let again = client(&export);
+        assert_eq!(again.code(), 1, "{again:?}");
+        assert!(again.stderr.contains("is there already"), "{again:?}");
+    }
 }
 
 /// Whether a line of `receipts.jsonl` has a signature of its own public key on what it says.

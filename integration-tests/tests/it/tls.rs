@@ -46,20 +46,29 @@ fn refusal(federation: &Federation, files: &TlsSection) -> String {
     }
 }
 
-/// Waits until the server has counted refusals for `reason`, and checks that it has logged one.
+/// Waits until the server has counted handshakes that it refused for `reason`, and has logged one.
 fn assert_counted(federation: &mut Federation, reason: &str) {
     let series = format!("concord_tls_handshakes_refused_total{{reason=\"{reason}\"}}");
+    assert_noted(federation, &series, 1.0, &[reason, "refused"]);
+}
+
+/// Waits until a series has reached `count`, and until a line of the server's log has all of `words`.
+fn assert_noted(federation: &mut Federation, series: &str, count: f64, words: &[&str]) {
     let address = federation.ops_address();
-    wait_for(&series, PATIENCE, || {
-        Ok(metric(address, &series).filter(|count| *count >= 1.0))
+    wait_for(series, PATIENCE, || {
+        Ok(metric(address, series).filter(|found| *found >= count))
     })
     .unwrap();
-    let log = federation.server().unwrap().log();
-    assert!(
-        log.lines()
-            .any(|line| line.contains(reason) && line.contains("refused")),
-        "no line about `{reason}` in the log:\n{log}"
-    );
+    let what = format!("a line with {words:?}");
+    federation
+        .server()
+        .unwrap()
+        .wait_for_log(&what, PATIENCE, |log| {
+            log.lines()
+                .any(|line| words.iter().all(|word| line.contains(word)))
+                .then_some(())
+        })
+        .unwrap();
 }
 
 /// A certificate that the federation's CA signs with other dates than the command would.
@@ -243,7 +252,7 @@ fn a_servers_certificate_cannot_be_used_by_a_client() {
 
 #[test]
 fn silos_and_operators_cannot_use_each_others_service() {
-    let federation = federation();
+    let mut federation = federation();
     let silo_files = federation.issue(Role::Silo, "silo-a").unwrap();
     let operator_files = federation.issue(Role::Operator, "anna").unwrap();
     runtime().block_on(async {
@@ -263,6 +272,11 @@ fn silos_and_operators_cannot_use_each_others_service() {
             .unwrap_err();
         assert_eq!(code(&status), "WRONG_ROLE");
     });
+    let series = "concord_refusals_total{code=\"WRONG_ROLE\"}";
+    for caller in ["/silo/silo-a", "/operator/anna"] {
+        let words = ["a caller was refused", "WRONG_ROLE", caller];
+        assert_noted(&mut federation, series, 2.0, &words);
+    }
 }
 
 #[test]

@@ -162,7 +162,8 @@ fn run(arguments: &ConfigArguments) -> anyhow::Result<ExitCode> {
     init_logging(&config.log)?;
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKER_THREADS)
-        // The allocator keeps memory for each thread; more of them would only wait for the same disk and processors.
+        // The allocator keeps memory for each thread; more of them would only wait for the same disk and processors. At most
+        // two are taken for long, by aggregations and the like (`Context::long_work`).
         .max_blocking_threads(6)
         .enable_all()
         .build()

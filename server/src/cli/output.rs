@@ -139,6 +139,8 @@ pub(super) struct SiloProgress {
     pub(super) accepted: u32,
     pub(super) bytes_up: u64,
     pub(super) bytes_down: u64,
+    /// The sentence with which it declined the job.
+    pub(super) message: Option<String>,
 }
 
 impl From<v1::SiloProgress> for SiloProgress {
@@ -151,6 +153,7 @@ impl From<v1::SiloProgress> for SiloProgress {
             accepted: silo.accepted,
             bytes_up: silo.bytes_up,
             bytes_down: silo.bytes_down,
+            message: text(silo.message),
         }
     }
 }

@@ -114,7 +114,7 @@ pub(super) fn job(state: &JobState) -> String {
 }
 
 fn silo_progress(silos: &[SiloProgress]) -> String {
-    table(
+    let mut text = table(
         ["SILO", "THIS ROUND", "COUNTED", "SENT", "FETCHED"],
         silos.iter().map(|silo| {
             [
@@ -125,7 +125,14 @@ fn silo_progress(silos: &[SiloProgress]) -> String {
                 bytes(silo.bytes_down),
             ]
         }),
-    )
+    );
+    // Sentences, for which a column would be too narrow.
+    for silo in silos {
+        if let Some(message) = &silo.message {
+            text.extend([silo.silo_id.as_str(), " declined: ", message, "\n"]);
+        }
+    }
+    text
 }
 
 fn reports(reports: &[Report]) -> String {

@@ -202,6 +202,28 @@ mod against_a_server {
     }
 
     #[tokio::test]
+    async fn a_silo_that_declines_says_why() {
+        let world = World::start().await;
+        let [mut a, _b] = world.silos(["a", "b"]).await;
+        let job_id = world.submit(&spec(1, 1, "max_time = \"1day\"")).await;
+        a.wait_for_round(&job_id, 1).await;
+        let request = v1::DeclineJobRequest {
+            job_id: job_id.clone(),
+            reason: "BAD_DATA".to_owned(),
+            message: "row 7 has no label".to_owned(),
+        };
+        a.client.decline_job(request).await.unwrap();
+        let (exit, text) = concord(&world, &["job", "show", &job_id]).await;
+        assert_eq!(exit, Exit::Done, "{text}");
+        assert!(text.contains("a declined: row 7 has no label\n"), "{text}");
+        assert!(!text.contains("b declined"), "{text}");
+        let (_, text) = concord(&world, &["job", "show", &job_id, "--json"]).await;
+        let silos = &json(&text)["silos"];
+        assert_eq!(silos[0]["message"], "row 7 has no label");
+        assert_eq!(silos[1]["message"], serde_json::Value::Null);
+    }
+
+    #[tokio::test]
     async fn the_exit_code_says_what_happened() {
         let mut world = World::start().await;
         let job_id = world.submit(&spec(1, 1, "")).await;

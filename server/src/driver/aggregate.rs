@@ -38,9 +38,11 @@ pub(super) async fn publish(context: &Arc<Context>, round: &Round) -> Result<(),
     let contributions = round.accepted();
     let started = Instant::now();
     let aggregated = {
-        let context = Arc::clone(context);
+        let shared = Arc::clone(context);
         let base = round.spec().base;
-        tokio::task::spawn_blocking(move || aggregate(&context, &spec, base, &silos)).await?
+        context
+            .long_work(move || aggregate(&shared, &spec, base, &silos))
+            .await?
     };
     let (event, stored) = match aggregated {
         Ok(stored) => (

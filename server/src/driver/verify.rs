@@ -24,7 +24,7 @@ struct Counted {
 ///
 /// # Errors
 /// A refusal if the job cannot go on: its newest adapter is damaged. Or a fault of the server, to be tried again.
-pub(super) async fn verify(context: &Arc<Context>, job_id: &JobId) -> Result<(), Failure> {
+pub(crate) async fn verify(context: &Arc<Context>, job_id: &JobId) -> Result<(), Failure> {
     let (job, counted) = context
         .datastore
         .run_read("list_counted", |tx| {
@@ -54,7 +54,8 @@ pub(super) async fn verify(context: &Arc<Context>, job_id: &JobId) -> Result<(),
     let number = RoundNumber(job.round);
     for part in counted {
         let path = context.spool.path(&part.upload_id);
-        let found = tokio::task::spawn_blocking(move || hash(File::open(path)))
+        let found = context
+            .long_work(move || hash(File::open(path)))
             .await?
             .map_err(Failure::io("cannot read a contribution"))?;
         if found != Some(part.digest) {
@@ -80,7 +81,8 @@ async fn verify_adapter(context: &Arc<Context>, job: &JobRecord) -> Result<(), F
         return Ok(());
     };
     let blobs = context.blobs.clone();
-    let found = tokio::task::spawn_blocking(move || hash(blobs.get(&version.0)))
+    let found = context
+        .long_work(move || hash(blobs.get(&version.0)))
         .await?
         .map_err(Failure::io("cannot read an adapter"))?;
     if found == Some(version.0) {
@@ -134,7 +136,7 @@ async fn lose(
     };
     tracing::error!(
         job.id = %job_id, round.id = %number, silo.id = %silo_id,
-        "a counted contribution was damaged on the disk; the silo may send it again while the round is open"
+        "a counted contribution was damaged on the disk; the round goes on without it"
     );
     change.announce(job_id, &context.hub);
     delete_files(context, vec![part.upload_id]).await;

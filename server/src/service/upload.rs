@@ -76,10 +76,30 @@ pub(crate) async fn conclude(
     upload: UploadRecord,
     session: Session,
 ) -> Result<v1::Receipt, Failure> {
-    context.spool.sync(&session).await?;
+    if let Err(failure) = context.spool.sync(&session).await {
+        // Under the session's turn, so that nobody goes on with the file in between.
+        give_up(&context, &upload, &failure).await;
+        return Err(failure);
+    }
     let change = record(&context, &upload).await?;
     drop(session);
     finish(&context, &upload, &change).await
+}
+
+/// Forgets an upload that the disk did not confirm. The kernel drops what it could not write and tells of it once: another sync
+/// of the same file would succeed although the bytes are not there. So all of them have to come anew.
+async fn give_up(context: &Arc<Context>, upload: &UploadRecord, failure: &Failure) {
+    tracing::error!(
+        job.id = %upload.job_id, round.id = %upload.round, silo.id = %upload.silo_id, error = %failure,
+        "an upload is not on the disk; it has to come anew"
+    );
+    // Either is enough: without the row nothing refers to the file, and without the file the upload begins at its first byte.
+    if let Err(error) = delete_file(context, upload.upload_id).await {
+        tracing::error!(%error, "cannot delete an upload that is not on the disk");
+    }
+    if let Err(error) = forget(context, upload).await {
+        tracing::error!(%error, "cannot forget an upload that is not on the disk");
+    }
 }
 
 /// Forgets an upload that no further byte can mend, and notes it in the round. For [`Context::to_the_end`].

@@ -107,6 +107,9 @@ pub(super) async fn progress(
                 bytes_up: silo.bytes_up,
                 bytes_down: silo.bytes_down,
                 accepted: silo.accepted,
+                message: silo
+                    .declined
+                    .map_or_else(String::new, |(_, message)| message),
             }
         })
         .collect())

@@ -1,197 +1,27 @@
 //! Everything that a silo or an operator can get wrong: refused with a code, and the round goes on as if nothing had come.
 
 use bytes::Bytes;
-use concord_common::{Digest, ErrorCode, adapter::encode_f32, chunk};
+use concord_common::{Digest, ErrorCode, chunk, code::Refusal};
 use concord_proto::v1::{self, JobState, Outcome};
 use futures::{StreamExt as _, stream};
 
-use super::harness::{FakeSilo, Offer, World, code, constant, expect_published, layout, spec};
-
-/// A name, what is done to a proper offer, and the code that must come back.
-type Case = (&'static str, fn(&mut Offer), ErrorCode);
+use super::{
+    bad_header::with_value,
+    harness::{FakeSilo, Offer, World, code, constant, expect_published, refusal, spec},
+};
 
 /// What is done to a proper report.
 type Spoil = fn(&mut v1::MetricReport);
 
-fn tensors(offer: &mut Offer) -> &mut Vec<v1::TensorInfo> {
-    &mut offer.begin.layout.as_mut().unwrap().tensors
-}
-
-/// Another payload, properly announced.
-fn send_instead(offer: &mut Offer, payload: Bytes) {
-    offer.begin.payload_digest = Digest::of(&payload).to_vec();
-    offer.payload = payload;
-}
-
-fn with_value(value: f32) -> Bytes {
-    let mut values = vec![1.0; layout().elements() as usize];
-    values[77] = value;
-    encode_f32(&values).into()
-}
-
-const HEADERS: &[Case] = &[
-    (
-        "a wrong tensor name",
-        |o| tensors(o)[1].name = "other".to_owned(),
-        ErrorCode::TensorName,
-    ),
-    (
-        "a wrong shape",
-        |o| tensors(o)[0].shape.reverse(),
-        ErrorCode::TensorShape,
-    ),
-    (
-        "a wrong dtype",
-        |o| tensors(o)[2].dtype = 0,
-        ErrorCode::TensorDtype,
-    ),
-    (
-        "a tensor too few",
-        |o| drop(tensors(o).pop()),
-        ErrorCode::TensorCount,
-    ),
-    (
-        "thousands of tensors",
-        |o| {
-            let one = tensors(o)[0].clone();
-            *tensors(o) = vec![one; 5000];
-        },
-        ErrorCode::TensorCount,
-    ),
-    (
-        "tensors in another order",
-        |o| tensors(o).swap(0, 2),
-        ErrorCode::TensorOrder,
-    ),
-    (
-        "no layout",
-        |o| o.begin.layout = None,
-        ErrorCode::InvalidRequest,
-    ),
-    (
-        "no examples",
-        |o| o.begin.examples = 0,
-        ErrorCode::BadWeight,
-    ),
-    (
-        "a huge weight",
-        |o| o.begin.examples = u64::MAX,
-        ErrorCode::BadWeight,
-    ),
-    (
-        "another size",
-        |o| o.begin.payload_bytes += 4,
-        ErrorCode::PayloadSize,
-    ),
-    (
-        "a short digest",
-        |o| o.begin.payload_digest.truncate(31),
-        ErrorCode::InvalidRequest,
-    ),
-    (
-        "another base",
-        |o| o.begin.base_version[0] ^= 1,
-        ErrorCode::WrongBaseVersion,
-    ),
-    (
-        "a round to come",
-        |o| o.begin.round = 2,
-        ErrorCode::UnknownRound,
-    ),
-    ("round 0", |o| o.begin.round = 0, ErrorCode::InvalidRequest),
-    (
-        "another job",
-        |o| o.begin.job_id = "nothing".to_owned(),
-        ErrorCode::UnknownJob,
-    ),
-    (
-        "a job id that is none",
-        |o| o.begin.job_id = "../x".to_owned(),
-        ErrorCode::InvalidRequest,
-    ),
-    (
-        "a lease that is none",
-        |o| o.begin.lease_token[0] ^= 1,
-        ErrorCode::LeaseLost,
-    ),
-    (
-        "NaN",
-        |o| send_instead(o, with_value(f32::NAN)),
-        ErrorCode::NotFinite,
-    ),
-    (
-        "infinity",
-        |o| send_instead(o, with_value(f32::INFINITY)),
-        ErrorCode::NotFinite,
-    ),
-    (
-        "a norm beyond the bound",
-        |o| send_instead(o, with_value(1e6)),
-        ErrorCode::NormTooLarge,
-    ),
-    (
-        "other bytes than announced",
-        |o| o.payload = constant(3.0),
-        ErrorCode::DigestMismatch,
-    ),
-    (
-        "a longer payload",
-        |o| {
-            let mut longer = o.payload.to_vec();
-            longer.extend([0; 8]);
-            o.payload = longer.into();
-        },
-        ErrorCode::PayloadSize,
-    ),
-    (
-        "a shorter payload",
-        |o| o.payload.truncate(100),
-        ErrorCode::Truncated,
-    ),
-    (
-        "a header beyond every bound",
-        |o| {
-            let mut one = tensors(o)[0].clone();
-            one.name = "x".repeat(1000);
-            *tensors(o) = vec![one; 3000];
-        },
-        ErrorCode::InvalidRequest,
-    ),
-];
-
-#[tokio::test]
-async fn a_bad_contribution_is_refused_with_its_code_and_the_round_goes_on() {
-    let world = World::start().await;
-    let [mut a, mut b] = world.silos(["a", "b"]).await;
-    let job_id = world
-        .submit(&spec(1, 2, "[limits]\nmax_update_norm = 1000.0"))
-        .await;
-    let good = a.offer(&job_id, 1, constant(2.0), 3).await;
-    for (what, spoil, expected) in HEADERS {
-        let mut bad = good.clone();
-        spoil(&mut bad);
-        assert_eq!(code(a.send(&bad).await), *expected, "{what}");
-        let round = world.round(&job_id, 1).await;
-        assert_eq!(
-            round.round.unwrap().phase(),
-            v1::RoundPhase::Announced,
-            "{what}"
-        );
-    }
-    assert_eq!(a.send(&good).await.unwrap().outcome(), Outcome::Accepted);
-    b.contribute(&job_id, 1, 0.0, 1).await;
-    expect_published(&world, &mut b, &job_id, 1, &[("a", 2.0, 3), ("b", 0.0, 1)]).await;
-}
-
 /// Begins a good contribution and uploads these chunks of it.
-async fn upload(silo: &mut FakeSilo, good: &Offer, chunks: Vec<v1::Chunk>) -> ErrorCode {
+async fn upload(silo: &mut FakeSilo, good: &Offer, chunks: Vec<v1::Chunk>) -> Refusal {
     let begun = silo
         .client
         .begin_contribution(good.begin.clone())
         .await
         .unwrap()
         .into_inner();
-    code(silo.upload(&begun.upload_id, chunks).await)
+    refusal(silo.upload(&begun.upload_id, chunks).await)
 }
 
 #[tokio::test]
@@ -202,28 +32,42 @@ async fn a_bad_chunk_is_refused_with_its_code_and_the_upload_goes_on() {
     let good = a.offer(&job_id, 1, constant(2.0), 3).await;
     let all: Vec<_> = chunk::chunks(&good.payload, 0, 400).collect();
 
-    let repeated = vec![all[0].clone(), all[0].clone()];
-    assert_eq!(
-        upload(&mut a, &good, repeated).await,
-        ErrorCode::ChunkOffset
-    );
-    let gap = vec![all[1].clone(), all[3].clone()];
-    assert_eq!(upload(&mut a, &good, gap).await, ErrorCode::ChunkOffset);
     let mut torn = all[2].clone();
     torn.data.truncate(10);
-    assert_eq!(upload(&mut a, &good, vec![torn]).await, ErrorCode::BadChunk);
-    let empty = chunk::chunk(800, Bytes::new());
-    assert_eq!(
-        upload(&mut a, &good, vec![empty]).await,
-        ErrorCode::BadChunk
-    );
-    let huge = chunk::chunk(800, vec![0; (1 << 20) + 1].into());
-    assert_eq!(upload(&mut a, &good, vec![huge]).await, ErrorCode::BadChunk);
-    let beyond_every_bound = chunk::chunk(800, vec![0; 3 << 20].into());
-    assert_eq!(
-        upload(&mut a, &good, vec![beyond_every_bound]).await,
-        ErrorCode::BadChunk
-    );
+    let bad = [
+        (
+            vec![all[0].clone(), all[0].clone()],
+            ErrorCode::ChunkOffset,
+            "go on at byte 400",
+        ),
+        (
+            vec![all[1].clone(), all[3].clone()],
+            ErrorCode::ChunkOffset,
+            "go on at byte 800",
+        ),
+        (vec![torn], ErrorCode::BadChunk, "at byte 800"),
+        (
+            vec![chunk::chunk(800, Bytes::new())],
+            ErrorCode::BadChunk,
+            "1 to 1048576 bytes, this one 0",
+        ),
+        (
+            vec![chunk::chunk(800, vec![0; (1 << 20) + 1].into())],
+            ErrorCode::BadChunk,
+            "1 to 1048576 bytes, this one 1048577",
+        ),
+        // Beyond the bound of messages.
+        (
+            vec![chunk::chunk(800, vec![0; 3 << 20].into())],
+            ErrorCode::BadChunk,
+            "1 to 1048576 bytes, this one has more",
+        ),
+    ];
+    for (chunks, expected, fragment) in bad {
+        let refusal = upload(&mut a, &good, chunks).await;
+        assert_eq!(refusal.code, expected, "{fragment}");
+        assert!(refusal.message.contains(fragment), "{refusal}");
+    }
     assert_eq!(
         code(a.upload(&[1; 16], vec![]).await),
         ErrorCode::UnknownUpload
@@ -316,6 +160,46 @@ async fn a_silo_outside_the_job_finds_nothing() {
     );
     let beyond = a.download(&job_id, &notice.base_version, 1 << 40).await;
     assert_eq!(code(beyond), ErrorCode::InvalidRequest);
+}
+
+#[tokio::test]
+async fn a_claim_of_a_round_that_is_over_names_the_one_that_is_open() {
+    let world = World::start().await;
+    let [mut a] = world.silos(["a"]).await;
+    let job_id = world.submit(&spec(2, 1, "")).await;
+    a.contribute(&job_id, 1, 1.0, 1).await;
+    a.wait_for_round(&job_id, 2).await;
+    let refused = refusal(a.claim(&job_id, 1).await);
+    assert_eq!(refused.code, ErrorCode::WrongRound);
+    assert!(refused.message.contains("current one is 2"), "{refused}");
+    a.contribute(&job_id, 2, 1.0, 1).await;
+    world.wait_for_state(&job_id, JobState::Succeeded).await;
+}
+
+#[tokio::test]
+async fn a_silo_of_the_job_that_this_round_does_not_ask_is_told_so() {
+    let world = World::start().await;
+    let [mut a, mut b] = world.silos(["a", "b"]).await;
+    let job_id = world.submit(&spec(2, 1, "")).await;
+    b.wait_for_round(&job_id, 1).await;
+    let enroll = async |enrollment: v1::Enrollment| {
+        let request = v1::SetEnrollmentRequest {
+            silo_id: "b".to_owned(),
+            enrollment: enrollment as i32,
+        };
+        world.operator().set_enrollment(request).await.unwrap();
+    };
+    b.contribute(&job_id, 1, 1.0, 1).await;
+    // Round 2 opens while it may not take part.
+    enroll(v1::Enrollment::Suspended).await;
+    a.contribute(&job_id, 1, 1.0, 1).await;
+    a.wait_for_round(&job_id, 2).await;
+    enroll(v1::Enrollment::Active).await;
+    let refused = refusal(b.claim(&job_id, 2).await);
+    assert_eq!(refused.code, ErrorCode::NotInCohort);
+    assert!(refused.message.contains("`b`"), "{refused}");
+    a.contribute(&job_id, 2, 1.0, 1).await;
+    world.wait_for_state(&job_id, JobState::Succeeded).await;
 }
 
 #[tokio::test]

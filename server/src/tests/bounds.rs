@@ -4,7 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use concord_common::{ErrorCode, chunk, config::ByteSize};
 use concord_proto::v1::{self, JobState, Outcome};
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{
+    sync::{Notify, mpsc},
+    task::JoinSet,
+};
 
 use super::harness::{FakeSilo, Offer, World, code, constant, eventually, layout, spec};
 use crate::{datastore::NewJob, error::Failure};
@@ -34,6 +37,38 @@ async fn stall(
         Ok(answer.into_inner().receipt.unwrap())
     });
     sender
+}
+
+#[tokio::test]
+async fn the_end_of_a_download_does_not_wait_until_its_bytes_are_counted() {
+    let world = World::start().await;
+    let [mut a] = world.silos(["a"]).await;
+    let job_id = world.submit(&spec(1, 1, "")).await;
+    let version = a.wait_for_round(&job_id, 1).await.base_version;
+    let (held, release) = (&Notify::new(), &Notify::new());
+    // Somebody else's transaction has the only connection that may write.
+    let holding = world.server().context().datastore.run_tx("test", |_| {
+        Box::pin(async move {
+            held.notify_one();
+            release.notified().await;
+            Ok::<_, Failure>(())
+        })
+    });
+    let downloading = async {
+        held.notified().await;
+        let download = a.download(&job_id, &version, 0);
+        let adapter = tokio::time::timeout(Duration::from_secs(20), download).await;
+        release.notify_one();
+        adapter.unwrap().unwrap()
+    };
+    let (held, adapter) = tokio::join!(holding, downloading);
+    held.unwrap();
+    assert_eq!(adapter.len() as u64, layout().payload_bytes());
+    eventually("the bytes to be counted", async || {
+        let silos = world.job(&job_id).await.silos;
+        (silos[0].bytes_down == layout().payload_bytes()).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

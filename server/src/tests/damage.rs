@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use concord_common::Digest;
 use concord_proto::v1::{JobState, Outcome, RoundPhase};
 
-use super::harness::{World, constant, eventually, expect_published, spec};
+use super::harness::{World, constant, eventually, expect_published, layout, spec};
+use crate::driver;
 
 /// The one file of a folder under the state folder.
 fn only_file(world: &World, folder: &str) -> PathBuf {
@@ -27,7 +28,7 @@ fn zero(path: &PathBuf) {
 async fn a_contribution_that_was_damaged_on_the_disk_is_not_aggregated_and_may_be_sent_again() {
     let mut world = World::start().await;
     let [mut a, _b] = world.silos(["a", "b"]).await;
-    let job_id = world.submit(&spec(1, 2, "max_time = \"1day\"")).await;
+    let job_id = world.submit(&spec(1, 1, "max_time = \"1day\"")).await;
     let offer = a.offer(&job_id, 1, constant(1.25), 3).await;
     a.send(&offer).await.unwrap();
     world.stop().await;
@@ -56,6 +57,24 @@ async fn a_contribution_that_was_damaged_on_the_disk_is_not_aggregated_and_may_b
 }
 
 #[tokio::test]
+async fn nobody_waits_for_a_silo_whose_contribution_was_damaged() {
+    let mut world = World::start().await;
+    let [mut a, _b] = world.silos(["a", "b"]).await;
+    let job_id = world.submit(&spec(2, 1, "max_time = \"1day\"")).await;
+    a.contribute(&job_id, 1, 1.25, 3).await;
+    world.stop().await;
+    zero(&only_file(&world, "spool"));
+
+    world.restart().await;
+    let [mut a, mut b] = world.silos(["a", "b"]).await;
+    // Long before its time is up: a daemon that has its receipt does not send again.
+    b.contribute(&job_id, 1, -0.5, 1).await;
+    expect_published(&world, &mut b, &job_id, 1, &[("b", -0.5, 1)]).await;
+    // The next round asks it as before.
+    a.wait_for_round(&job_id, 2).await;
+}
+
+#[tokio::test]
 async fn a_contribution_that_was_lost_from_the_disk_is_not_waited_for_with_faults() {
     let mut world = World::start().await;
     let [mut a, _b] = world.silos(["a", "b"]).await;
@@ -66,11 +85,15 @@ async fn a_contribution_that_was_lost_from_the_disk_is_not_waited_for_with_fault
     std::fs::remove_file(only_file(&world, "spool")).unwrap();
 
     world.restart().await;
-    eventually("the lost contribution", async || {
-        let round = world.round(&job_id, 1).await.round.unwrap();
-        (round.phase() == RoundPhase::Announced && round.accepted == 0).then_some(())
-    })
-    .await;
+    // The other silo alone is too few.
+    let failed = world.wait_for_state(&job_id, JobState::Failed).await;
+    assert!(
+        failed.reason.contains("1 contributions were damaged"),
+        "{}",
+        failed.reason
+    );
+    let round = world.round(&job_id, 1).await.round.unwrap();
+    assert_eq!(round.phase(), RoundPhase::Failed);
 }
 
 #[tokio::test]
@@ -90,12 +113,27 @@ async fn a_damaged_first_adapter_is_drawn_again() {
         (Digest::of(&payload).to_vec() == job.adapter_version).then_some(payload)
     })
     .await;
-    assert_eq!(
-        payload.len() as u64,
-        super::harness::layout().payload_bytes()
-    );
+    assert_eq!(payload.len() as u64, layout().payload_bytes());
     a.contribute(&job_id, 1, 1.0, 1).await;
     expect_published(&world, &mut a, &job_id, 1, &[("a", 1.0, 1)]).await;
+}
+
+#[tokio::test]
+async fn digests_of_a_damaged_adapter_are_not_sent_with_the_one_that_was_drawn_again() {
+    let world = World::start().await;
+    let [mut a] = world.silos(["a"]).await;
+    let job_id = world.submit(&spec(1, 1, "max_time = \"1day\"")).await;
+    let version = a.wait_for_round(&job_id, 1).await.base_version;
+    zero(&only_file(&world, "adapters"));
+    // Its pieces are now remembered as they are.
+    let damaged = a.download(&job_id, &version, 0).await.unwrap();
+    assert_ne!(Digest::of(&damaged).to_vec(), version);
+    driver::verify_now(world.server().context(), &job_id.parse().unwrap())
+        .await
+        .unwrap();
+    // The download checks the digest of each piece.
+    let mended = a.download(&job_id, &version, 0).await.unwrap();
+    assert_eq!(Digest::of(&mended).to_vec(), version);
 }
 
 #[tokio::test]

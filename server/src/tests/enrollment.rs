@@ -258,3 +258,33 @@ async fn an_upload_that_outlasts_its_silos_enrollment_does_not_count() {
     assert_eq!(receipt.outcome(), Outcome::Accepted);
     world.wait_for_state(&job_id, JobState::Succeeded).await;
 }
+
+#[tokio::test]
+async fn a_download_is_cut_when_its_silo_is_shut_out() {
+    let world = World::start_with(|config| config.limits.max_transfers = 1).await;
+    let [mut a, mut b] = world.silos(["a", "b"]).await;
+    // More bytes than all buffers on the way can hold.
+    let large = spec(1, 2, "").replace("hidden = 16", "hidden = 16384");
+    let job_id = world
+        .submit(&large.replace("bottleneck = 8", "bottleneck = 64"))
+        .await;
+    let version = a.wait_for_round(&job_id, 1).await.base_version;
+    let request = v1::DownloadAdapterRequest {
+        job_id: job_id.clone(),
+        version: version.clone(),
+        offset: 0,
+    };
+    let answer = a.client.download_adapter(request).await.unwrap();
+    let mut unread = answer.into_inner();
+    unread.message().await.unwrap().unwrap();
+    set(&world, "a", Enrollment::Suspended).await.unwrap();
+    // The other one gets the turn, although nothing of the first was read in the meantime.
+    b.download(&job_id, &version, 0).await.unwrap();
+    let end = loop {
+        match unread.message().await {
+            Ok(Some(_)) => {}
+            end => break end,
+        }
+    };
+    assert_eq!(code(end), ErrorCode::NotEnrolled);
+}

@@ -450,12 +450,17 @@ pub(crate) async fn expect_published(
 
 /// The code that a call was refused with.
 pub(crate) fn code<T>(answer: Result<T, Status>) -> ErrorCode {
+    refusal(answer).code
+}
+
+/// What a call was refused with.
+pub(crate) fn refusal<T>(answer: Result<T, Status>) -> Refusal {
     let Err(status) = answer else {
         panic!("the call was let through");
     };
     let refusal = Refusal::from_status(&status).unwrap_or_else(|| panic!("{status:?}"));
     assert!(!refusal.message.is_empty());
-    refusal.code
+    refusal
 }
 
 /// What the server must publish: base plus the weighted mean of constant updates, in silo-id order.

@@ -108,7 +108,7 @@ fn a_thousand_bad_rows_are_not_all_listed() {
 }
 
 #[test]
-fn a_label_unseen_in_training_is_an_error_with_label_file_and_line() {
+fn a_label_unseen_in_training_is_an_error_with_file_and_line_and_the_label_for_people_only() {
     let folder = tempfile::tempdir().unwrap();
     write_splits(
         folder.path(),
@@ -116,25 +116,23 @@ fn a_label_unseen_in_training_is_an_error_with_label_file_and_line() {
         "c,ham\nd,eggs\n",
         "e,spam\n",
     );
-    let text = load_splits(&task(folder.path(), 100))
-        .unwrap_err()
-        .to_string();
-    assert!(
-        text.contains("validation.csv:3") && text.contains("\"eggs\""),
-        "{text}"
-    );
+    let check = |error: DataError, place: &str, label: &str| {
+        let (logged, told) = (error.to_string(), error.in_full());
+        assert!(
+            logged.contains(place) && !logged.contains(label),
+            "{logged}"
+        );
+        assert!(told.contains(place) && told.contains(label), "{told}");
+    };
+    let error = load_splits(&task(folder.path(), 100)).unwrap_err();
+    check(error, "validation.csv:3", "\"eggs\"");
 
     let problem = Problem::Classification {
         classes: vec!["ham".to_owned()],
     };
     let test = folder.path().join("test.csv");
-    let text = load_evaluation(&task(folder.path(), 100), &test, &problem)
-        .unwrap_err()
-        .to_string();
-    assert!(
-        text.contains("test.csv:2") && text.contains("\"spam\""),
-        "{text}"
-    );
+    let error = load_evaluation(&task(folder.path(), 100), &test, &problem).unwrap_err();
+    check(error, "test.csv:2", "\"spam\"");
 }
 
 #[test]

@@ -88,7 +88,13 @@ fn log_on_a_disk_that_fills_up(can_cut: bool) -> EgressLog<SmallDisk> {
         }
     };
     assert!(
-        matches!(&full, EgressError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull),
+        matches!(
+            &full,
+            EgressError::Io {
+                kind: io::ErrorKind::StorageFull,
+                ..
+            }
+        ),
         "{full}"
     );
     log

@@ -1,11 +1,13 @@
 //! What passes the outlet, and when it is logged.
 
-use std::collections::HashMap;
+use std::time::Duration;
 
 use super::*;
 use crate::{
-    coordinator::Coordinator as _,
-    testing::{Call, Fault, Faulty, Home, federation, job, spec},
+    coordinator::{CallError, Coordinator as _},
+    daemon::Daemon,
+    session::SessionError,
+    testing::{Call, Deed, Fault, Faulty, Home, federation, job, spec},
 };
 
 #[tokio::test]
@@ -61,12 +63,60 @@ async fn nothing_goes_through_the_outlet_without_its_line() {
     let federation = federation(&spec("fedmcp", 1, ""), &["north", "south"]);
     let faulty = Faulty::new(federation.coordinator(home.silo.clone()));
     let gate = home.gate();
-    // A log that cannot take a line: its file is open for reading only.
-    let path = home.folder.path().join("egress.jsonl");
-    let unwritable = fs::File::open(&path).unwrap();
-    *gate.log.lock().unwrap() = EgressLog::over(&path, unwritable, 0, HashMap::new());
+    gate.break_log();
     let outlet = Outlet::new(faulty.clone(), gate);
     let error = outlet.claim(&job(), RoundNumber(1)).await.unwrap_err();
-    assert!(error.is_transient(), "{error}");
+    assert!(error.is_transient(), "there may be room later: {error}");
+    let error = outlet.claim(&job(), RoundNumber(1)).await.unwrap_err();
+    assert!(
+        matches!(error, CallError::Egress(EgressError::Broken { .. })) && !error.is_transient(),
+        "{error}"
+    );
     assert_eq!(faulty.calls(), 0);
+}
+
+/// How a daemon ends whose gate is `gate`; it has an hour.
+async fn end_of_a_daemon(
+    home: &Home,
+    server: Faulty,
+    gate: &Arc<EgressGate>,
+) -> Result<(), SessionError> {
+    let mut session = home.session(Outlet::new(server, Arc::clone(gate)), &[]);
+    session.gate = Arc::clone(gate);
+    let daemon = Daemon::new(session, "memory".to_owned(), Duration::from_secs(1));
+    tokio::time::timeout(Duration::from_hours(1), daemon.run())
+        .await
+        .expect("it does not go on for ever")
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broken_log_ends_the_daemon() {
+    let home = Home::new("north");
+    let federation = federation(&spec("fedmcp", 1, ""), &["north", "south"]);
+    let server = Faulty::new(federation.coordinator(home.silo.clone()));
+    let gate = home.gate();
+    gate.break_log();
+    let error = end_of_a_daemon(&home, server, &gate).await.unwrap_err();
+    assert!(
+        matches!(error, SessionError::Egress(EgressError::Broken { .. })),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_log_that_breaks_in_the_middle_of_a_round_ends_the_daemon() {
+    for call in [Call::Claim, Call::Report, Call::Begin] {
+        let home = Home::new("north");
+        let federation = federation(&spec("fedmcp", 1, ""), &["north", "south"]);
+        let server = Faulty::new(federation.coordinator(home.silo.clone()));
+        let gate = home.gate();
+        let breaks = Arc::clone(&gate);
+        let deed = Deed::new(move || breaks.break_log());
+        server.plan(call, Fault::First(deed));
+        let error = end_of_a_daemon(&home, server, &gate).await.unwrap_err();
+        assert!(
+            matches!(error, SessionError::Egress(EgressError::Broken { .. })),
+            "{call:?}: {error}"
+        );
+    }
 }

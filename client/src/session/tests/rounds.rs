@@ -140,6 +140,30 @@ async fn a_lease_lost_for_good_ends_the_training() {
 }
 
 #[tokio::test]
+async fn a_log_that_breaks_ends_the_training_when_the_lease_is_to_be_renewed() {
+    let pair = Pair::new(
+        &spec("fedmcp", 1, "").replace("batch_size = 8", "batch_size = 8\nepochs = 1000"),
+    );
+    let gate = pair.north.gate();
+    let mut north = pair.north.session(
+        Outlet::new(pair.faulty(), Arc::clone(&gate)),
+        &pair.federation.receipt_key(),
+    );
+    north.gate = Arc::clone(&gate);
+    let id = job();
+    let mut claim = north.coordinator.claim(&id, ONE).await.unwrap();
+    claim.duration = Duration::from_millis(40);
+    let lease = Lease::new(&claim, pair.north.stop.child_token());
+    gate.break_log();
+    let (outcome, ()) = tokio::join!(
+        north.work(&id, ONE, &claim, &lease),
+        north.renew(&id, ONE, &lease)
+    );
+    assert!(matches!(outcome, Err(SessionError::Stopped)), "{outcome:?}");
+    assert_eq!(lease.refusal(), None);
+}
+
+#[tokio::test]
 async fn metrics_that_the_server_does_not_want_do_not_stop_the_work() {
     let pair = Pair::new(&spec("fedmcp", 1, ""));
     let server = pair.faulty();

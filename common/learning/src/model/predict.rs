@@ -13,6 +13,7 @@ use crate::{
     head::token_weights,
     metric::Evaluation,
     network::{EVALUATION_ROWS, Network, best_place, flat, score, softmax},
+    pulse::Pulse,
     task::{Inputs, PreparedTask, TargetScale},
     tokenize::{Encoded, TextTokenizer, pad},
 };
@@ -43,6 +44,7 @@ pub struct Predictor {
     backbone: Arc<Backbone>,
     /// Where prefix and adapters meet.
     first_layer: usize,
+    pulse: Pulse,
 }
 
 impl Predictor {
@@ -70,7 +72,13 @@ impl Predictor {
             loaded,
             backbone,
             first_layer,
+            pulse: Pulse::default(),
         })
+    }
+
+    /// Beats once for every batch of the evaluations and predictions from now on.
+    pub fn set_pulse(&mut self, pulse: Pulse) {
+        self.pulse = pulse;
     }
 
     /// The model.
@@ -158,6 +166,7 @@ impl Predictor {
             for (row, outputs) in rows.iter().zip(logits.chunks(width)) {
                 all[row * width..(row + 1) * width].copy_from_slice(outputs);
             }
+            self.pulse.beat();
         }
         Ok(all)
     }
@@ -191,6 +200,7 @@ impl Predictor {
             head: &self.loaded.head,
             pool: self.model.facts.pool,
             outputs: self.model.facts.problem.outputs(),
+            pulse: &self.pulse,
         }
     }
 

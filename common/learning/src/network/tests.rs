@@ -113,6 +113,7 @@ fn inputs(backbone: &Backbone, rows: &[usize]) -> Inputs {
         MAX_LENGTH,
         0,
         settings,
+        &Pulse::default(),
     )
     .unwrap()
     .inputs(backbone, Split::Train, rows)

@@ -1,6 +1,7 @@
 mod algorithms;
 mod edges;
 mod privacy;
+mod pulse;
 mod refusals;
 mod repeat;
 

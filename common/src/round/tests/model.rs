@@ -35,7 +35,14 @@ fn contribution(name: &'static str, variant: u64) -> Contribution {
 
 fn event() -> impl Strategy<Value = Event> {
     let name = || select(&NAMES[..]);
-    let code = || select(&[ErrorCode::NotFinite, ErrorCode::UnknownTask][..]);
+    let code = || {
+        let codes = [
+            ErrorCode::NotFinite,
+            ErrorCode::UnknownTask,
+            ErrorCode::Internal,
+        ];
+        select(codes.to_vec())
+    };
     prop_oneof![
         10 => (name(), prop_oneof![8 => Just(0_u64), 1 => Just(1)])
             .prop_map(|(name, variant)| Event::Contributed(contribution(name, variant))),
@@ -119,7 +126,12 @@ impl Model<'_> {
         let asked = self.spec.cohort.len();
         let accepted = self.accepted().len();
         let declined = self
-            .with(|outcome| matches!(outcome, Outcome::Declined(_)))
+            .with(|outcome| match outcome {
+                Outcome::Declined(_) => true,
+                // Its bytes were there and are lost.
+                Outcome::Rejected(code) => *code == ErrorCode::Internal,
+                Outcome::Accepted | Outcome::Discarded(_) => false,
+            })
             .len();
         let least = std::cmp::max(window.min_count, 1) as usize;
         let enough = accepted >= least;

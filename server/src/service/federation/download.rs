@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use concord_common::{ErrorCode, JobId, SiloId, code::Refusal, wire};
 use concord_proto::v1;
 use futures::{Stream, StreamExt as _, future, stream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
@@ -16,7 +16,10 @@ use crate::{
     digests::Pieces,
     error::{Failure, refuse},
     metrics,
-    service::transfer::{TransferGate, TransferTurn},
+    service::{
+        admit,
+        transfer::{TransferGate, TransferTurn},
+    },
 };
 
 type Piece = Result<v1::DownloadAdapterResponse, Status>;
@@ -44,6 +47,7 @@ pub(super) async fn start(
     let job_id = wire::job_id(&request.job_id)?;
     let version = wire::adapter_version("version", &request.version)?;
     let (job, silo) = (&job_id, &silo_id);
+    let enrollment = context.hub.watch_enrollment(silo);
     let found = context
         .datastore
         .run_read("find_version", |tx| {
@@ -67,15 +71,17 @@ pub(super) async fn start(
         turn = service.gate.enter(&silo_id) => turn?,
         () = service.shutdown.token().cancelled_owned() => return Err(shutting_down().into()),
     };
+    // Before the file is opened: what is forgotten when a file is written anew are then the digests of the old one.
+    let size = context.config.limits.chunk_size.bytes();
+    let digests = context.pieces.of(version, size, found.payload_bytes);
     let blobs = context.blobs.clone();
     let file = tokio::task::spawn_blocking(move || blobs.get(&version.0))
         .await?
         .map_err(Failure::io("cannot open an adapter"))?;
     let (pieces, received) = mpsc::channel(1);
     let (fault, ending) = oneshot::channel();
-    let size = context.config.limits.chunk_size.bytes();
     let download = Download {
-        digests: context.pieces.of(version, size, found.payload_bytes),
+        digests,
         context,
         file: Arc::new(file),
         offset: request.offset,
@@ -88,13 +94,18 @@ pub(super) async fn start(
     service.shutdown.spawn(async move {
         let context = Arc::clone(&download.context);
         let begin = download.offset;
-        let (sent, result) = tokio::select! {
-            done = download.run() => done,
-            () = hard.cancelled() => (0, Err(shutting_down().into())),
+        let ended = async {
+            tokio::select! {
+                failure = shut_out(&context, &silo_id, enrollment) => failure,
+                () = hard.cancelled() => shutting_down().into(),
+            }
         };
-        if let Err(failure) = result {
+        let (sent, result) = download.run(ended).await;
+        // Before the bytes are counted: the stream does not end before the fault is told or there is none.
+        match result {
             // If nobody listens any more there is nobody to tell.
-            let _ = fault.send(Status::from(failure));
+            Err(failure) => drop(fault.send(Status::from(failure))),
+            Ok(()) => drop(fault),
         }
         count(&context, &job_id, &silo_id, sent.saturating_sub(begin)).await;
     });
@@ -104,10 +115,14 @@ pub(super) async fn start(
 }
 
 impl Download {
-    /// Sends until the end, or until the receiver is gone or does not take anything for too long; gives the byte it came to.
-    async fn run(mut self) -> (u64, Result<(), Failure>) {
+    /// Sends until the end, until `ended`, or until the receiver is gone or does not take anything for too long; gives the byte
+    /// it came to.
+    async fn run(mut self, ended: impl Future<Output = Failure>) -> (u64, Result<(), Failure>) {
         let (gate, left) = (Arc::clone(&self.gate), self.end - self.offset);
-        let result = gate.in_time(left, self.send_all()).await;
+        let result = tokio::select! {
+            sent = gate.in_time(left, self.send_all()) => sent,
+            failure = ended => Err(failure),
+        };
         (self.offset, result)
     }
 
@@ -132,6 +147,23 @@ impl Download {
         // The turn ends when the last piece is on its way.
         reserve(&self.pieces, idle).await?;
         Ok(())
+    }
+}
+
+/// Ends when the silo may not take part any more, with what it is told. An enrollment may have changed while the download
+/// waited for its turn, so that the first look is at once.
+async fn shut_out(
+    context: &Arc<Context>,
+    silo_id: &SiloId,
+    mut enrollment: watch::Receiver<()>,
+) -> Failure {
+    loop {
+        enrollment.mark_unchanged();
+        if let Err(failure) = admit(context, silo_id).await {
+            return failure;
+        }
+        // The hub lives in the context, so that the sender cannot be gone.
+        let _ = enrollment.changed().await;
     }
 }
 

@@ -55,7 +55,7 @@ pub(super) async fn set(
         for (job_id, change) in &changes {
             change.announce(job_id, &context.hub);
         }
-        context.hub.silo_changed(silo_id);
+        context.hub.enrollment_changed(silo_id);
         context.hub.roster_changed();
     }
     Ok(v1::SetEnrollmentResponse {

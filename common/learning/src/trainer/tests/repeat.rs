@@ -163,6 +163,7 @@ fn trainers_can_share_prepared_rows() {
             spec.training.max_length as usize,
             first_layer(&spec),
             CacheSettings::default(),
+            &Pulse::default(),
         )
         .unwrap(),
     );
