@@ -152,7 +152,8 @@ impl CacheSection {
 #[derive(Clone, Copy, PartialEq, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EgressSection {
-    /// Most bytes that may leave for one job, updates and reports of all rounds and retries together.
+    /// Most bytes that may leave for one job, updates and reports of all rounds together. When an update is sent again, what
+    /// the server says it has not got of the attempt before counts no more.
     pub max_bytes_per_job: ByteSize,
     /// Largest L2 norm of an update; absent means the job's bound alone.
     pub max_update_norm: Option<f64>,

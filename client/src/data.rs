@@ -158,6 +158,20 @@ pub enum DataError {
         /// What is wrong.
         reason: String,
     },
+    /// Mapped columns that a file does not name. The message does not hold those that it does, as in a file without a header line the first row
+    /// stands in their place; see [`DataError::in_full`].
+    #[error(
+        "{}: there is no column `{missing}`; the first line of a CSV file must name the columns, and the task's `columns` must name them alike",
+        .file.display()
+    )]
+    Columns {
+        /// The file.
+        file: PathBuf,
+        /// The columns that are wanted and not there.
+        missing: String,
+        /// The columns that are there.
+        present: String,
+    },
     /// More bad rows than the task's `max_bad_rows`.
     #[error(
         "more than {limit} bad rows (max_bad_rows); correct them or raise the limit. The first: {first}"
@@ -200,13 +214,14 @@ pub enum DataError {
 }
 
 impl DataError {
-    /// The message for people at their own terminal: with the label that is not known. Never for a log.
+    /// The message for people at their own terminal: with the label that is not known, or the columns that are there. Never for a log.
     pub fn in_full(&self) -> String {
         match self {
             Self::UnseenLabel { file, line, label } => format!(
                 "{}:{line}: the label {label:?} does not occur in the training rows; add training rows with it or correct the label",
                 file.display()
             ),
+            Self::Columns { present, .. } => format!("{self}; the columns are `{present}`"),
             other => other.to_string(),
         }
     }
@@ -229,9 +244,7 @@ pub fn open(file: &Path, format: Format, mapping: &Mapping) -> Result<Rows, Data
         source,
     })?;
     match format {
-        Format::Parquet => {
-            parquet::rows(opened, mapping).map_err(|reason| DataError::file(file, reason))
-        }
+        Format::Parquet => parquet::rows(opened, mapping).map_err(|fault| fault.of(file)),
         text => from_reader(file, opened, text, mapping),
     }
 }
@@ -247,7 +260,7 @@ pub fn from_reader(
     mapping: &Mapping,
 ) -> Result<Rows, DataError> {
     match format {
-        Format::Csv => csv::rows(input, mapping).map_err(|reason| DataError::file(name, reason)),
+        Format::Csv => csv::rows(input, mapping).map_err(|fault| fault.of(name)),
         Format::Jsonl => Ok(jsonl::rows(input, mapping)),
         Format::Parquet => Err(DataError::file(
             name,
@@ -366,11 +379,40 @@ fn row(
     read().map_err(|reason| RowFault::Bad { line, reason })
 }
 
-/// The sentence for mapped columns that a header lacks.
-fn missing_columns<'a>(
+/// Why a file's rows cannot be read at all.
+#[derive(Debug)]
+enum FileFault {
+    Reason(String),
+    /// Mapped columns that a header lacks, and those that it has.
+    Columns {
+        missing: String,
+        present: String,
+    },
+}
+
+impl From<String> for FileFault {
+    fn from(reason: String) -> Self {
+        Self::Reason(reason)
+    }
+}
+
+impl FileFault {
+    fn of(self, file: &Path) -> DataError {
+        match self {
+            Self::Reason(reason) => DataError::file(file, reason),
+            Self::Columns { missing, present } => DataError::Columns {
+                file: file.to_path_buf(),
+                missing,
+                present,
+            },
+        }
+    }
+}
+
+fn check_columns<'a>(
     mapping: &Mapping,
     present: impl Iterator<Item = &'a str>,
-) -> Result<(), String> {
+) -> Result<(), FileFault> {
     let present: BTreeSet<&str> = present.collect();
     let missing: Vec<&str> = mapping
         .columns()
@@ -380,9 +422,8 @@ fn missing_columns<'a>(
         return Ok(());
     }
     let present: Vec<&str> = present.into_iter().collect();
-    Err(format!(
-        "there is no column `{}`; the columns are `{}`",
-        missing.join("`, `"),
-        present.join("`, `")
-    ))
+    Err(FileFault::Columns {
+        missing: missing.join("`, `"),
+        present: present.join("`, `"),
+    })
 }

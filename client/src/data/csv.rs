@@ -4,12 +4,15 @@ use std::io::{self, BufRead as _, BufReader, Read};
 
 use csv::{ByteRecord, ReaderBuilder};
 
-use super::{MAX_ROW_BYTES, Mapping, RawRow, RowFault, Rows, missing_columns, row};
+use super::{FileFault, MAX_ROW_BYTES, Mapping, RawRow, RowFault, Rows, check_columns, row};
 
 /// Read after the file's own last byte. A file that ends inside a quoted field swallows it; that is how such a file is known.
 const END: &str = "concord-end-of-file-4f1c";
 
-pub(super) fn rows(input: impl Read + Send + 'static, mapping: &Mapping) -> Result<Rows, String> {
+pub(super) fn rows(
+    input: impl Read + Send + 'static,
+    mapping: &Mapping,
+) -> Result<Rows, FileFault> {
     let closed = Unix::new(input).chain(io::Cursor::new(format!("\n{END}\n")));
     let mut reader = ReaderBuilder::new()
         .delimiter(mapping.delimiter)
@@ -25,14 +28,16 @@ pub(super) fn rows(input: impl Read + Send + 'static, mapping: &Mapping) -> Resu
         .collect::<Result<_, _>>()
         .map_err(|_| "the header line is not UTF-8".to_owned())?;
     if names == [END] {
-        return Err("the file is empty; the first line must name the columns".to_owned());
+        return Err("the file is empty; the first line must name the columns"
+            .to_owned()
+            .into());
     }
-    missing_columns(mapping, names.iter().copied())?;
+    check_columns(mapping, names.iter().copied())?;
     if let Some(twice) = mapping
         .columns()
         .find(|column| names.iter().filter(|name| *name == column).count() > 1)
     {
-        return Err(format!("the header names column `{twice}` twice"));
+        return Err(format!("the header names column `{twice}` twice").into());
     }
     let columns = names.iter().map(|name| (*name).to_owned()).collect();
     Ok(Box::new(CsvRows {

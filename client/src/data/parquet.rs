@@ -14,7 +14,7 @@ use parquet::{
     schema::types::ColumnDescriptor,
 };
 
-use super::{MAX_ROW_BYTES, Mapping, RawRow, RowFault, Rows, missing_columns, row};
+use super::{FileFault, MAX_ROW_BYTES, Mapping, RawRow, RowFault, Rows, check_columns, row};
 
 /// Rows decoded at once.
 const ROWS_AT_ONCE: usize = 512;
@@ -22,7 +22,7 @@ const ROWS_AT_ONCE: usize = 512;
 /// A value as text, or why it cannot be one.
 type Cell = Result<String, &'static str>;
 
-pub(super) fn rows(file: File, mapping: &Mapping) -> Result<Rows, String> {
+pub(super) fn rows(file: File, mapping: &Mapping) -> Result<Rows, FileFault> {
     let reader =
         SerializedFileReader::new(file).map_err(|error| format!("no Parquet file: {error}"))?;
     let schema = reader.metadata().file_metadata().schema_descr_ptr();
@@ -31,11 +31,11 @@ pub(super) fn rows(file: File, mapping: &Mapping) -> Result<Rows, String> {
         .iter()
         .map(|column| column.path().string())
         .collect();
-    missing_columns(mapping, names.iter().map(String::as_str))?;
+    check_columns(mapping, names.iter().map(String::as_str))?;
     let mut wanted = Vec::new();
     for column in mapping.columns() {
         let Some(place) = names.iter().position(|name| name == column) else {
-            return Err(format!("there is no column `{column}`"));
+            return Err(format!("there is no column `{column}`").into());
         };
         let descriptor = schema.column(place);
         check_type(&descriptor, mapping.label.as_deref() == Some(column))?;

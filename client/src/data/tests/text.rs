@@ -84,8 +84,8 @@ fn a_csv_quote_that_is_never_closed_breaks_the_file_at_its_line() {
 }
 
 #[test]
-fn a_csv_header_without_a_mapped_column_names_it_and_what_there_is() {
-    let refused = |text: &'static str| {
+fn a_csv_header_without_a_mapped_column_names_it_and_for_people_what_there_is() {
+    let refusal = |text: &'static str| {
         from_reader(
             Path::new("rows.csv"),
             text.as_bytes(),
@@ -94,13 +94,21 @@ fn a_csv_header_without_a_mapped_column_names_it_and_what_there_is() {
         )
         .err()
         .unwrap()
-        .to_string()
     };
-    let error = refused("txt,label\na,b\n");
+    let refused = |text| refusal(text).to_string();
+    let error = refusal("It hurts,label\na,b\n");
+    let (logged, told) = (error.to_string(), error.in_full());
+    for text in [&logged, &told] {
+        assert!(
+            text.contains("rows.csv") && text.contains("`text`"),
+            "{text}"
+        );
+    }
     assert!(
-        error.contains("rows.csv") && error.contains("`text`") && error.contains("`txt`"),
-        "{error}"
+        !logged.contains("hurts"),
+        "it may be a row's text: {logged}"
     );
+    assert!(told.contains("`It hurts`"), "{told}");
     assert!(refused("").contains("empty"));
     assert!(refused("text,label,text\n").contains("twice"));
 }
