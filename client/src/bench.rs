@@ -136,7 +136,7 @@ impl Workbench {
     /// Loads a backbone, once.
     ///
     /// # Errors
-    /// Those of [`concord_learning::Backbone::load`].
+    /// Those of [`concord_learning::backbone::Backbone::load`].
     pub async fn backbone(&self, folder: &Path) -> Result<BackboneInfo, LearningError> {
         let (folder, pulse) = (folder.to_path_buf(), self.pulse());
         self.run("load backbone", move |store| {
