@@ -9,6 +9,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "proto/concord/v1/types.proto",
         "proto/concord/v1/federation.proto",
         "proto/concord/v1/operator.proto",
+        "proto/concord/v1/worker.proto",
     ];
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(files, ["proto"])?;

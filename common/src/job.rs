@@ -19,6 +19,9 @@ mod check;
 #[cfg(test)]
 mod tests;
 
+/// The `kind` of a job that silos run.
+pub const FEDERATED: &str = "federated-training";
+
 /// Largest specification in bytes.
 pub const MAX_SPEC_BYTES: usize = 64 * 1024;
 
@@ -390,6 +393,51 @@ fn two() -> u32 {
 }
 fn default_max_time() -> Duration {
     Duration::from_hours(1)
+}
+
+/// What an operator may submit. Silos are only ever given a [`JobSpec`]; an ArtAug job goes to a worker.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Submission {
+    /// Silos fine-tune adapters together.
+    Federated(Box<TrainingSpec>),
+    /// A text-to-image model improves itself.
+    Artaug(Box<artaug::ArtaugSpec>),
+}
+
+impl Submission {
+    /// Reads and checks a specification of any kind.
+    ///
+    /// # Errors
+    /// `INVALID_JOB_SPEC` with the key, the reason and what to change.
+    pub fn parse(toml_text: &str) -> Result<Self, Refusal> {
+        let is_artaug = toml_text.len() <= MAX_SPEC_BYTES
+            && toml_text.parse::<toml::Table>().is_ok_and(|table| {
+                table.get("kind").and_then(toml::Value::as_str) == Some(artaug::KIND)
+            });
+        if is_artaug {
+            return Ok(Self::Artaug(Box::new(artaug::ArtaugSpec::parse(
+                toml_text,
+            )?)));
+        }
+        let JobSpec::FederatedTraining(spec) = JobSpec::parse(toml_text)?;
+        Ok(Self::Federated(spec))
+    }
+
+    /// Its kind, as in the specification.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Federated(_) => FEDERATED,
+            Self::Artaug(_) => artaug::KIND,
+        }
+    }
+
+    /// Its name for people.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Federated(spec) => &spec.name,
+            Self::Artaug(spec) => &spec.name,
+        }
+    }
 }
 
 impl JobSpec {

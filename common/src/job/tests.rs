@@ -127,3 +127,13 @@ fn each_bad_value_is_refused_by_its_key() {
 fn an_unknown_kind_is_refused() {
     assert!(JobSpec::parse(&MINIMAL.replace("federated-training", "mining")).is_err());
 }
+
+#[test]
+fn a_submission_is_read_by_its_kind() {
+    let federated = Submission::parse(MINIMAL).unwrap();
+    assert_eq!((federated.kind(), federated.name()), (FEDERATED, "first"));
+    let refusal = Submission::parse("kind = \"artaug\"\nname = \"second\"").unwrap_err();
+    assert!(refusal.message.contains("model"), "{}", refusal.message);
+    let refusal = Submission::parse("kind = \"mining\"").unwrap_err();
+    assert!(refusal.message.contains("mining"), "{}", refusal.message);
+}

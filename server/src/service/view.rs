@@ -34,6 +34,7 @@ pub(super) fn job(record: &JobRecord) -> v1::Job {
             .map_or_else(Vec::new, |version| version.0.to_vec()),
         submitted_by: record.submitted_by.clone(),
         algorithm: training.map_or_else(String::new, |spec| spec.algorithm.name().to_owned()),
+        ..v1::Job::default()
     }
 }
 
