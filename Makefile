@@ -25,7 +25,7 @@ test: libtorch backbone binaries ## builds and passes every test
 	python3 -m unittest discover --start-directory deploy/experiment/tests
 	python3 -m unittest discover --start-directory deploy/artaug/tests
 
-interop: libtorch backbone binaries ## compares with Python's torch, transformers and adapters
+interop: libtorch backbone binaries ## compares with Python's torch, transformers, adapters and diffusers
 	deploy/interop/run.sh
 
 experiment: libtorch data release ## FedMCP against its baselines; QUICK=1 for five minutes

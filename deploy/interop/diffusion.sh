@@ -4,6 +4,7 @@
 #   diffusion.sh            compare
 #   diffusion.sh --bench    how fast both are
 #   CONCORD_CACHE=...       where the venv is kept, about 3 GB (default: ~/.cache/concord)
+# `make interop` calls it after the checks of the backbones.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -25,7 +26,7 @@ if [[ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]]; then
   python3 -m venv --clear --without-pip "$venv"
   mkdir "$venv/tmp"
   TMPDIR=$venv/tmp python3 -m pip --python "$venv/bin/python" install --quiet --disable-pip-version-check --no-cache-dir \
-    --requirement "$here/requirements-diffusion.txt" >&2
+    --require-hashes --requirement "$here/requirements-diffusion.txt" >&2
   rm -rf "$venv/tmp"
   printf '%s\n' "$wanted" >"$stamp"
 fi
@@ -44,4 +45,4 @@ printf '\n--- the committed fixtures, recomputed with diffusers\n'
 printf '\n--- adapters and fused models of Concord, loaded with diffusers\n'
 "$venv/bin/python" "$here/diffusion.py" "$program"
 
-printf '\ninterop: all checks passed\n'
+printf '\ninterop: all text-to-image checks passed\n'

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Compares Concord's learning with Python's torch, transformers and adapters. `make interop` calls it.
+# Compares Concord's learning with Python's torch, transformers, adapters and diffusers. `make interop` calls it.
 #
 #   CONCORD_MINILM=...  folder of the MiniLM-L6 backbone (make sets it)
-#   CONCORD_CACHE=...   where the venv is kept, about 3 GB (default: ~/.cache/concord)
+#   CONCORD_CACHE=...   where the venvs are kept, about 3 GB each (default: ~/.cache/concord)
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -23,5 +23,8 @@ printf '\n--- MiniLM with adapters in every layer: Concord against transformers\
 
 printf '\n--- exports of personal models, loaded with adapters\n'
 "$python" "$here/adapterhub.py" "${CARGO_TARGET_DIR:-$root/target}/debug/concord-client" "$CONCORD_MINILM"
+
+# In a venv of its own: diffusers wants a newer transformers than adapters does.
+CARGO=$cargo "$here/diffusion.sh"
 
 printf '\ninterop: all checks passed\n'
