@@ -16,6 +16,7 @@ pub mod linear;
 pub mod lora;
 pub mod params;
 pub mod pipeline;
+pub mod pretrain;
 pub mod prompt;
 pub mod region;
 pub mod resnet;

@@ -3,6 +3,7 @@
 mod icons;
 mod looks;
 mod raster;
+mod subjects;
 #[cfg(test)]
 mod tests;
 
@@ -12,6 +13,9 @@ pub use self::{
     icons::{Icon, MAX_ICON_FILE, Split, read_icons},
     looks::apply,
     raster::{Raster, rasterise},
+    subjects::{
+        DATA_VERSION, PromptSide, STYLES, base_subjects, plain_prompt, plain_prompts, prompt_side,
+    },
 };
 use crate::{
     image::{Image, ImageError},
@@ -86,7 +90,7 @@ impl Rendering {
 pub struct Example {
     /// The image.
     pub image: Image,
-    /// Subject and background: "red apple, blue background".
+    /// Subject, style and background: "red apple, noto style, blue background".
     pub subject: String,
     /// All that is true of how it looks.
     pub truth: Vec<Statement>,
@@ -121,7 +125,7 @@ pub fn example(
     for statement in &truth {
         apply(&mut image, *statement, rng.uniform());
     }
-    let subject = format!("{}, {background} background", icon.subject());
+    let subject = plain_prompt(&icon.name, &icon.set, background);
     let said: Vec<Statement> = truth
         .iter()
         .copied()

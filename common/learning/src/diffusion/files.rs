@@ -8,7 +8,7 @@ use std::{
 };
 
 use serde_json::{Map, Value, json};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 use tempfile::NamedTempFile;
 
 use crate::{error::LearningError, named::HostTensor};
@@ -98,12 +98,76 @@ pub(crate) fn epsilon(field: &str, value: f64) -> Result<f64, String> {
     }
 }
 
-/// Writes tensors as a safetensors file in f32, one at a time, with `notes` as its metadata; it appears whole or not at all. Equal contents give equal
-/// bytes: names are sorted, notes too.
+/// The numbers of a written file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stored {
+    /// f32.
+    Single,
+    /// f16, rounded to the nearest.
+    Half,
+}
+
+impl Stored {
+    fn dtype(self) -> &'static str {
+        match self {
+            Self::Single => "F32",
+            Self::Half => "F16",
+        }
+    }
+
+    fn size(self) -> usize {
+        match self {
+            Self::Single => 4,
+            Self::Half => 2,
+        }
+    }
+
+    fn encode(self, tensor: &Tensor) -> Result<Vec<u8>, LearningError> {
+        match self {
+            Self::Single => Ok(concord_common::adapter::encode_f32(
+                &HostTensor::from_tensor(tensor)?.values,
+            )),
+            Self::Half => {
+                let flat = tensor
+                    .f_detach()?
+                    .f_to_kind(Kind::Half)?
+                    .f_contiguous()?
+                    .f_view([-1])?
+                    .f_view_dtype(Kind::Int16)?;
+                let mut values = vec![0_i16; flat.numel()];
+                let count = values.len();
+                flat.f_copy_data(&mut values, count)?;
+                Ok(values.into_iter().flat_map(i16::to_le_bytes).collect())
+            }
+        }
+    }
+}
+
+fn fits_half(tensor: &Tensor) -> Result<bool, LearningError> {
+    let finite = tensor
+        .f_detach()?
+        .f_to_kind(Kind::Half)?
+        .f_isfinite()?
+        .f_all()?;
+    Ok(finite.f_int64_value(&[])? == 1)
+}
+
+/// [`write_weights_as`] in f32.
 pub(crate) fn write_weights(
     file: &Path,
     tensors: &BTreeMap<String, Tensor>,
     notes: &[(&str, &str)],
+) -> Result<(), LearningError> {
+    write_weights_as(file, tensors, notes, Stored::Single)
+}
+
+/// Writes tensors as a safetensors file, one at a time, with `notes` as its metadata; it appears whole or not at all. Equal contents give equal
+/// bytes: names are sorted, notes too.
+pub(crate) fn write_weights_as(
+    file: &Path,
+    tensors: &BTreeMap<String, Tensor>,
+    notes: &[(&str, &str)],
+    stored: Stored,
 ) -> Result<(), LearningError> {
     let mut header = Map::new();
     if !notes.is_empty() {
@@ -116,10 +180,10 @@ pub(crate) fn write_weights(
     let mut end = 0;
     for (name, tensor) in tensors {
         let start = end;
-        end += 4 * tensor.numel();
+        end += stored.size() * tensor.numel();
         header.insert(
             name.clone(),
-            json!({"dtype": "F32", "shape": tensor.size(), "data_offsets": [start, end]}),
+            json!({"dtype": stored.dtype(), "shape": tensor.size(), "data_offsets": [start, end]}),
         );
     }
     let mut header = Value::Object(header).to_string();
@@ -136,10 +200,16 @@ pub(crate) fn write_weights(
             .write_all(&(header.len() as u64).to_le_bytes())
             .and_then(|()| stream.write_all(header.as_bytes()))
             .map_err(complain)?;
-        for tensor in tensors.values() {
-            let values = HostTensor::from_tensor(tensor)?.values;
+        for (name, tensor) in tensors {
+            // Beyond 65504 f16 has nothing but infinity.
+            if stored == Stored::Half && !fits_half(tensor)? {
+                return Err(LearningError::weights(
+                    file,
+                    format!("{name} holds values that f16 cannot hold"),
+                ));
+            }
             stream
-                .write_all(&concord_common::adapter::encode_f32(&values))
+                .write_all(&stored.encode(tensor)?)
                 .map_err(complain)?;
         }
         stream.flush().map_err(complain)?;

@@ -1,7 +1,9 @@
 //! A whole model: the folder that `diffusers` saves with `save_pretrained`, loaded as a [`Denoiser`].
 //!
-//! `model_index.json` names the parts. A folder without `vae` holds a model that works on pixels: that is Concord's own extension, for the small
-//! embedded model.
+//! `model_index.json` names the parts. A folder without `vae` holds a model that works on pixels, or with the key `_concord_patches` on square patches of
+//! that many pixels a side, as channels: that is Concord's own extension, for the small embedded model.
+
+mod codec;
 
 use std::{
     collections::BTreeMap,
@@ -13,10 +15,11 @@ use concord_common::{digest::Digest, seed::Seed};
 use serde_json::{Map, Value};
 use tch::{Kind, Tensor};
 
+pub use self::codec::{Patches, Pixels};
 use super::{
     clip::{ClipConfig, ClipText},
     denoiser::{Condition, Denoiser, LatentCodec, named},
-    files,
+    files::{self, Stored},
     linear::{Linear, Sites},
     params::{Compute, Params},
     prompt::PromptTokenizer,
@@ -26,55 +29,6 @@ use super::{
 };
 use crate::{error::LearningError, named::HostTensor};
 
-/// The autoencoder as the denoiser's codec: latents are shifted and scaled.
-impl LatentCodec for Vae {
-    fn factor(&self) -> i64 {
-        self.config().factor()
-    }
-
-    fn channels(&self) -> i64 {
-        self.config().latent_channels
-    }
-
-    fn encode(&self, images: &Tensor) -> Result<Tensor, LearningError> {
-        let config = self.config();
-        Ok(Vae::encode(self, images)?
-            .mean
-            .f_sub_scalar(config.shift_factor)?
-            .f_mul_scalar(config.scaling_factor)?)
-    }
-
-    fn decode(&self, latents: &Tensor) -> Result<Tensor, LearningError> {
-        let config = self.config();
-        let plain = latents
-            .f_div_scalar(config.scaling_factor)?
-            .f_add_scalar(config.shift_factor)?;
-        Vae::decode(self, &plain)
-    }
-}
-
-/// Pixels are the latents.
-#[derive(Debug, Clone, Copy)]
-pub struct Pixels;
-
-impl LatentCodec for Pixels {
-    fn factor(&self) -> i64 {
-        1
-    }
-
-    fn channels(&self) -> i64 {
-        3
-    }
-
-    fn encode(&self, images: &Tensor) -> Result<Tensor, LearningError> {
-        Ok(images.shallow_clone())
-    }
-
-    fn decode(&self, latents: &Tensor) -> Result<Tensor, LearningError> {
-        Ok(latents.shallow_clone())
-    }
-}
-
 /// Tokenizer, text encoder, UNet, codec and objective.
 #[derive(Debug)]
 pub struct TextToImage {
@@ -82,9 +36,51 @@ pub struct TextToImage {
     tokenizer: PromptTokenizer,
     text: ClipText,
     unet: UNet,
-    vae: Option<Vae>,
+    codec: Codec,
     objective: Objective,
     checkpointing: bool,
+}
+
+/// What a model works on.
+#[derive(Debug)]
+pub enum Codec {
+    /// What an autoencoder makes of images.
+    Latents(Vae),
+    /// Images as they are.
+    Pixels(Pixels),
+    /// Patches of images.
+    Patches(Patches),
+}
+
+impl Codec {
+    fn as_dyn(&self) -> &dyn LatentCodec {
+        match self {
+            Self::Latents(vae) => vae,
+            Self::Pixels(pixels) => pixels,
+            Self::Patches(patches) => patches,
+        }
+    }
+}
+
+/// What `model_index.json` says of the codec.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum CodecKind {
+    Latents,
+    Pixels,
+    Patches(Patches),
+}
+
+impl CodecKind {
+    fn build(
+        self,
+        vae: impl FnOnce() -> Result<Vae, LearningError>,
+    ) -> Result<Codec, LearningError> {
+        Ok(match self {
+            Self::Latents => Codec::Latents(vae()?),
+            Self::Pixels => Codec::Pixels(Pixels),
+            Self::Patches(patches) => Codec::Patches(patches),
+        })
+    }
 }
 
 impl TextToImage {
@@ -93,13 +89,11 @@ impl TextToImage {
     /// # Errors
     /// [`LearningError::Io`], [`LearningError::Config`], [`LearningError::Weights`], [`LearningError::Tokenizer`]; each names the file.
     pub fn load(folder: &Path, compute: Compute) -> Result<Self, LearningError> {
-        let has_vae = read_index(folder)?;
+        let kind = read_index(folder)?;
         let text = ClipText::load(&folder.join("text_encoder"), compute)?;
         let unet = UNet::load(&folder.join("unet"), compute)?;
-        let vae = has_vae
-            .then(|| Vae::load(&folder.join("vae"), compute))
-            .transpose()?;
-        Self::around(folder, text, unet, vae)
+        let codec = kind.build(|| Vae::load(&folder.join("vae"), compute))?;
+        Self::around(folder, text, unet, codec)
     }
 
     /// Makes a model from a folder of configurations and a tokenizer, with weights that follow from a seed.
@@ -107,7 +101,7 @@ impl TextToImage {
     /// # Errors
     /// As [`TextToImage::load`].
     pub fn fresh(folder: &Path, seed: Seed, compute: Compute) -> Result<Self, LearningError> {
-        let has_vae = read_index(folder)?;
+        let kind = read_index(folder)?;
         let config = |part: &str| folder.join(part).join("config.json");
         let params = |part: &str| Params::fresh(seed.derive(part), compute);
         let text = ClipText::build(
@@ -115,17 +109,15 @@ impl TextToImage {
             params("text_encoder"),
         )?;
         let unet = UNet::build(UNetConfig::read(&config("unet"))?, params("unet"))?;
-        let vae = has_vae
-            .then(|| Vae::build(VaeConfig::read(&config("vae"))?, params("vae")))
-            .transpose()?;
-        Self::around(folder, text, unet, vae)
+        let codec = kind.build(|| Vae::build(VaeConfig::read(&config("vae"))?, params("vae")))?;
+        Self::around(folder, text, unet, codec)
     }
 
     fn around(
         folder: &Path,
         text: ClipText,
         unet: UNet,
-        vae: Option<Vae>,
+        codec: Codec,
     ) -> Result<Self, LearningError> {
         let tokenizer = PromptTokenizer::load(
             &folder.join("tokenizer"),
@@ -133,7 +125,7 @@ impl TextToImage {
             text.config().vocab,
         )?;
         let objective = Objective::read(&folder.join("scheduler").join("scheduler_config.json"))?;
-        Self::assemble(folder, tokenizer, text, unet, vae, objective)
+        Self::assemble(folder, tokenizer, text, unet, codec, objective)
     }
 
     /// Puts parts together.
@@ -145,7 +137,7 @@ impl TextToImage {
         tokenizer: PromptTokenizer,
         text: ClipText,
         unet: UNet,
-        vae: Option<Vae>,
+        codec: Codec,
         objective: Objective,
     ) -> Result<Self, LearningError> {
         let complain = |reason: String| {
@@ -161,15 +153,13 @@ impl TextToImage {
             ));
         }
         let (inner, outer) = (unet.config().in_channels, unet.config().out_channels);
-        let channels = vae
-            .as_ref()
-            .map_or(Pixels.channels(), LatentCodec::channels);
+        let channels = codec.as_dyn().channels();
         if inner != channels || outer != channels {
             return complain(format!(
                 "the UNet reads {inner} and gives {outer} channels, latents have {channels}"
             ));
         }
-        if let Some(vae) = &vae
+        if let Codec::Latents(vae) = &codec
             && (vae.config().in_channels, vae.config().out_channels) != (3, 3)
         {
             return complain("the autoencoder is not one of images with 3 channels".to_owned());
@@ -179,7 +169,7 @@ impl TextToImage {
             tokenizer,
             text,
             unet,
-            vae,
+            codec,
             objective,
             checkpointing: false,
         })
@@ -197,18 +187,23 @@ impl TextToImage {
 
     /// All weights of UNet and text encoder as leaves for training from scratch, by name; from now on they collect gradients.
     pub fn leaves(&self) -> BTreeMap<String, Tensor> {
-        let named = |part: &str, tensors: &BTreeMap<String, Tensor>| -> Vec<(String, Tensor)> {
+        let tracked = |(name, tensor): (String, Tensor)| (name, tensor.set_requires_grad(true));
+        self.weights().into_iter().map(tracked).collect()
+    }
+
+    /// The same weights, as they are.
+    pub fn weights(&self) -> BTreeMap<String, Tensor> {
+        [
+            ("unet", self.unet.tensors()),
+            ("text_encoder", self.text.tensors()),
+        ]
+        .into_iter()
+        .flat_map(|(part, tensors)| {
             tensors
                 .iter()
-                .map(|(name, tensor)| {
-                    let leaf = tensor.set_requires_grad(true);
-                    (format!("{part}.{name}"), leaf)
-                })
-                .collect()
-        };
-        let mut leaves = named("unet", self.unet.tensors());
-        leaves.extend(named("text_encoder", self.text.tensors()));
-        leaves.into_iter().collect()
+                .map(move |(name, tensor)| (format!("{part}.{name}"), tensor.shallow_clone()))
+        })
+        .collect()
     }
 
     /// The denoising network.
@@ -265,7 +260,7 @@ impl TextToImage {
             ("unet", "diffusion_pytorch_model", self.unet.tensors()),
             ("text_encoder", "model", self.text.tensors()),
         ];
-        if let Some(vae) = &self.vae {
+        if let Codec::Latents(vae) = &self.codec {
             parts.push(("vae", "diffusion_pytorch_model", vae.tensors()));
         }
         parts
@@ -277,6 +272,18 @@ impl TextToImage {
     /// # Errors
     /// [`LearningError::Config`] if an adapter is still attached, [`LearningError::Io`] if the folder exists or cannot be written.
     pub fn save(&self, folder: &Path) -> Result<(), LearningError> {
+        self.save_as(folder, Stored::Single)
+    }
+
+    /// [`TextToImage::save`] in f16: half the size, for a model that is kept beside code.
+    ///
+    /// # Errors
+    /// As [`TextToImage::save`], and [`LearningError::Weights`] if a weight is too large for f16.
+    pub fn save_half(&self, folder: &Path) -> Result<(), LearningError> {
+        self.save_as(folder, Stored::Half)
+    }
+
+    fn save_as(&self, folder: &Path, stored: Stored) -> Result<(), LearningError> {
         let mut linears = Vec::new();
         self.unet.linears(&mut linears);
         self.text.linears(&mut linears);
@@ -298,18 +305,22 @@ impl TextToImage {
             let (from, to) = (self.folder.join(part), folder.join(part));
             fs::create_dir(&to).map_err(|source| LearningError::io(&to, source))?;
             copy(&from.join("config.json"), &to.join("config.json"))?;
-            files::write_weights(
+            files::write_weights_as(
                 &to.join(format!("{stem}.safetensors")),
                 tensors,
                 &[("format", "pt")],
+                stored,
             )?;
         }
         Ok(())
     }
 }
 
-/// Checks the parts that `model_index.json` names; gives whether there is an autoencoder.
-fn read_index(folder: &Path) -> Result<bool, LearningError> {
+/// The key of `model_index.json` that says how many pixels a side a patch has.
+const PATCHES_KEY: &str = "_concord_patches";
+
+/// Checks the parts that `model_index.json` names; gives what the model works on.
+fn read_index(folder: &Path) -> Result<CodecKind, LearningError> {
     let index = folder.join("model_index.json");
     let parts: Map<String, Value> = files::read_config(&index, |text| {
         serde_json::from_slice(text).map_err(|error| error.to_string())
@@ -331,7 +342,25 @@ fn read_index(folder: &Path) -> Result<bool, LearningError> {
             )));
         }
     }
-    Ok(parts.get("vae").is_some_and(|entry| !entry.is_null()))
+    let complain = |reason: String| {
+        Err(LearningError::Config(format!(
+            "{}: {reason}",
+            index.display()
+        )))
+    };
+    let has_vae = parts.get("vae").is_some_and(|entry| !entry.is_null());
+    match (has_vae, parts.get(PATCHES_KEY)) {
+        (true, None) => Ok(CodecKind::Latents),
+        (false, None) => Ok(CodecKind::Pixels),
+        (true, Some(_)) => complain(format!(
+            "a model has either a vae or {PATCHES_KEY}, this one has both"
+        )),
+        (false, Some(value)) => match value.as_i64().map(Patches::new) {
+            Some(Ok(patches)) => Ok(CodecKind::Patches(patches)),
+            Some(Err(reason)) => complain(format!("{PATCHES_KEY} {reason}")),
+            None => complain(format!("{PATCHES_KEY} {value} is not a number of pixels")),
+        },
+    }
 }
 
 fn copy(from: &Path, to: &Path) -> Result<(), LearningError> {
@@ -366,10 +395,7 @@ impl Denoiser for TextToImage {
     }
 
     fn codec(&self) -> &dyn LatentCodec {
-        match &self.vae {
-            Some(vae) => vae,
-            None => &Pixels,
-        }
+        self.codec.as_dyn()
     }
 
     fn native_size(&self) -> [i64; 3] {
