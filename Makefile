@@ -3,14 +3,16 @@
 
 CONCORD_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/concord
 CONCORD_MINILM ?= $(CONCORD_CACHE)/backbones/all-minilm-l6-v2
-export CONCORD_CACHE CONCORD_MINILM
+CONCORD_EFFICIENTNET ?= $(CONCORD_CACHE)/backbones/efficientnet-lite0
+CONCORD_BRISQUE ?= $(CONCORD_CACHE)/backbones/brisque
+export CONCORD_CACHE CONCORD_MINILM CONCORD_EFFICIENTNET CONCORD_BRISQUE
 
 CARGO ?= cargo
 NEXTEST_PROFILE ?= default
 # cargo-nextest where it is installed, `cargo test` elsewhere; nextest leaves doc tests out.
 RUN_TESTS = $(if $(shell command -v cargo-nextest),nextest run --profile $(NEXTEST_PROFILE),test --lib --bins --tests)
 
-.PHONY: help demo test interop bench experiment check libtorch data backbone binaries release
+.PHONY: help demo test interop bench experiment check libtorch data backbone vision binaries release
 
 help: ## lists the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 14
@@ -18,14 +20,14 @@ help: ## lists the targets
 demo: libtorch data release ## runs a whole federation of six silos and shows the result
 	python3 deploy/demo/run.py
 
-test: libtorch backbone binaries ## builds and passes every test
+test: libtorch backbone vision binaries ## builds and passes every test
 	$(CARGO) $(RUN_TESTS) --workspace --locked
 	$(CARGO) test --doc --workspace --locked
 	python3 -m unittest discover --start-directory deploy/demo/tests
 	python3 -m unittest discover --start-directory deploy/experiment/tests
 	python3 -m unittest discover --start-directory deploy/artaug/tests
 
-interop: libtorch backbone binaries ## compares with Python's torch, transformers, adapters and diffusers
+interop: libtorch backbone vision binaries ## compares with Python's torch, transformers, adapters and diffusers
 	deploy/interop/run.sh
 
 experiment: libtorch data release ## FedMCP against its baselines; QUICK=1 for five minutes
@@ -49,6 +51,9 @@ data: ## fetches the backbone and the demo's data
 
 backbone: ## fetches the backbone alone
 	python3 deploy/demo/fetch.py --only backbone
+
+vision: ## fetches the image classifier and the table of BRISQUE
+	python3 deploy/artaug/fetch.py --only efficientnet,brisque
 
 binaries: libtorch ## builds the programs for the tests
 	$(CARGO) build --workspace --bins --locked

@@ -2,6 +2,7 @@
 # Compares Concord's learning with Python's torch, transformers, adapters and diffusers. `make interop` calls it.
 #
 #   CONCORD_MINILM=...  folder of the MiniLM-L6 backbone (make sets it)
+#   CONCORD_EFFICIENTNET=...  folder of EfficientNet-Lite0 (make sets it)
 #   CONCORD_CACHE=...   where the venvs are kept, about 3 GB each (default: ~/.cache/concord)
 set -euo pipefail
 
@@ -9,6 +10,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
 cargo=${CARGO:-cargo}
 : "${CONCORD_MINILM:?must name the folder of the MiniLM-L6 backbone; make interop fetches it and sets this}"
+: "${CONCORD_EFFICIENTNET:?must name the folder of EfficientNet-Lite0; make interop fetches it and sets this}"
 
 python=$("$here/venv.sh")
 work=$(mktemp -d)
@@ -20,6 +22,9 @@ printf '\n--- the committed fixtures, recomputed with transformers\n'
 printf '\n--- MiniLM with adapters in every layer: Concord against transformers\n'
 "$python" "$here/minilm.py" "$CONCORD_MINILM" "$work/minilm.safetensors"
 (cd "$root" && "$cargo" run --quiet --locked -p concord-learning --example interop -- "$CONCORD_MINILM" "$work/minilm.safetensors")
+
+printf '\n--- EfficientNet-Lite0: the committed results, recomputed with torch\n'
+"$python" "$here/efficientnet.py" "$CONCORD_EFFICIENTNET/model.safetensors" --check
 
 printf '\n--- exports of personal models, loaded with adapters\n'
 "$python" "$here/adapterhub.py" "${CARGO_TARGET_DIR:-$root/target}/debug/concord-client" "$CONCORD_MINILM"

@@ -5,6 +5,7 @@
 pub mod adapter;
 pub mod backbone;
 pub mod batch;
+pub mod brisque;
 pub mod cache;
 pub mod data;
 pub mod diffusion;
@@ -25,6 +26,7 @@ mod testing;
 pub mod tokenize;
 pub mod torch;
 pub mod trainer;
+pub mod vision;
 pub mod weights;
 
 pub use error::LearningError;

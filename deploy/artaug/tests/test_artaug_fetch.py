@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import io
 import re
+import sys
 import tempfile
 import unittest
 from pathlib import Path
@@ -13,6 +14,7 @@ SCRIPT = Path(__file__).resolve().parent.parent / "fetch.py"
 # By path: the demo's script has the same name.
 SPEC = importlib.util.spec_from_file_location("artaug_fetch", SCRIPT)
 artaug_fetch = importlib.util.module_from_spec(SPEC)
+sys.modules["artaug_fetch"] = artaug_fetch
 SPEC.loader.exec_module(artaug_fetch)
 
 
@@ -49,6 +51,11 @@ class CommandLine(unittest.TestCase):
         with mock.patch.object(artaug_fetch.demo, "fetch") as fetch, tempfile.TemporaryDirectory() as cache:
             self.assertEqual(self.run_main("--cache", cache, "--only", "noto")[0], 0)
         self.assertEqual([call.args[0].name for call in fetch.call_args_list], ["noto"])
+
+    def test_only_the_wanted_weights_are_converted(self):
+        with mock.patch.object(artaug_fetch, "convert") as convert, tempfile.TemporaryDirectory() as cache:
+            self.assertEqual(self.run_main("--cache", cache, "--only", "brisque")[0], 0)
+        self.assertEqual([call.args[0].name for call in convert.call_args_list], ["brisque"])
 
     def test_a_package_that_is_not_the_pinned_one_leaves_nothing(self):
         def forged(package, folder):
