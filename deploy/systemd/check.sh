@@ -6,6 +6,7 @@ set -euo pipefail
 
 # Highest exposure allowed, times ten (the tool's own unit for --threshold).
 readonly bound=12
+readonly units=(concord-server concord-client concord-artaug)
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 command -v systemd-analyze >/dev/null || { echo "systemd: systemd-analyze is missing; install systemd" >&2; exit 1; }
@@ -14,7 +15,7 @@ version=$(systemd-analyze --version | awk 'NR == 1 { print $2 }')
 root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
 mkdir -p "$root/bin" "$root/units"
-for unit in concord-server concord-client; do
+for unit in "${units[@]}"; do
   # The programs are not installed here, so their paths point to stand-ins for `verify`.
   ln -s "$(type -P true)" "$root/bin/$unit"
   sed "s|/usr/bin/$unit|$root/bin/$unit|g" "$here/$unit.service" >"$root/units/$unit.service"
@@ -24,8 +25,10 @@ for unit in concord-server concord-client; do
   fi
 done
 
+files=("${units[@]/%/.service}")
+files=("${files[@]/#/$root/units/}")
 complaints=$(SYSTEMD_UNIT_PATH="$root/units:" systemd-analyze verify --man=no \
-  "$root/units/concord-server.service" "$root/units/concord-client.service" 2>&1) || {
+  "${files[@]}" 2>&1) || {
   printf 'systemd: verify failed:\n%s\n' "$complaints" >&2
   exit 1
 }
@@ -35,7 +38,7 @@ if grep -q concord <<<"$complaints"; then # a warning about ours; those about th
 fi
 echo "systemd: verify (version $version): nothing to complain about"
 
-for unit in concord-server concord-client; do
+for unit in "${units[@]}"; do
   report=$(systemd-analyze security --offline=true --no-pager --threshold="$bound" "$root/units/$unit.service" 2>&1) || {
     printf 'systemd: %s is more exposed than allowed (%s):\n%s\n' "$unit" "$bound" "$report" >&2
     exit 1
@@ -46,8 +49,10 @@ done
 
 if command -v systemd-sysusers >/dev/null && command -v systemd-tmpfiles >/dev/null; then
   mkdir -p "$root/empty/etc"
-  systemd-sysusers --root="$root/empty" "$here/concord-client.sysusers" >/dev/null 2>&1
-  grep -q '^concord-client:' "$root/empty/etc/passwd" || { echo "systemd: sysusers made no user" >&2; exit 1; }
+  for user in concord-client concord-artaug; do
+    systemd-sysusers --root="$root/empty" "$here/$user.sysusers" >/dev/null 2>&1
+    grep -q "^$user:" "$root/empty/etc/passwd" || { echo "systemd: sysusers made no user $user" >&2; exit 1; }
+  done
   printf 'root:x:0:0::/root:/bin/sh\n' >>"$root/empty/etc/passwd"
   printf 'root:x:0:\n' >>"$root/empty/etc/group"
   systemd-tmpfiles --root="$root/empty" --create "$here/concord.tmpfiles"

@@ -156,6 +156,7 @@ fn every_setting_of_the_services_is_described() {
     for (heading, sample) in [
         ("Server", "deploy/config/server.toml"),
         ("Client", "deploy/config/client.toml"),
+        ("ArtAug worker", "deploy/config/artaug-worker.toml"),
     ] {
         assert_eq!(documented_keys(heading), sample_keys(sample), "{heading}");
     }

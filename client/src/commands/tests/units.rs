@@ -2,7 +2,7 @@
 
 use super::*;
 
-const UNITS: [(&str, &str); 2] = [
+const UNITS: [(&str, &str); 3] = [
     (
         "concord-server",
         include_str!("../../../../deploy/systemd/concord-server.service"),
@@ -10,6 +10,10 @@ const UNITS: [(&str, &str); 2] = [
     (
         "concord-client",
         include_str!("../../../../deploy/systemd/concord-client.service"),
+    ),
+    (
+        "concord-artaug",
+        include_str!("../../../../deploy/systemd/concord-artaug.service"),
     ),
 ];
 
