@@ -3,7 +3,8 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use super::{
-    AdvisorSpec, ArtaugSpec, EvaluationScorer, FilterScorer, LoraMode, PromptsSpec, stays_below,
+    AdvisorSpec, ArtaugSpec, EvaluationScorer, FilterScorer, LoraMode, Precision, PromptsSpec,
+    stays_below,
 };
 use crate::{
     code::Refusal,
@@ -12,6 +13,12 @@ use crate::{
 
 /// Longest prompt in bytes.
 const MAX_PROMPT: usize = 1000;
+/// Most scorers of a use.
+const MAX_SCORERS: usize = 32;
+/// Most pairs that an operator is asked to review in an iteration.
+const MAX_REVIEW: u32 = 10_000;
+/// Highest rank of the joined LoRA. At rank 8192 it is larger than any layer that it could be on, and a job would keep gigabytes of it.
+const MAX_JOINED_RANK: u64 = 8192;
 const MAX_TIME: Duration = Duration::from_hours(30 * 24);
 
 pub(super) fn check(spec: &ArtaugSpec) -> Result<(), Refusal> {
@@ -23,6 +30,11 @@ pub(super) fn check(spec: &ArtaugSpec) -> Result<(), Refusal> {
         "must be at most 9223372036854775807",
     )?;
     below(&spec.model.folder, "model.folder")?;
+    require(
+        spec.model.precision != Precision::F16,
+        "model.precision",
+        "is \"f16\", in which small gradients vanish; say \"bf16\" or \"f32\"",
+    )?;
     check_prompts(&spec.prompts, "prompts")?;
     check_prompts(&spec.held_out, "held_out")?;
     let trained: BTreeSet<&str> = spec.prompts.texts.iter().map(String::as_str).collect();
@@ -132,6 +144,12 @@ fn check_scorers(spec: &ArtaugSpec) -> Result<(), Refusal> {
         "scorers.evaluation",
         "needs at least one scorer",
     )?;
+    for (count, key) in [
+        (scorers.filter.len(), "scorers.filter"),
+        (scorers.evaluation.len(), "scorers.evaluation"),
+    ] {
+        require(count <= MAX_SCORERS, key, "has more than 32 scorers")?;
+    }
     let mut names = BTreeSet::new();
     let mut models = BTreeSet::new();
     for scorer in &scorers.filter {
@@ -215,6 +233,11 @@ fn check_counts(spec: &ArtaugSpec) -> Result<(), Refusal> {
     range(&counts.pairs, 2, 50_000, "counts.pairs")?;
     range(&counts.kept, 1, counts.pairs, "counts.kept")?;
     range(&counts.least_kept, 1, counts.kept, "counts.least_kept")?;
+    require(
+        !spec.review || counts.kept <= MAX_REVIEW,
+        "counts.kept",
+        "must be at most 10000 with `review`",
+    )?;
     range(&counts.held_out, 2, 10_000, "counts.held_out")
 }
 
@@ -250,9 +273,9 @@ fn check_lora(spec: &ArtaugSpec) -> Result<(), Refusal> {
     range(&lora.first_steps, 1, 1_000_000, "lora.first_steps")?;
     range(&lora.second_steps, 1, 1_000_000, "lora.second_steps")?;
     require(
-        lora.learning_rate > 0.0 && lora.learning_rate <= 10.0,
+        lora.learning_rate > 0.0 && lora.learning_rate < 1.0,
         "lora.learning_rate",
-        "must be above 0 and at most 10",
+        "must be above 0 and below 1",
     )?;
     range(&lora.weight_decay, 0.0, 10.0, "lora.weight_decay")?;
     range(&lora.clip_norm, 0.0, 1e6, "lora.clip_norm")?;
@@ -268,6 +291,23 @@ fn check_lora(spec: &ArtaugSpec) -> Result<(), Refusal> {
         lora.mode == LoraMode::Joint || lora.batch == 1,
         "lora.batch",
         "must be 1 with `lora.mode = \"per-pair\"`, which trains on one image at a time",
+    )?;
+    let (times, whose) = match lora.mode {
+        LoraMode::Joint => (1, String::new()),
+        LoraMode::PerPair => (
+            u64::from(spec.counts.kept),
+            format!(" of {} pairs", spec.counts.kept),
+        ),
+    };
+    let joined = u64::from(lora.rank) * times * u64::from(spec.counts.iterations);
+    require(
+        joined <= MAX_JOINED_RANK,
+        "lora.rank",
+        &format!(
+            "gives the joined LoRA rank {joined} after {} iterations{whose}, at most {MAX_JOINED_RANK} is allowed; lower `lora.rank`, \
+             `counts.iterations` or, with `per-pair`, `counts.kept`",
+            spec.counts.iterations
+        ),
     )?;
     match &lora.reduced_rank {
         Some(rank) => range(rank, 1, 4096, "lora.reduced_rank"),

@@ -1,5 +1,7 @@
 use proptest::prelude::*;
 
+use std::time::Duration;
+
 use super::*;
 
 const MINIMAL: &str = r#"
@@ -219,6 +221,9 @@ fn a_value_that_cannot_be_is_refused_with_its_key() {
         ),
         ("[lora]\nrank = 0", "lora.rank"),
         ("[lora]\nlearning_rate = 0.0", "lora.learning_rate"),
+        // What the trainer refuses is refused here.
+        ("[lora]\nlearning_rate = 1.0", "lora.learning_rate"),
+        ("[lora]\nlearning_rate = nan", "lora.learning_rate"),
         ("[lora]\nmode = \"per-pair\"", "lora.batch"),
         ("[lora]\nreduced_rank = 0", "lora.reduced_rank"),
         ("[evaluation]\nconfidence = 1.0", "evaluation.confidence"),
@@ -230,6 +235,39 @@ fn a_value_that_cannot_be_is_refused_with_its_key() {
         let message = refusal(&format!("{MINIMAL}\n{section}"));
         assert!(message.contains(key), "{section}: {message}");
     }
+}
+
+#[test]
+fn a_joined_lora_of_too_high_a_rank_is_refused() {
+    let with = |lora: &str| format!("{MINIMAL}\n[lora]\n{lora}");
+    assert!(ArtaugSpec::parse(&with("rank = 1024")).is_ok());
+    let each = "batch = 1\nmode = \"per-pair\"\n";
+    assert!(ArtaugSpec::parse(&with(&format!("{each}rank = 56"))).is_ok());
+    let message = refusal(&with(&format!("{each}rank = 57")));
+    assert!(
+        message.contains("lora.rank") && message.contains("rank 8208 after 3 iterations of 48"),
+        "{message}"
+    );
+}
+
+#[test]
+fn an_arithmetic_in_which_nothing_can_be_trained_is_refused() {
+    let with = |precision: &str| {
+        changed(
+            "folder = \"icons-64\"",
+            &format!("folder = \"icons-64\"\nprecision = \"{precision}\""),
+        )
+    };
+    assert!(ArtaugSpec::parse(&with("bf16")).is_ok());
+    assert!(refusal(&with("f16")).contains("model.precision"));
+}
+
+#[test]
+fn a_review_of_more_pairs_than_can_be_listed_is_refused() {
+    let many = changed("pairs = 288\nkept = 48", "pairs = 20000\nkept = 10001");
+    assert!(ArtaugSpec::parse(&many).is_ok());
+    let reviewed = many.replace("name = \"first\"", "name = \"first\"\nreview = true");
+    assert!(refusal(&reviewed).contains("counts.kept"));
 }
 
 #[test]
