@@ -117,7 +117,7 @@ pub struct Region {
 /// An answer of an understanding model that was not used, kept as it came.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct RejectedReply {
-    /// The text, cut at [`MAX_REPLY_BYTES`].
+    /// The text, cut where it would make a line of the journal too long.
     pub raw: String,
     /// Short name of the reason, for counting.
     pub code: String,

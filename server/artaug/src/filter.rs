@@ -153,6 +153,11 @@ pub fn judge(candidates: &[Candidate], rules: &FilterRules) -> Vec<Verdict> {
     ranking.sort_unstable_by(|(first, one), (second, other)| {
         second.total_cmp(first).then(one.cmp(other))
     });
+    let places: BTreeMap<u32, usize> = ranking
+        .iter()
+        .enumerate()
+        .map(|(place, (_, item))| (*item, place + 1))
+        .collect();
     candidates
         .iter()
         .zip(gains)
@@ -161,10 +166,7 @@ pub fn judge(candidates: &[Candidate], rules: &FilterRules) -> Vec<Verdict> {
                 Ok(gains) => gains,
                 Err(reason) => return Verdict::Rejected { reason },
             };
-            let place = 1 + ranking
-                .iter()
-                .take_while(|(_, item)| *item != candidate.item)
-                .count();
+            let place = places[&candidate.item];
             if place <= rules.most_kept {
                 Verdict::Kept {
                     gain: total(&gains),
@@ -324,6 +326,15 @@ mod tests {
                 "no-score"
             );
         }
+    }
+
+    #[test]
+    fn the_scorer_without_a_score_is_named_and_no_other() {
+        let mut lacks = candidate(0, 1.0, 1.0);
+        lacks.enhanced = [("alignment".to_owned(), 1.0)].into_iter().collect();
+        let verdict = judge(&[lacks], &rules(1)).swap_remove(0);
+        let scorer = "light".to_owned();
+        assert_eq!(reason(&verdict), &Reason::NoScore { scorer });
     }
 
     #[test]

@@ -4,21 +4,31 @@
 //! - `objects/<digest>`: images, LoRA files, checkpoints
 //! - `manifest-<n>.jsonl`: iteration n, one line an item
 //! - `metrics.jsonl`, `metrics.csv`: what the iterations came to
+//! - `ledger.json`: what they cost
+//!
+//! Where the server's journal is the authority and this one a copy, an event goes in three steps: its objects to the server, then
+//! [`JobFolder::stage`] and the line to the server, then [`JobFolder::commit`]. A kill between them leaves the copy behind the server's, and
+//! [`JobFolder::adopt`] brings it in step.
+
+mod table;
+#[cfg(test)]
+mod tests;
 
 use std::{
-    fmt::Write as _,
+    collections::BTreeSet,
     io,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use concord_common::{Clock, Digest, fsutil::write_atomic};
 
 use crate::{
-    gallery::arm_name,
-    journal::{Journal, JournalError},
+    course::Worked,
+    journal::{Entry, Journal, JournalError, Line},
     ledger::Ledger,
-    machine::{Event, Machine, Misfit, Plan, Summary, Work},
+    machine::{Event, Machine, ManifestLine, Misfit, Plan, Work},
     store::{Store, StoreError},
 };
 
@@ -30,7 +40,18 @@ pub struct JobFolder {
     machine: Machine,
     store: Store,
     ledger: Ledger,
+    /// Objects that an event other than a checkpoint names: they stay.
+    lasting: BTreeSet<Digest>,
+    worked: Worked,
     clock: Arc<dyn Clock>,
+}
+
+/// An event that fits, with its line, not yet recorded.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Staged {
+    /// The line, to be kept elsewhere first.
+    pub line: Line,
+    event: Event,
 }
 
 /// Why a job cannot go on.
@@ -66,7 +87,7 @@ pub enum FolderError {
 }
 
 impl JobFolder {
-    /// Opens a job's folder, or begins it. What the journal holds is taken in again.
+    /// Opens a job's folder, or begins it. What the journal holds is taken in again; objects that it does not name are removed.
     ///
     /// # Errors
     /// If another process works on it, it belongs to another specification, is damaged, or the file system refuses.
@@ -77,43 +98,94 @@ impl JobFolder {
         quota: u64,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, FolderError> {
-        std::fs::create_dir_all(folder).map_err(|source| FolderError::Io {
-            path: folder.to_owned(),
-            source,
-        })?;
-        let (journal, entries) = Journal::open::<Event>(&folder.join("journal.jsonl"))?;
-        let mut machine = Machine::new(plan, specification);
-        let mut ledger = Ledger::default();
+        create(folder)?;
+        let journal = Journal::open::<Event>(&folder.join("journal.jsonl"))?;
+        let machine = Machine::new(plan, specification);
+        let mut opened = Self::replayed(folder, journal, machine, quota, clock)?;
+        if !opened.machine.has_begun() {
+            opened.record(&opened.machine.beginning())?;
+        }
+        Ok(opened)
+    }
+
+    /// Opens a job's folder, or makes it, as a copy of a journal that the server keeps: `lines` are all of it, without newlines. Where the
+    /// folder's own journal differs, the server's wins. A job without lines has not begun: record [`Machine::beginning`] first.
+    ///
+    /// # Errors
+    /// As [`JobFolder::open`].
+    pub fn adopt(
+        folder: &Path,
+        plan: Plan,
+        specification: Digest,
+        quota: u64,
+        clock: Arc<dyn Clock>,
+        lines: &[Vec<u8>],
+    ) -> Result<Self, FolderError> {
+        create(folder)?;
+        let journal = Journal::adopt::<Event>(&folder.join("journal.jsonl"), lines)?;
+        let machine = Machine::new(plan, specification);
+        Self::replayed(folder, journal, machine, quota, clock)
+    }
+
+    fn replayed(
+        folder: &Path,
+        (journal, entries): (Journal, Vec<Entry<Event>>),
+        machine: Machine,
+        quota: u64,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, FolderError> {
+        let before = entries.last().map_or(0, |entry| entry.worked);
+        let mut opened = Self {
+            folder: folder.to_owned(),
+            journal,
+            machine,
+            store: Store::open(&folder.join("objects"), quota)?,
+            ledger: Ledger::default(),
+            lasting: BTreeSet::new(),
+            worked: Worked::resumed(Duration::from_millis(before), clock.now()),
+            clock,
+        };
         for (index, entry) in entries.into_iter().enumerate() {
-            ledger.take(&entry.event);
-            machine
+            if matches!(entry.event, Event::Decided { .. }) {
+                // A folder that has only now got the journal lacks the manifests of the iterations before.
+                opened.write_manifest()?;
+            }
+            opened.note(&entry.event);
+            opened
+                .machine
                 .apply(entry.event)
                 .map_err(|misfit| FolderError::Replay {
                     line: index + 1,
                     misfit,
                 })?;
         }
-        let mut opened = Self {
-            folder: folder.to_owned(),
-            journal,
-            machine,
-            store: Store::open(&folder.join("objects"), quota)?,
-            ledger,
-            clock,
-        };
-        if !opened.machine.has_begun() {
-            opened.record(&Event::Began {
-                specification,
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-            })?;
+        let checkpoint = opened.checkpoint();
+        let lasting = &opened.lasting;
+        let swept = opened
+            .store
+            .sweep(|digest| lasting.contains(&digest) || Some(digest) == checkpoint)?;
+        if swept > 0 {
+            tracing::info!(objects = swept, "objects that nothing needs removed");
         }
         // A crash may have come between a line of the journal and the files made from it.
         opened.write_metrics()?;
-        if matches!(opened.machine.work(), Work::Items { .. }) {
-            return Ok(opened);
+        match opened.machine.work() {
+            Work::Items { .. } => {}
+            Work::Review(_) => {
+                opened.write_manifest()?;
+                opened.rest();
+            }
+            _ => opened.write_manifest()?,
         }
-        opened.write_manifest()?;
         Ok(opened)
+    }
+
+    /// Takes in what an event costs and names.
+    fn note(&mut self, event: &Event) {
+        self.ledger.take(event);
+        if !matches!(event, Event::Checkpointed { .. }) {
+            self.lasting.extend(event.objects());
+        }
     }
 
     /// The state.
@@ -126,7 +198,8 @@ impl JobFolder {
         &self.store
     }
 
-    /// The objects, to add some. An object must be kept before the event that names it is recorded.
+    /// The objects, to add some. An object must be kept before the event that names it is recorded; others are removed when the job is
+    /// opened again.
     pub fn store_mut(&mut self) -> &mut Store {
         &mut self.store
     }
@@ -136,55 +209,130 @@ impl JobFolder {
         &self.ledger
     }
 
+    /// Time worked on the job up to now; see [`Worked`].
+    pub fn worked(&self) -> Duration {
+        self.worked.total(self.clock.now())
+    }
+
+    /// Stops the count of [`JobFolder::worked`], for a pause; recording goes on with it. A review stops it by itself.
+    pub fn rest(&mut self) {
+        self.worked.rest(self.clock.now());
+    }
+
+    /// The manifest of a finished iteration, or of the one under way once it is filtered.
+    ///
+    /// # Errors
+    /// If it is not there or cannot be read.
+    pub fn manifest(&self, iteration: u32) -> Result<Vec<ManifestLine>, FolderError> {
+        let path = self.folder.join(manifest_name(iteration));
+        let failed = |source| FolderError::Io {
+            path: path.clone(),
+            source,
+        };
+        let text = std::fs::read_to_string(&path).map_err(failed)?;
+        text.lines()
+            .map(|line| serde_json::from_str(line).map_err(|error| failed(error.into())))
+            .collect()
+    }
+
+    /// The event that made an object, and the state that the job was in before: the same work done again makes the same object, with
+    /// all members of its batch. None if no event names it. Put what comes out with [`Store::put_as`], which says if it differs.
+    ///
+    /// # Errors
+    /// If the journal cannot be read.
+    pub fn origin(&self, object: Digest) -> Result<Option<(Machine, Event)>, FolderError> {
+        let (plan, specification) = (self.machine.plan(), self.machine.specification());
+        let mut machine = Machine::new(plan.clone(), specification);
+        for (index, entry) in self.journal.entries::<Event>()?.into_iter().enumerate() {
+            if entry.event.objects().contains(&object) {
+                return Ok(Some((machine, entry.event)));
+            }
+            machine
+                .apply(entry.event)
+                .map_err(|misfit| FolderError::Replay {
+                    line: index + 1,
+                    misfit,
+                })?;
+        }
+        Ok(None)
+    }
+
     /// Records what was done: when this returns, it is on the disk and need not be done again.
     ///
     /// # Errors
-    /// If it does not fit, or cannot be written; the job must then be opened again.
+    /// As [`JobFolder::stage`] and [`JobFolder::commit`].
     pub fn record(&mut self, event: &Event) -> Result<(), FolderError> {
-        let outdated = self.outdated_checkpoint(event);
-        self.machine.apply(event.clone())?;
-        self.journal.append(event, self.clock.now())?;
-        self.ledger.take(event);
-        if let Some(state) = outdated {
-            self.store.remove(state)?;
-        }
-        match event {
-            Event::Filtered { .. } => self.write_manifest(),
-            // The last decision of a review; rewriting for each would be work without end.
-            Event::Reviewed { .. } if !matches!(self.machine.work(), Work::Review(_)) => {
-                self.write_manifest()
-            }
-            Event::Decided { .. } => self.write_metrics(),
-            _ => Ok(()),
-        }
+        let staged = self.stage(event)?;
+        self.commit(staged).map(|_| ())
     }
 
-    /// The state that nothing needs once `event` is recorded.
-    fn outdated_checkpoint(&self, event: &Event) -> Option<Digest> {
-        let (Event::Checkpointed { .. } | Event::Trained { .. }) = event else {
-            return None;
-        };
-        let newer = match event {
-            Event::Checkpointed { result, .. } => Some(result.state),
-            _ => None,
-        };
-        match self.machine.work() {
-            Work::Train(_, Some(checkpoint)) if Some(checkpoint.state) != newer => {
-                Some(checkpoint.state)
-            }
-            _ => None,
+    /// Checks that an event fits and gives the line that records it; nothing is changed.
+    ///
+    /// # Errors
+    /// If it does not fit, or is too long for a line.
+    pub fn stage(&self, event: &Event) -> Result<Staged, FolderError> {
+        self.machine.check(event)?;
+        let now = self.clock.now();
+        Ok(Staged {
+            line: self.journal.line(event, now, self.worked.total(now))?,
+            event: event.clone(),
+        })
+    }
+
+    /// Records a staged event and gives the objects that nothing needs any more; here they are removed already. Nothing may be recorded
+    /// between the two calls.
+    ///
+    /// # Errors
+    /// If another line came between, or the file system refuses; the job must then be opened again.
+    pub fn commit(&mut self, staged: Staged) -> Result<Vec<Digest>, FolderError> {
+        let Staged { line, event } = staged;
+        self.machine.check(&event)?;
+        self.journal.append(&line)?;
+        let old = self.checkpoint();
+        if matches!(event, Event::Decided { .. }) {
+            self.write_manifest()?;
         }
+        self.note(&event);
+        self.machine.apply(event.clone())?;
+        self.worked.go_on(self.clock.now());
+        match event {
+            Event::Filtered { .. } => self.write_manifest()?,
+            Event::Decided { .. } => self.write_metrics()?,
+            _ => {}
+        }
+        if let Event::Filtered { .. } | Event::Reviewed { .. } = event {
+            if matches!(self.machine.work(), Work::Review(_)) {
+                self.rest();
+            } else {
+                // Once after the last word of a review: rewriting for each would be work without end.
+                self.write_manifest()?;
+            }
+        }
+        let Some(old) = old.filter(|_| is_of_training(&event)) else {
+            return Ok(Vec::new());
+        };
+        if self.checkpoint() == Some(old) || self.lasting.contains(&old) {
+            return Ok(Vec::new());
+        }
+        self.store.remove(old)?;
+        Ok(vec![old])
+    }
+
+    /// The state of the training under way.
+    fn checkpoint(&self) -> Option<Digest> {
+        self.machine.checkpoint().map(|checkpoint| checkpoint.state)
     }
 
     fn write_manifest(&self) -> Result<(), FolderError> {
-        let name = format!("manifest-{}.jsonl", self.machine.iteration());
+        let name = manifest_name(self.machine.iteration());
         self.write_lines(&name, self.machine.manifest())
     }
 
     fn write_metrics(&self) -> Result<(), FolderError> {
         let history = self.machine.history();
         self.write_lines("metrics.jsonl", history.iter())?;
-        self.write("metrics.csv", table(history).as_bytes())
+        self.write_lines("ledger.json", std::iter::once(&self.ledger))?;
+        self.write("metrics.csv", table::table(history).as_bytes())
     }
 
     fn write_lines<T: serde::Serialize>(
@@ -205,211 +353,28 @@ impl JobFolder {
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), FolderError> {
         let path = self.folder.join(name);
+        if std::fs::read(&path).is_ok_and(|kept| kept == bytes) {
+            return Ok(());
+        }
         write_atomic(&path, bytes, 0o600).map_err(|source| FolderError::Io { path, source })
     }
 }
 
-/// One row for every arm of every iteration.
-fn table(history: &[Summary]) -> String {
-    let mut text =
-        "iteration,arm,score,gain,gain_low,gain_high,pairs,win_rate,alignment,diversity,raw_gain,kept\n".to_owned();
-    let number = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:.6}"));
-    for summary in history {
-        let raw_gain = number(summary.raw_gain.map(|gain| gain.mean));
-        for (arm, result) in &summary.arms {
-            let _ = writeln!(
-                text,
-                "{},{},{:.6},{:.6},{:.6},{:.6},{},{:.4},{},{},{raw_gain},{}",
-                summary.iteration,
-                arm_name(*arm),
-                result.score,
-                result.gain.mean,
-                result.gain.low,
-                result.gain.high,
-                result.gain.pairs,
-                result.wins.rate(),
-                number(result.alignment),
-                number(result.diversity),
-                summary.kept,
-            );
-        }
-    }
-    text
+fn create(folder: &Path) -> Result<(), FolderError> {
+    std::fs::create_dir_all(folder).map_err(|source| FolderError::Io {
+        path: folder.to_owned(),
+        source,
+    })
 }
 
-#[cfg(test)]
-mod tests {
-    use concord_common::{Timestamp, clock::MockClock};
+fn manifest_name(iteration: u32) -> String {
+    format!("manifest-{iteration}.jsonl")
+}
 
-    use super::*;
-    use crate::machine::{Checkpoint, ManifestLine, Stage, Training, testing};
-
-    fn open(folder: &Path) -> Result<JobFolder, FolderError> {
-        let clock = Arc::new(MockClock::new(Timestamp(5)));
-        JobFolder::open(
-            folder,
-            testing::plan(),
-            testing::specification(),
-            1 << 20,
-            clock,
-        )
-    }
-
-    /// Records events until `stop` says so or the job is over.
-    fn go_on(job: &mut JobFolder, stop: impl Fn(&Machine) -> bool) {
-        while job.machine().work() != Work::Done {
-            for event in testing::GOOD.act(job.machine()) {
-                job.record(&event).unwrap();
-                if stop(job.machine()) {
-                    return;
-                }
-            }
-        }
-    }
-
-    fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
-        let mut files: Vec<(String, Vec<u8>)> = std::fs::read_dir(folder)
-            .unwrap()
-            .map(|entry| entry.unwrap())
-            .filter(|entry| entry.metadata().unwrap().is_file())
-            .map(|entry| {
-                (
-                    entry.file_name().into_string().unwrap(),
-                    std::fs::read(entry.path()).unwrap(),
-                )
-            })
-            .collect();
-        files.sort();
-        files
-    }
-
-    #[test]
-    fn a_job_killed_after_every_event_ends_in_the_same_files() {
-        let (once, often) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        go_on(&mut open(once.path()).unwrap(), |_| false);
-        loop {
-            let mut job = open(often.path()).unwrap();
-            if job.machine().work() == Work::Done {
-                break;
-            }
-            go_on(&mut job, |_| true);
-        }
-        assert_eq!(files(once.path()), files(often.path()));
-        let names: Vec<String> = files(once.path())
-            .into_iter()
-            .map(|(name, _)| name)
-            .collect();
-        assert_eq!(
-            names,
-            [
-                "journal.jsonl",
-                "manifest-1.jsonl",
-                "manifest-2.jsonl",
-                "manifest-3.jsonl",
-                "metrics.csv",
-                "metrics.jsonl"
-            ]
-        );
-    }
-
-    #[test]
-    fn a_torn_last_line_costs_one_event() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut job = open(folder.path()).unwrap();
-        go_on(&mut job, |machine| machine.stage() == Stage::TrainFirst);
-        drop(job);
-        let path = folder.path().join("journal.jsonl");
-        let whole = std::fs::read(&path).unwrap();
-        std::fs::write(&path, &whole[..whole.len() - 9]).unwrap();
-        let mut job = open(folder.path()).unwrap();
-        assert_eq!(job.machine().stage(), Stage::Filter);
-        go_on(&mut job, |machine| machine.stage() == Stage::TrainFirst);
-        drop(job);
-        assert_eq!(std::fs::read(&path).unwrap(), whole);
-    }
-
-    #[test]
-    fn the_manifest_lines_of_an_iteration_are_complete() {
-        let folder = tempfile::tempdir().unwrap();
-        go_on(&mut open(folder.path()).unwrap(), |machine| {
-            machine.stage() == Stage::TrainFirst
-        });
-        let text = std::fs::read_to_string(folder.path().join("manifest-1.jsonl")).unwrap();
-        let lines: Vec<ManifestLine> = text
-            .lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect();
-        assert_eq!(lines.len(), 6);
-        assert!(lines.iter().all(|line| line.verdict.is_some()));
-    }
-
-    #[test]
-    fn only_the_newest_checkpoint_is_kept_and_none_after_the_training() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut job = open(folder.path()).unwrap();
-        go_on(&mut job, |machine| machine.stage() == Stage::TrainFirst);
-        let mut states = Vec::new();
-        for step in [10, 20] {
-            let state = job
-                .store_mut()
-                .put(format!("state {step}").as_bytes())
-                .unwrap();
-            states.push(state);
-            let result = Checkpoint {
-                step,
-                state,
-                loss: 1.0,
-            };
-            job.record(&Event::Checkpointed {
-                iteration: 1,
-                training: Training::First,
-                result,
-            })
-            .unwrap();
-        }
-        assert!(job.store().get(states[0]).is_err() && job.store().get(states[1]).is_ok());
-        for event in testing::GOOD.act(job.machine()) {
-            job.record(&event).unwrap();
-        }
-        assert!(job.store().get(states[1]).is_err());
-        assert_eq!(job.machine().stage(), Stage::TrainSecond);
-    }
-
-    #[test]
-    fn the_folder_of_another_job_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        drop(open(folder.path()).unwrap());
-        let clock = Arc::new(MockClock::new(Timestamp(5)));
-        let error = JobFolder::open(
-            folder.path(),
-            testing::plan(),
-            Digest::of(b"other"),
-            1,
-            clock,
-        )
-        .unwrap_err();
-        assert!(error.to_string().contains("line 1"), "{error}");
-    }
-
-    #[test]
-    fn two_workers_do_not_share_a_folder() {
-        let folder = tempfile::tempdir().unwrap();
-        let _job = open(folder.path()).unwrap();
-        assert!(matches!(
-            open(folder.path()),
-            Err(FolderError::Journal(JournalError::InUse(_)))
-        ));
-    }
-
-    #[test]
-    fn the_table_has_a_row_for_every_arm() {
-        let folder = tempfile::tempdir().unwrap();
-        go_on(&mut open(folder.path()).unwrap(), |_| false);
-        let table = std::fs::read_to_string(folder.path().join("metrics.csv")).unwrap();
-        assert_eq!(table.lines().count(), 1 + 3 * 4);
-        assert!(
-            table.lines().all(|line| line.split(',').count() == 12),
-            "{table}"
-        );
-    }
+/// Whether an event puts a checkpoint out of use.
+fn is_of_training(event: &Event) -> bool {
+    matches!(
+        event,
+        Event::Checkpointed { .. } | Event::Trained { .. } | Event::Decided { .. }
+    )
 }

@@ -3,12 +3,18 @@
 //! Everything that a model, a prompt or a file brought is escaped; pictures are embedded as PNG.
 
 mod chart;
+mod of_job;
 mod page;
+mod review;
 #[cfg(test)]
 mod tests;
 
 use std::fmt::Write as _;
 
+pub use self::{
+    of_job::{Extent, Fetch},
+    review::{InvalidJob, ReviewPage},
+};
 use crate::{
     advisor::{Region, RejectedReply},
     image::{Image, ImageError},
@@ -64,9 +70,9 @@ pub struct PairView {
 pub struct HeldOutView {
     /// The prompt.
     pub prompt: String,
-    /// The seed that all images share.
-    pub seed: u64,
-    /// The images with the name of the arm and the judging score.
+    /// Number of the held-out image, from which the seed that all of them share is derived.
+    pub number: u32,
+    /// The images with the name of the arm and the judging score; not a number if there is none.
     pub images: Vec<(String, Image, f64)>,
 }
 
@@ -103,19 +109,24 @@ impl Gallery {
         )?;
         chart::curves(&mut body, &self.curves);
         page::costs(&mut body, &self.costs);
-        let mut html = String::with_capacity(body.len() + 4096);
-        html.push_str("<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n");
-        // Nothing may be loaded or run, whatever slipped through.
-        html.push_str(
-            "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n",
-        );
-        html.push_str("<meta name=\"viewport\" content=\"width=device-width\">\n");
-        let _ = writeln!(html, "<title>{}</title>", escape(&self.title));
-        let _ = writeln!(html, "<style>{}</style></head><body>", page::STYLE);
-        html.push_str(&body);
-        html.push_str("</body></html>\n");
-        Ok(html)
+        Ok(document(&self.title, "", &body))
     }
+}
+
+/// A whole page around its body.
+fn document(title: &str, style: &str, body: &str) -> String {
+    let mut html = String::with_capacity(body.len() + 4096);
+    html.push_str("<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n");
+    // Nothing may be loaded or run, whatever slipped through.
+    html.push_str(
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n",
+    );
+    html.push_str("<meta name=\"viewport\" content=\"width=device-width\">\n");
+    let _ = writeln!(html, "<title>{}</title>", escape(title));
+    let _ = writeln!(html, "<style>{}{style}</style></head><body>", page::STYLE);
+    html.push_str(body);
+    html.push_str("</body></html>\n");
+    html
 }
 
 /// The text with everything that HTML would read as its own replaced; also safe inside quoted attributes.
@@ -146,7 +157,7 @@ pub fn arm_name(arm: Arm) -> &'static str {
     }
 }
 
-fn arm_cells(summary: &ArmSummary) -> [String; 5] {
+fn arm_cells(summary: &ArmSummary) -> [String; 6] {
     let number = |value: Option<f64>| {
         value.map_or_else(|| "not measured".to_owned(), |value| format!("{value:.3}"))
     };
@@ -157,6 +168,7 @@ fn arm_cells(summary: &ArmSummary) -> [String; 5] {
             summary.gain.mean, summary.gain.low, summary.gain.high
         ),
         format!("{:.0} %", 100.0 * summary.wins.rate()),
+        summary.left_out.to_string(),
         number(summary.alignment),
         number(summary.diversity),
     ]

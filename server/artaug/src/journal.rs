@@ -3,15 +3,16 @@
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
-    io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _},
+    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use concord_common::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-/// Longest line. A verdict on 5,000 pairs has about 600 kB.
-const MAX_LINE: u64 = 16 << 20;
+/// Longest line without its newline: as much as goes to the server in one call.
+pub const MAX_LINE: usize = 1 << 20;
 
 /// One line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -20,6 +21,9 @@ pub struct Entry<E> {
     pub n: u64,
     /// When it was written.
     pub at: Timestamp,
+    /// Milliseconds worked on the job up to here, over all workers; see [`crate::course::Worked`].
+    #[serde(default)]
+    pub worked: u64,
     /// What happened.
     pub event: E,
 }
@@ -46,8 +50,11 @@ pub enum JournalError {
     /// Another process works on the job.
     #[error("{0}: another process has it open; stop that one first")]
     InUse(PathBuf),
-    /// A line before the last cannot be read: more than a crash does.
-    #[error("{path}, line {line}: {what}; restore the file from a backup or start the job anew")]
+    /// A whole line cannot be read: more than a crash does.
+    #[error(
+        "{path}, line {line}: {what}; it was written by another version of the worker, or the file is damaged: use that version, restore the \
+         file from a backup, or start the job anew"
+    )]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -55,6 +62,16 @@ pub enum JournalError {
         line: u64,
         /// What is wrong.
         what: String,
+    },
+    /// A line that does not follow the last one.
+    #[error("{path}: line {number} cannot be added, the next is {next}")]
+    Number {
+        /// The file.
+        path: PathBuf,
+        /// The line's number.
+        number: u64,
+        /// The number that comes next.
+        next: u64,
     },
     /// An event that is longer than a line may be.
     #[error("{path}: an event of {bytes} bytes is too long for a line")]
@@ -66,116 +83,212 @@ pub enum JournalError {
     },
 }
 
+/// An event as a line, ready to be kept in more than one place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Line {
+    /// Its number, from 0.
+    pub number: u64,
+    /// Its bytes without a newline.
+    pub bytes: Vec<u8>,
+}
+
 impl Journal {
     /// Opens a journal, or makes one, and reads what it holds. A torn last line is cut off.
     ///
     /// # Errors
-    /// If another process has it open, a line other than the last is damaged, or the file system refuses.
+    /// If another process has it open, a whole line cannot be read, or the file system refuses.
     pub fn open<E: DeserializeOwned>(path: &Path) -> Result<(Self, Vec<Entry<E>>), JournalError> {
-        let failed = |source| JournalError::Io {
-            path: path.to_owned(),
-            source,
-        };
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .map_err(failed)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(JournalError::InUse(path.to_owned())),
-            Err(TryLockError::Error(source)) => return Err(failed(source)),
-        }
-        let length = file.metadata().map_err(failed)?.len();
-        let (entries, sound) = read(&file, path, length)?;
-        if sound < length {
-            tracing::warn!(journal.file = %path.display(), bytes = length - sound, "torn last line cut off");
-            file.set_len(sound).map_err(failed)?;
+        let failed = |source| io_error(path, source);
+        let mut file = locked(path)?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(failed)?;
+        let sound = whole_lines(&bytes);
+        let entries = read(lines(&bytes[..sound]), path)?;
+        if sound < bytes.len() {
+            tracing::warn!(journal.file = %path.display(), bytes = bytes.len() - sound, "torn last line cut off");
+            file.set_len(sound as u64).map_err(failed)?;
             file.sync_all().map_err(failed)?;
         }
-        file.seek(SeekFrom::End(0)).map_err(failed)?;
+        Self::at_end(file, path, entries)
+    }
+
+    /// Opens a journal, or makes one, whose lines are those given (without newlines), and changes the file where it differs:
+    /// for a copy of a journal that is kept elsewhere.
+    ///
+    /// # Errors
+    /// If another process has it open, a given line cannot be read, or the file system refuses.
+    pub fn adopt<E: DeserializeOwned>(
+        path: &Path,
+        wanted: &[Vec<u8>],
+    ) -> Result<(Self, Vec<Entry<E>>), JournalError> {
+        let failed = |source| io_error(path, source);
+        let entries = read(wanted.iter().map(Vec::as_slice), path)?;
+        let mut file = locked(path)?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(failed)?;
+        let own = &bytes[..whole_lines(&bytes)];
+        let same: Vec<&[u8]> = lines(own)
+            .zip(wanted)
+            .take_while(|(own, wanted)| own == wanted)
+            .map(|(own, _)| own)
+            .collect();
+        let kept: usize = same.iter().map(|line| line.len() + 1).sum();
+        if kept < bytes.len() || same.len() < wanted.len() {
+            tracing::info!(
+                journal.file = %path.display(), same = same.len(), lines = wanted.len(), "journal brought in step with the server's"
+            );
+            file.set_len(kept as u64).map_err(failed)?;
+            file.seek(SeekFrom::End(0)).map_err(failed)?;
+            for line in &wanted[same.len()..] {
+                file.write_all(line).map_err(failed)?;
+                file.write_all(b"\n").map_err(failed)?;
+            }
+            file.sync_all().map_err(failed)?;
+        }
+        Self::at_end(file, path, entries)
+    }
+
+    fn at_end<E>(
+        mut file: File,
+        path: &Path,
+        entries: Vec<Entry<E>>,
+    ) -> Result<(Self, Vec<Entry<E>>), JournalError> {
+        file.seek(SeekFrom::End(0))
+            .map_err(|source| io_error(path, source))?;
         let next = entries.len() as u64;
         let path = path.to_owned();
         Ok((Self { file, path, next }, entries))
     }
 
-    /// Writes one event; when this returns, it is on the disk.
+    /// The line that an event would be as the next one.
     ///
     /// # Errors
-    /// If the file system refuses. The line may then be torn, and the journal must be opened again.
-    pub fn append<E: Serialize>(&mut self, event: E, at: Timestamp) -> Result<(), JournalError> {
-        let failed = |source| JournalError::Io {
-            path: self.path.clone(),
-            source,
-        };
+    /// If it is too long.
+    pub fn line<E: Serialize>(
+        &self,
+        event: E,
+        at: Timestamp,
+        worked: Duration,
+    ) -> Result<Line, JournalError> {
         let entry = Entry {
             n: self.next,
             at,
+            worked: u64::try_from(worked.as_millis()).unwrap_or(u64::MAX),
             event,
         };
-        let mut line = serde_json::to_vec(&entry).map_err(|error| failed(error.into()))?;
-        line.push(b'\n');
-        if line.len() as u64 > MAX_LINE {
+        let bytes =
+            serde_json::to_vec(&entry).map_err(|error| io_error(&self.path, error.into()))?;
+        if bytes.len() > MAX_LINE {
             return Err(JournalError::Long {
                 path: self.path.clone(),
-                bytes: line.len(),
+                bytes: bytes.len(),
             });
         }
-        self.file.write_all(&line).map_err(failed)?;
-        self.file.sync_data().map_err(failed)?;
+        Ok(Line {
+            number: self.next,
+            bytes,
+        })
+    }
+
+    /// Writes a line that [`Journal::line`] gave; when this returns, it is on the disk.
+    ///
+    /// # Errors
+    /// If it is not the next line, or the file system refuses; the line may then be torn, and the journal must be opened again.
+    pub fn append(&mut self, line: &Line) -> Result<(), JournalError> {
+        if line.number != self.next {
+            return Err(JournalError::Number {
+                path: self.path.clone(),
+                number: line.number,
+                next: self.next,
+            });
+        }
+        let mut bytes = line.bytes.clone();
+        bytes.push(b'\n');
+        self.file
+            .write_all(&bytes)
+            .and_then(|()| self.file.sync_data())
+            .map_err(|source| io_error(&self.path, source))?;
         self.next += 1;
         Ok(())
     }
+
+    /// What the journal holds now.
+    ///
+    /// # Errors
+    /// If a line cannot be read, or the file system refuses.
+    pub fn entries<E: DeserializeOwned>(&self) -> Result<Vec<Entry<E>>, JournalError> {
+        let bytes = std::fs::read(&self.path).map_err(|source| io_error(&self.path, source))?;
+        read(lines(&bytes[..whole_lines(&bytes)]), &self.path)
+    }
 }
 
-/// The entries, and the number of bytes that hold them.
-fn read<E: DeserializeOwned>(
-    file: &File,
-    path: &Path,
-    length: u64,
-) -> Result<(Vec<Entry<E>>, u64), JournalError> {
-    let mut reader = BufReader::new(file);
-    let (mut entries, mut sound) = (Vec::new(), 0);
-    let mut line = Vec::new();
-    while sound < length {
-        line.clear();
-        let count = reader
-            .by_ref()
-            .take(MAX_LINE)
-            .read_until(b'\n', &mut line)
-            .map_err(|source| JournalError::Io {
-                path: path.to_owned(),
-                source,
-            })? as u64;
-        let is_last = sound + count >= length;
-        let number = entries.len() as u64;
-        let read = line
-            .strip_suffix(b"\n")
-            .ok_or_else(|| "it has no end".to_owned())
-            .and_then(|text| serde_json::from_slice(text).map_err(|error| error.to_string()))
-            .and_then(|entry: Entry<E>| {
-                if entry.n == number {
-                    Ok(entry)
-                } else {
-                    Err(format!("its number is {}, expected {number}", entry.n))
-                }
-            });
-        match read {
-            Ok(entry) => entries.push(entry),
-            Err(_) if is_last => break,
-            Err(what) => {
-                return Err(JournalError::Damaged {
-                    path: path.to_owned(),
-                    line: number + 1,
-                    what,
-                });
-            }
-        }
-        sound += count;
+fn io_error(path: &Path, source: io::Error) -> JournalError {
+    JournalError::Io {
+        path: path.to_owned(),
+        source,
     }
-    Ok((entries, sound))
+}
+
+/// The file, opened for this process alone.
+fn locked(path: &Path) -> Result<File, JournalError> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .map_err(|source| io_error(path, source))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(JournalError::InUse(path.to_owned())),
+        Err(TryLockError::Error(source)) => Err(io_error(path, source)),
+    }
+}
+
+/// Number of bytes up to and with the last newline. What follows is what a crash left of a line.
+fn whole_lines(bytes: &[u8]) -> usize {
+    bytes
+        .iter()
+        .rposition(|byte| *byte == b'\n')
+        .map_or(0, |last| last + 1)
+}
+
+/// The lines of whole lines, without their newlines.
+fn lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    bytes
+        .split_inclusive(|byte| *byte == b'\n')
+        .map(|line| line.strip_suffix(b"\n").unwrap_or(line))
+}
+
+fn read<'a, E: DeserializeOwned>(
+    lines: impl Iterator<Item = &'a [u8]>,
+    path: &Path,
+) -> Result<Vec<Entry<E>>, JournalError> {
+    lines
+        .enumerate()
+        .map(|(number, line)| {
+            read_line(number as u64, line).map_err(|what| JournalError::Damaged {
+                path: path.to_owned(),
+                line: number as u64 + 1,
+                what,
+            })
+        })
+        .collect()
+}
+
+fn read_line<E: DeserializeOwned>(number: u64, line: &[u8]) -> Result<Entry<E>, String> {
+    if line.len() > MAX_LINE {
+        return Err(format!(
+            "it has {} bytes, at most {MAX_LINE} are allowed",
+            line.len()
+        ));
+    }
+    let entry: Entry<E> = serde_json::from_slice(line).map_err(|error| error.to_string())?;
+    if entry.n == number {
+        Ok(entry)
+    } else {
+        Err(format!("its number is {}, expected {number}", entry.n))
+    }
 }
 
 #[cfg(test)]
@@ -189,9 +302,14 @@ mod tests {
         let path = folder.path().join("journal.jsonl");
         let (mut journal, _) = Journal::open::<String>(&path).unwrap();
         for event in events {
-            journal.append(event, Timestamp(7)).unwrap();
+            add(&mut journal, event);
         }
         (folder, path)
+    }
+
+    fn add(journal: &mut Journal, event: &str) {
+        let line = journal.line(event, Timestamp(7), Duration::ZERO).unwrap();
+        journal.append(&line).unwrap();
     }
 
     fn read_back(path: &Path) -> Vec<String> {
@@ -204,7 +322,7 @@ mod tests {
         let (_folder, path) = written(&["a", "b\nc"]);
         let (mut journal, entries) = Journal::open::<String>(&path).unwrap();
         assert_eq!(entries.len(), 2);
-        journal.append("d", Timestamp(8)).unwrap();
+        add(&mut journal, "d");
         drop(journal);
         assert_eq!(read_back(&path), ["a", "b\nc", "d"]);
     }
@@ -219,7 +337,7 @@ mod tests {
             assert_eq!(read_back(&path), ["first"], "{length}");
             assert_eq!(std::fs::metadata(&path).unwrap().len(), first as u64);
             let (mut journal, _) = Journal::open::<String>(&path).unwrap();
-            journal.append("second", Timestamp(7)).unwrap();
+            add(&mut journal, "second");
             drop(journal);
             assert_eq!(std::fs::read(&path).unwrap(), whole);
         }
@@ -247,6 +365,69 @@ mod tests {
             let error = Journal::open::<String>(&path).unwrap_err().to_string();
             assert!(error.contains(line), "{error}");
         }
+    }
+
+    #[test]
+    fn a_whole_last_line_of_another_version_is_never_cut_off() {
+        let (_folder, path) = written(&["a", "b"]);
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes.extend_from_slice(b"{\"n\":2,\"at\":7,\"event\":{\"new\":1}}\n");
+        std::fs::write(&path, &bytes).unwrap();
+        let error = Journal::open::<String>(&path).unwrap_err().to_string();
+        assert!(
+            error.contains("line 3") && error.contains("another version"),
+            "{error}"
+        );
+        assert_eq!(std::fs::read(&path).unwrap(), bytes);
+    }
+
+    #[test]
+    fn a_line_counts_only_once_it_is_appended_and_only_in_its_place() {
+        let (_folder, path) = written(&["a"]);
+        let (mut journal, _) = Journal::open::<String>(&path).unwrap();
+        let line = |journal: &Journal| journal.line("b", Timestamp(7), Duration::from_secs(2));
+        let staged = line(&journal).unwrap();
+        assert_eq!(line(&journal).unwrap(), staged);
+        journal.append(&staged).unwrap();
+        assert!(matches!(
+            journal.append(&staged),
+            Err(JournalError::Number { next: 2, .. })
+        ));
+        let entries = journal.entries::<String>().unwrap();
+        assert_eq!((entries.len(), entries[1].worked), (2, 2000));
+        let long = journal.line("x".repeat(MAX_LINE), Timestamp(7), Duration::ZERO);
+        assert!(matches!(long, Err(JournalError::Long { .. })));
+    }
+
+    #[test]
+    fn the_lines_from_elsewhere_win_over_the_files() {
+        let (_folder, path) = written(&["a", "b", "c"]);
+        let bytes = std::fs::read(&path).unwrap();
+        let theirs: Vec<Vec<u8>> = lines(&bytes).map(<[u8]>::to_vec).collect();
+        let (_other, other) = written(&["a", "x"]);
+        let foreign = std::fs::read(&other).unwrap();
+        for mut own in [bytes.clone(), Vec::new(), foreign, bytes[..30].to_vec()] {
+            for torn in [false, true] {
+                if torn {
+                    own.extend_from_slice(b"{\"n\":");
+                }
+                std::fs::write(&path, &own).unwrap();
+                let (mut journal, entries) = Journal::adopt::<String>(&path, &theirs).unwrap();
+                assert_eq!(entries.len(), 3);
+                assert_eq!(std::fs::read(&path).unwrap(), bytes);
+                add(&mut journal, "d");
+                drop(journal);
+                assert_eq!(read_back(&path), ["a", "b", "c", "d"]);
+                let (_journal, entries) = Journal::adopt::<String>(&path, &theirs[..1]).unwrap();
+                assert_eq!(entries.len(), 1);
+            }
+        }
+        let hostile = [b"{}".to_vec()];
+        assert!(matches!(
+            Journal::adopt::<String>(&path, &hostile),
+            Err(JournalError::Damaged { line: 1, .. })
+        ));
+        assert_eq!(read_back(&path), ["a"]);
     }
 
     #[test]

@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{advisor::Usage, machine::Event};
+use crate::{
+    advisor::Usage,
+    machine::{Advised, Event},
+};
 
 /// Counts and times of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
@@ -12,14 +15,20 @@ pub struct Ledger {
     pub images: u64,
     /// Forward passes of the denoiser for base and enhanced images.
     pub forwards: u64,
+    /// Forward passes of the denoiser for held-out images.
+    pub held_out_forwards: u64,
     /// Calls and tokens of the advisor.
     pub advice: Usage,
+    /// Calls and tokens of scorers elsewhere.
+    pub scoring: Usage,
     /// Answers of the advisor that could not be used.
     pub rejected_replies: u64,
     /// Training steps.
     pub steps: u64,
     /// Seconds of generating and regenerating.
     pub generating: f64,
+    /// Seconds of drawing held-out images.
+    pub evaluating: f64,
     /// Seconds of waiting for advice; these overlap with the others.
     pub advising: f64,
     /// Seconds of training.
@@ -32,18 +41,29 @@ impl Ledger {
         match event {
             Event::Generated { result, .. } => self.image(result.forwards, result.seconds),
             Event::Regenerated { result, .. } => self.image(result.forwards, result.seconds),
-            Event::Advised { result, .. } => {
-                self.advice += result.advice.usage;
-                self.rejected_replies += result.advice.rejected_replies.len() as u64;
-                self.advising += result.seconds;
-            }
+            Event::Advised { result, .. } => self.advised(result),
+            Event::Scored { result, .. } => self.scoring += result.usage,
             Event::Trained { result, .. } => {
                 self.steps += result.steps;
                 self.training += result.seconds;
             }
-            Event::Evaluated { .. } => self.images += 1,
+            Event::Evaluated { result, .. } => {
+                self.images += 1;
+                self.held_out_forwards += result.forwards;
+                self.evaluating += result.seconds;
+                self.scoring += result.usage;
+                if let Some(advised) = &result.advice {
+                    self.advised(advised);
+                }
+            }
             _ => {}
         }
+    }
+
+    fn advised(&mut self, result: &Advised) {
+        self.advice += result.advice.usage;
+        self.rejected_replies += result.advice.rejected_replies.len() as u64;
+        self.advising += result.seconds;
     }
 
     fn image(&mut self, forwards: u64, seconds: f64) {
@@ -59,6 +79,10 @@ impl Ledger {
         vec![
             line("images", self.images.to_string()),
             line("forward passes for pairs", self.forwards.to_string()),
+            line(
+                "forward passes for held-out images",
+                self.held_out_forwards.to_string(),
+            ),
             line("advisor calls", self.advice.calls.to_string()),
             line("advisor tokens read", self.advice.prompt_tokens.to_string()),
             line(
@@ -66,8 +90,17 @@ impl Ledger {
                 self.advice.reply_tokens.to_string(),
             ),
             line("unusable answers", self.rejected_replies.to_string()),
+            line("calls of scorers elsewhere", self.scoring.calls.to_string()),
+            line(
+                "tokens of scorers elsewhere, read and written",
+                format!(
+                    "{} and {}",
+                    self.scoring.prompt_tokens, self.scoring.reply_tokens
+                ),
+            ),
             line("training steps", self.steps.to_string()),
             line("generating", seconds(self.generating)),
+            line("drawing held-out images", seconds(self.evaluating)),
             line("waiting for advice", seconds(self.advising)),
             line("training", seconds(self.training)),
             line(
@@ -98,7 +131,8 @@ mod tests {
     use super::*;
     use crate::{
         advisor::{Advice, RejectedReply},
-        machine::{Advised, Generated, Trained, Training},
+        machine::{Advised, Arm, Evaluated, Generated, Scored, Trained, Training},
+        scorer::Scores,
     };
 
     #[test]
@@ -151,16 +185,57 @@ mod tests {
                 },
             },
         ];
+        let usage = Usage {
+            calls: 3,
+            prompt_tokens: 900,
+            reply_tokens: 7,
+        };
+        let scored = Event::Scored {
+            iteration: 1,
+            item: 0,
+            result: Scored {
+                usage,
+                ..Scored::default()
+            },
+        };
+        let evaluated = Event::Evaluated {
+            iteration: 1,
+            arm: Arm::Rewriting,
+            item: 0,
+            result: Evaluated {
+                prompt: String::new(),
+                image: object,
+                scores: Scores::default(),
+                filter_scores: Scores::default(),
+                failures: vec![],
+                advice: Some(Advised {
+                    advisor: String::new(),
+                    advice: Advice {
+                        usage,
+                        ..Advice::default()
+                    },
+                    error: None,
+                    seconds: 1.0,
+                }),
+                forwards: 40,
+                seconds: 2.5,
+                usage,
+            },
+        };
+        let events = events.into_iter().chain([scored, evaluated]);
         let mut ledger = Ledger::default();
         for event in events {
             ledger.take(&event);
         }
         let lines = ledger.lines(Some(512_000_000));
         for (name, value) in [
-            ("images", "1"),
+            ("images", "2"),
             ("forward passes for pairs", "20"),
-            ("advisor calls", "2"),
-            ("advisor tokens read", "200"),
+            ("forward passes for held-out images", "40"),
+            ("advisor calls", "5"),
+            ("advisor tokens read", "1100"),
+            ("calls of scorers elsewhere", "6"),
+            ("drawing held-out images", "2.5 s"),
             ("unusable answers", "1"),
             ("training steps", "120"),
             ("training", "60.0 s"),

@@ -10,14 +10,18 @@
 )]
 
 pub mod advisor;
+pub mod card;
+pub mod course;
 pub mod data;
 pub mod endpoint;
+pub mod engine;
 pub mod filter;
 pub mod folder;
 pub mod gallery;
 pub mod image;
 pub mod journal;
 pub mod ledger;
+pub mod losses;
 pub mod machine;
 pub mod photometry;
 pub mod prompts;

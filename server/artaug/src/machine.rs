@@ -4,34 +4,41 @@
 //! (train the control) -> fuse -> evaluate -> decide. The worker asks [`Machine::work`] what may be done now, does it, writes the
 //! [`Event`] to the journal and applies it here. After a restart the journal's events are applied again: nothing that was
 //! finished is done twice. Items do not wait for each other until the filter, so that advising, scoring and writing can
-//! overlap with generation.
+//! overlap with generation; only the images of one batch are computed together ([`Group`]).
+//!
+//! The models of a job are never changed in place. Each is made anew from the base and one joined `LoRA` out of the store:
+//! [`Machine::current`] and [`Machine::control`] for work of an iteration, [`Machine::lora_of`] for an arm of its evaluation.
 
 mod apply;
 mod decide;
 mod event;
+mod kinds;
 mod manifest;
 mod progress;
+mod summary;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use concord_common::Digest;
-use serde::{Deserialize, Serialize};
 
 pub use self::{
     decide::{Decision, StopReason, StopRules},
     event::{
         Advised, Checkpoint, Evaluated, Event, Fused, Generated, Regenerated, Scored, Trained,
     },
+    kinds::{Arm, Group, Misfit, Stage, Training, Work},
     manifest::ManifestLine,
     progress::{Estimate, Pace, Progress},
+    summary::{ArmSummary, Made, Summary},
 };
 use crate::{
-    filter::{Candidate, FilterRules, Verdict, judge, reject_early},
-    stats::{Bootstrap, Interval, Wins},
+    filter::{Candidate, FilterRules, Verdict, judge},
+    stats::{Bootstrap, Interval},
 };
 
 /// What the job is to do; fixed from the start.
@@ -43,6 +50,14 @@ pub struct Plan {
     pub pairs: u32,
     /// Held-out prompts, at least 2.
     pub held_out: u32,
+    /// Images computed together, at least 1; see [`Group`].
+    pub batch: u32,
+    /// Steps of `LoRA_1`, for each pair if `per_pair`.
+    pub first_steps: u32,
+    /// Steps of `LoRA_2` and of the control, for each pair if `per_pair`.
+    pub second_steps: u32,
+    /// Whether every kept pair gets trainings of its own, whose `LoRA` are averaged.
+    pub per_pair: bool,
     /// Whether an operator reviews the kept pairs.
     pub review: bool,
     /// Whether the control arms (plain LoRA on the enhanced images, prompt rewriting alone) are run.
@@ -53,106 +68,6 @@ pub struct Plan {
     pub stop: StopRules,
     /// How intervals are made.
     pub bootstrap: Bootstrap,
-}
-
-/// Which training.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Training {
-    /// `LoRA_1` on the base images X; thrown away after the next.
-    First,
-    /// `LoRA_2` on the enhanced images X', with `LoRA_1` frozen below it.
-    Second,
-    /// The control arm: one plain `LoRA` on X'.
-    Control,
-}
-
-/// What is compared on the held-out prompts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Arm {
-    /// The model that the job started from; once, in the first iteration.
-    Base,
-    /// Its answer to prompts rewritten by the advisor; once, in the first iteration.
-    Rewriting,
-    /// The model after this iteration.
-    Enhanced,
-    /// The model of the iteration before with the control `LoRA`.
-    PlainLora,
-}
-
-/// A step of the job, for progress and settings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Stage {
-    /// Base images.
-    Generate,
-    /// Regions and prompts.
-    Advise,
-    /// Enhanced images.
-    Regenerate,
-    /// Filter scores.
-    Score,
-    /// Kept pairs.
-    Filter,
-    /// An operator's look at them.
-    Review,
-    /// `LoRA_1`.
-    TrainFirst,
-    /// `LoRA_2`.
-    TrainSecond,
-    /// The control arm's `LoRA`.
-    TrainControl,
-    /// `LoRA_2` into the model.
-    Fuse,
-    /// Held-out images and their scores.
-    Evaluate,
-    /// Go on, stop or roll back.
-    Decide,
-    /// Nothing left.
-    Done,
-}
-
-/// What may be done now.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Work {
-    /// Items, by what they need next. All of them may be worked on at once.
-    Items {
-        /// Need a base image.
-        generate: Vec<u32>,
-        /// Need advice.
-        advise: Vec<u32>,
-        /// Need an enhanced image.
-        regenerate: Vec<u32>,
-        /// Need scores.
-        score: Vec<u32>,
-    },
-    /// Write [`Machine::filtered`].
-    Filter,
-    /// Wait for an operator to judge these items.
-    Review(Vec<u32>),
-    /// Train, from a checkpoint if there is one.
-    Train(Training, Option<Checkpoint>),
-    /// Put `LoRA_2` into the model.
-    Fuse,
-    /// Make and score held-out images of an arm.
-    Evaluate(Arm, Vec<u32>),
-    /// Measure the diversity of an arm's held-out images.
-    Diversity(Arm),
-    /// Write [`Machine::decided`].
-    Decide,
-    /// The job is over.
-    Done,
-}
-
-/// An event that does not fit what happened before: a damaged or foreign journal, or a fault in the worker.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the event `{event}` does not fit: {what}")]
-pub struct Misfit {
-    /// The event's name.
-    pub event: &'static str,
-    /// Why not.
-    pub what: String,
 }
 
 /// One pair in the making.
@@ -172,40 +87,6 @@ struct Judged {
     diversity: Option<f64>,
 }
 
-/// What an iteration came to.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Summary {
-    /// Its number, from 1.
-    pub iteration: u32,
-    /// Gain of the enhanced images over the base images before the filter, in spreads of the base scores.
-    pub raw_gain: Option<Interval>,
-    /// Pairs trained on.
-    pub kept: usize,
-    /// Pairs not trained on, by reason.
-    pub rejected: BTreeMap<String, usize>,
-    /// Answers of the advisor that could not be used.
-    pub rejected_replies: usize,
-    /// The arms that were evaluated.
-    pub arms: BTreeMap<Arm, ArmSummary>,
-    /// What followed.
-    pub decision: Decision,
-}
-
-/// An arm against the base on the held-out prompts.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct ArmSummary {
-    /// Mean of the judging score.
-    pub score: f64,
-    /// Gain over the base.
-    pub gain: Interval,
-    /// Wins over the base.
-    pub wins: Wins,
-    /// Mean alignment of image and prompt, if it is measured.
-    pub alignment: Option<f64>,
-    /// Diversity of the images.
-    pub diversity: Option<f64>,
-}
-
 /// The job's state.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Machine {
@@ -216,6 +97,8 @@ pub struct Machine {
     items: BTreeMap<u32, Item>,
     filtered: bool,
     raw_gain: Option<Interval>,
+    /// Why the raw gain says nothing, if so; known with the filter.
+    lack: Option<StopReason>,
     reviewed: BTreeSet<u32>,
     checkpoints: BTreeMap<Training, Checkpoint>,
     trained: BTreeMap<Training, Trained>,
@@ -224,6 +107,8 @@ pub struct Machine {
     /// The enhanced arm of the iteration before.
     previous: Option<Judged>,
     history: Vec<Summary>,
+    /// What the finished iterations made, in order.
+    made: Vec<Made>,
     over: bool,
 }
 
@@ -238,6 +123,7 @@ impl Machine {
             iteration: 1,
             filtered: false,
             raw_gain: None,
+            lack: None,
             reviewed: BTreeSet::new(),
             checkpoints: BTreeMap::new(),
             trained: BTreeMap::new(),
@@ -245,8 +131,14 @@ impl Machine {
             arms: BTreeMap::new(),
             previous: None,
             history: Vec::new(),
+            made: Vec::new(),
             over: false,
         }
+    }
+
+    /// What the job is to do.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
     }
 
     /// The iteration under way, from 1.
@@ -259,12 +151,35 @@ impl Machine {
         &self.history
     }
 
+    /// What the finished iterations made, in order; the iteration under way is not among them.
+    pub fn made(&self) -> &[Made] {
+        &self.made
+    }
+
     /// Whether [`Event::Began`] was applied; the first event of a journal.
     pub fn has_begun(&self) -> bool {
         self.began
     }
 
-    /// The items trained on, once the filter (and the review) are through.
+    /// Digest of the specification.
+    pub fn specification(&self) -> Digest {
+        self.specification
+    }
+
+    /// The newest checkpoint of the training under way.
+    pub fn checkpoint(&self) -> Option<&Checkpoint> {
+        self.checkpoints.values().next()
+    }
+
+    /// The first event of a journal.
+    pub fn beginning(&self) -> Event {
+        Event::Began {
+            specification: self.specification,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    /// The items trained on, ascending, once the filter (and the review) are through.
     pub fn kept(&self) -> Vec<u32> {
         self.items
             .iter()
@@ -293,12 +208,69 @@ impl Machine {
         self.trained.get(&training)
     }
 
-    /// This iteration's fused model.
+    /// This iteration's joined `LoRA`, once they are joined.
     pub fn fused(&self) -> Option<&Fused> {
         self.fused.as_ref()
     }
 
-    /// The held-out results of an arm.
+    /// The joined `LoRA_2` of the iterations before this one. The model that this iteration draws with and trains on is the base
+    /// with it; none means the base alone.
+    pub fn current(&self) -> Option<Digest> {
+        Some(self.before()?.merged)
+    }
+
+    /// The same for the control: the joined plain `LoRA` of the iterations before this one, on which this iteration's
+    /// [`Training::Control`] is trained.
+    pub fn control(&self) -> Option<Digest> {
+        self.before()?.control
+    }
+
+    fn before(&self) -> Option<&Fused> {
+        let finished = self.iteration.checked_sub(2)? as usize;
+        self.made.get(finished)?.fused.as_ref()
+    }
+
+    /// The joined `LoRA` with which an arm of this iteration is drawn; none means the base alone, which is right for
+    /// [`Arm::Base`] and [`Arm::Rewriting`], and for the others before [`Event::Fused`].
+    pub fn lora_of(&self, arm: Arm) -> Option<Digest> {
+        let fused = self.fused.as_ref()?;
+        match arm {
+            Arm::Base | Arm::Rewriting => None,
+            Arm::Enhanced => Some(fused.merged),
+            Arm::PlainLora => fused.control,
+        }
+    }
+
+    /// The iteration whose model is the result, once the job is over; 0 is the base.
+    pub fn result(&self) -> Option<u32> {
+        match self.history.last()?.decision {
+            Decision::Stop { keep, .. } => Some(keep),
+            Decision::Continue => None,
+        }
+    }
+
+    /// The joined `LoRA` of the result; none while the job goes on, or if the result is the base.
+    pub fn result_lora(&self) -> Option<&Fused> {
+        let kept = self.result()?.checked_sub(1)? as usize;
+        self.made.get(kept)?.fused.as_ref()
+    }
+
+    /// Steps of a training of this iteration, over all kept pairs where each has its own. Step s of a pair is then step
+    /// (place of the pair among the kept) x steps + s.
+    pub fn steps_of(&self, training: Training) -> u64 {
+        let steps = match training {
+            Training::First => self.plan.first_steps,
+            Training::Second | Training::Control => self.plan.second_steps,
+        };
+        let times = if self.plan.per_pair {
+            self.kept().len() as u64
+        } else {
+            1
+        };
+        u64::from(steps) * times
+    }
+
+    /// The held-out results of an arm, by prompt.
     pub fn evaluated(&self, arm: Arm) -> impl Iterator<Item = (u32, &Evaluated)> {
         self.arms
             .get(&arm)
@@ -306,82 +278,33 @@ impl Machine {
             .flat_map(|judged| judged.items.iter().map(|(item, result)| (*item, result)))
     }
 
-    /// What may be done now.
-    pub fn work(&self) -> Work {
-        if self.over {
-            return Work::Done;
-        }
-        if !self.filtered {
-            return self.item_work();
-        }
-        if !self.may_train() {
-            return Work::Decide;
-        }
-        let open = self.open_reviews();
-        if !open.is_empty() {
-            return Work::Review(open);
-        }
-        if self.has_too_few() {
-            return Work::Decide; // The review left too few.
-        }
-        for training in self.trainings() {
-            if !self.trained.contains_key(&training) {
-                return Work::Train(training, self.checkpoints.get(&training).cloned());
-            }
-        }
-        if self.fused.is_none() {
-            return Work::Fuse;
-        }
-        for arm in self.arms_to_judge() {
-            let judged = self.arms.get(&arm);
-            let left: Vec<u32> = (0..self.plan.held_out)
-                .filter(|item| judged.is_none_or(|judged| !judged.items.contains_key(item)))
-                .collect();
-            if !left.is_empty() {
-                return Work::Evaluate(arm, left);
-            }
-            if judged.is_none_or(|judged| judged.diversity.is_none()) {
-                return Work::Diversity(arm);
-            }
-        }
-        Work::Decide
+    /// The held-out result of an arm for one prompt.
+    pub fn evaluated_item(&self, arm: Arm, item: u32) -> Option<&Evaluated> {
+        self.arms.get(&arm)?.items.get(&item)
     }
 
-    /// The earliest stage that has work left.
-    pub fn stage(&self) -> Stage {
-        match self.work() {
-            Work::Items { generate, .. } if !generate.is_empty() => Stage::Generate,
-            Work::Items { advise, .. } if !advise.is_empty() => Stage::Advise,
-            Work::Items { regenerate, .. } if !regenerate.is_empty() => Stage::Regenerate,
-            Work::Items { .. } => Stage::Score,
-            Work::Filter => Stage::Filter,
-            Work::Review(_) => Stage::Review,
-            Work::Train(Training::First, _) => Stage::TrainFirst,
-            Work::Train(Training::Second, _) => Stage::TrainSecond,
-            Work::Train(Training::Control, _) => Stage::TrainControl,
-            Work::Fuse => Stage::Fuse,
-            Work::Evaluate(..) | Work::Diversity(_) => Stage::Evaluate,
-            Work::Decide => Stage::Decide,
-            Work::Done => Stage::Done,
-        }
+    /// The held-out results of the job's result, once it is over: those of the iteration that is kept.
+    pub fn evaluated_result(&self) -> impl Iterator<Item = (u32, &Evaluated)> {
+        let judged = self.result().and_then(|kept| {
+            if kept == 0 {
+                self.arms.get(&Arm::Base)
+            } else if kept == self.iteration {
+                self.arms.get(&Arm::Enhanced)
+            } else {
+                self.previous.as_ref()
+            }
+        });
+        judged
+            .into_iter()
+            .flat_map(|judged| judged.items.iter().map(|(item, result)| (*item, result)))
     }
 
     /// The filter's event, from all items' scores.
     pub fn filtered(&self) -> Event {
-        let candidates: Vec<Candidate> = self
-            .items
-            .iter()
-            .map(|(number, item)| candidate(*number, item))
-            .collect();
-        let verdicts = judge(&candidates, &self.plan.filter);
         Event::Filtered {
             iteration: self.iteration,
-            verdicts: candidates
-                .iter()
-                .map(|candidate| candidate.item)
-                .zip(verdicts)
-                .collect(),
-            raw_gain: decide::raw_gain(&candidates, &self.plan),
+            kept: kept_of(&self.verdicts()),
+            raw_gain: decide::raw_gain(&self.candidates(), &self.plan),
         }
     }
 
@@ -393,91 +316,44 @@ impl Machine {
         }
     }
 
-    fn item_work(&self) -> Work {
-        let (mut generate, mut advise, mut regenerate, mut score) =
-            (vec![], vec![], vec![], vec![]);
-        for (number, item) in &self.items {
-            match item.next() {
-                Some(Stage::Generate) => generate.push(*number),
-                Some(Stage::Advise) => advise.push(*number),
-                Some(Stage::Regenerate) => regenerate.push(*number),
-                Some(_) => score.push(*number),
-                None => {}
-            }
-        }
-        if generate.is_empty() && advise.is_empty() && regenerate.is_empty() && score.is_empty() {
-            return Work::Filter;
-        }
-        Work::Items {
-            generate,
-            advise,
-            regenerate,
-            score,
+    /// The event that ends a job whose time is used up, at any moment: the last finished iteration is the result.
+    pub fn out_of_time(&self, limit: std::time::Duration) -> Event {
+        Event::Decided {
+            iteration: self.iteration,
+            decision: Decision::Stop {
+                keep: self.iteration - 1,
+                reason: StopReason::Time {
+                    seconds: limit.as_secs(),
+                },
+            },
         }
     }
 
-    fn open_reviews(&self) -> Vec<u32> {
-        if !self.plan.review {
-            return Vec::new();
-        }
-        self.kept()
-            .into_iter()
-            .filter(|item| !self.reviewed.contains(item))
+    fn candidates(&self) -> Vec<Candidate> {
+        self.items
+            .iter()
+            .map(|(number, item)| candidate(*number, item))
             .collect()
     }
 
-    fn trainings(&self) -> Vec<Training> {
-        let mut trainings = vec![Training::First, Training::Second];
-        if self.plan.control {
-            trainings.push(Training::Control);
-        }
-        trainings
-    }
-
-    fn arms_to_judge(&self) -> Vec<Arm> {
-        let mut arms = vec![Arm::Base];
-        if self.plan.control {
-            arms.push(Arm::Rewriting);
-        }
-        arms.push(Arm::Enhanced);
-        if self.plan.control {
-            arms.push(Arm::PlainLora);
-        }
-        arms
-    }
-
-    fn has_too_few(&self) -> bool {
-        self.kept().len() < self.plan.stop.least_kept.max(1) as usize
-    }
-
-    /// Whether the pairs are worth training on.
-    fn may_train(&self) -> bool {
-        self.raw_gain.is_some_and(|gain| gain.is_gain()) && !self.has_too_few()
+    /// The filter's verdict on every item. It follows from what is recorded, so the journal holds only the kept ones.
+    fn verdicts(&self) -> Vec<(u32, Verdict)> {
+        let candidates = self.candidates();
+        let verdicts = judge(&candidates, &self.plan.filter);
+        candidates
+            .iter()
+            .map(|candidate| candidate.item)
+            .zip(verdicts)
+            .collect()
     }
 }
 
-impl Item {
-    /// What it needs next; nothing if it is finished or rejected before scoring.
-    fn next(&self) -> Option<Stage> {
-        if self.generated.is_none() {
-            return Some(Stage::Generate);
-        }
-        let Some(advised) = &self.advised else {
-            return Some(Stage::Advise);
-        };
-        let Some(regenerated) = &self.regenerated else {
-            let rejected = reject_early(advised.regions(), true).is_some();
-            return (!rejected).then_some(Stage::Regenerate);
-        };
-        let wants_score = self.scored.is_none() && self.changed(regenerated);
-        wants_score.then_some(Stage::Score)
-    }
-
-    fn changed(&self, regenerated: &Regenerated) -> bool {
-        self.generated
-            .as_ref()
-            .is_some_and(|generated| generated.image != regenerated.image)
-    }
+fn kept_of(verdicts: &[(u32, Verdict)]) -> Vec<u32> {
+    verdicts
+        .iter()
+        .filter(|(_, verdict)| verdict.is_kept())
+        .map(|(item, _)| *item)
+        .collect()
 }
 
 fn candidate(number: u32, item: &Item) -> Candidate {

@@ -34,7 +34,10 @@ pub use self::{
     faults::FaultScorer,
     statistics::{Discriminant, InvalidDiscriminant, StatisticsScorer},
 };
-use crate::{advisor::AdvisorError, image::Image};
+use crate::{
+    advisor::{AdvisorError, Usage},
+    image::Image,
+};
 
 /// What a scorer may be used for: [`ForFilter`] or [`ForEvaluation`].
 pub trait Use: sealed::Sealed + Send + Sync + 'static {
@@ -77,6 +80,11 @@ pub trait Scorer: Send + Sync {
     /// # Errors
     /// If there is no score of this image, or the scorer cannot be asked at all.
     fn score(&self, image: &Image, prompt: &str) -> Result<f64, ScoreError>;
+
+    /// The same with what it cost; scorers that ask a model elsewhere count.
+    fn score_counted(&self, image: &Image, prompt: &str) -> (Result<f64, ScoreError>, Usage) {
+        (self.score(image, prompt), Usage::default())
+    }
 }
 
 /// Why there is no score.
@@ -150,27 +158,60 @@ impl<U> FromIterator<(String, f64)> for Scores<U> {
 /// The scorers of one use.
 pub type Panel<U> = Vec<Box<dyn Scorer<Use = U>>>;
 
-/// Asks every scorer of a panel.
+/// A score that is missing, and why.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Failure {
+    /// Which scorer.
+    pub scorer: String,
+    /// What happened.
+    pub what: String,
+}
+
+/// What a panel says of one image.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Opinion<U> {
+    /// The scores that there are.
+    pub scores: Scores<U>,
+    /// Those that are missing.
+    pub failures: Vec<Failure>,
+    /// What scorers elsewhere cost.
+    pub usage: Usage,
+}
+
+/// Longest reason of a failure that is kept, in bytes.
+const MAX_REASON: usize = 300;
+
+/// Asks every scorer of a panel. A scorer without a score of this image takes nothing from the others.
 ///
 /// # Errors
-/// The first failure, or a score that is no finite number.
+/// [`ScoreError::Unavailable`] if a scorer cannot be asked at all now.
 pub fn score_all<U: Use>(
     panel: &Panel<U>,
     image: &Image,
     prompt: &str,
-) -> Result<Scores<U>, ScoreError> {
-    panel
-        .iter()
-        .map(|scorer| {
-            let value = scorer.score(image, prompt)?;
-            if value.is_finite() {
-                Ok((scorer.name().to_owned(), value))
-            } else {
-                Err(ScoreError::NoScore {
-                    scorer: scorer.name().to_owned(),
-                    what: format!("{value} is no score"),
-                })
+) -> Result<Opinion<U>, ScoreError> {
+    let mut opinion = Opinion {
+        scores: Scores::default(),
+        failures: Vec::new(),
+        usage: Usage::default(),
+    };
+    for scorer in panel {
+        let (score, usage) = scorer.score_counted(image, prompt);
+        opinion.usage += usage;
+        let what = match score {
+            Ok(value) if value.is_finite() => {
+                opinion.scores.insert(scorer.name(), value);
+                continue;
             }
-        })
-        .collect()
+            Ok(value) => format!("{value} is no score"),
+            Err(ScoreError::NoScore { what, .. }) => what,
+            Err(error @ ScoreError::Unavailable { .. }) => return Err(error),
+        };
+        opinion.failures.push(Failure {
+            scorer: scorer.name().to_owned(),
+            what: what[..what.floor_char_boundary(MAX_REASON)].to_owned(),
+        });
+    }
+    Ok(opinion)
 }

@@ -9,7 +9,8 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 pub use self::clean::{Clean, CleanError};
 use concord_common::{
     job::artaug::{
-        AdvisorSpec, ArtaugSpec, Boxes, EvaluationScorer, FilterScorer, Guard, PromptsSpec,
+        AdvisorSpec, ArtaugSpec, Boxes, EvaluationScorer, FilterScorer, Guard, LoraMode,
+        PromptsSpec,
     },
     seed::Seed,
 };
@@ -106,6 +107,10 @@ pub fn plan(spec: &ArtaugSpec) -> Plan {
         iterations: counts.iterations,
         pairs: counts.pairs,
         held_out: counts.held_out,
+        batch: spec.sampler.batch,
+        first_steps: spec.lora.first_steps,
+        second_steps: spec.lora.second_steps,
+        per_pair: spec.lora.mode == LoraMode::PerPair,
         review: spec.review,
         control: evaluation.control,
         filter: FilterRules {

@@ -44,8 +44,16 @@ pub enum StoreError {
     /// Nothing under this address.
     #[error("no object {0} in the job's folder")]
     Missing(Digest),
+    /// Bytes of another address.
+    #[error("the object {wanted} came out as {found}: it was made by another version, another number of threads or another machine")]
+    Different {
+        /// The address that was wanted.
+        wanted: Digest,
+        /// That of the bytes.
+        found: Digest,
+    },
     /// The bytes are not those of the address.
-    #[error("the object {0} is damaged; delete its file and let the job make it again")]
+    #[error("the object {0} is damaged; it is fetched or made again when the job goes on")]
     Damaged(Digest),
 }
 
@@ -92,7 +100,31 @@ impl Store {
         self.folder.join(digest.to_string())
     }
 
-    /// Keeps `bytes` and gives their address; what is there already costs nothing.
+    /// Whether an object is there whole.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn has(&self, digest: Digest) -> Result<bool, StoreError> {
+        match self.get(digest) {
+            Ok(_) => Ok(true),
+            Err(StoreError::Missing(_) | StoreError::Damaged(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Keeps bytes that must have this address: an object from elsewhere, or one that was made again.
+    ///
+    /// # Errors
+    /// [`StoreError::Different`] if they have another; else as [`Store::put`].
+    pub fn put_as(&mut self, wanted: Digest, bytes: &[u8]) -> Result<(), StoreError> {
+        let found = Digest::of(bytes);
+        if found != wanted {
+            return Err(StoreError::Different { wanted, found });
+        }
+        self.put(bytes).map(|_| ())
+    }
+
+    /// Keeps `bytes` and gives their address; what is there already costs nothing. What is there damaged is replaced.
     ///
     /// # Errors
     /// If the quota is used up or the file system refuses.
@@ -100,10 +132,12 @@ impl Store {
         let digest = Digest::of(bytes);
         let path = self.path(digest);
         let wanted = bytes.len() as u64;
-        if fs::metadata(&path).is_ok_and(|metadata| metadata.len() == wanted) {
+        let there = fs::metadata(&path).map_or(0, |metadata| metadata.len());
+        if there == wanted && fs::read(&path).is_ok_and(|kept| kept == bytes) {
             return Ok(digest);
         }
-        if self.used.saturating_add(wanted) > self.quota {
+        let others = self.used.saturating_sub(there);
+        if others.saturating_add(wanted) > self.quota {
             return Err(StoreError::Quota {
                 quota: self.quota,
                 used: self.used,
@@ -111,7 +145,7 @@ impl Store {
             });
         }
         write_atomic(&path, bytes, 0o600).map_err(|source| StoreError::Io { path, source })?;
-        self.used += wanted;
+        self.used = others + wanted;
         Ok(digest)
     }
 
@@ -134,6 +168,27 @@ impl Store {
         } else {
             Err(StoreError::Damaged(digest))
         }
+    }
+
+    /// Removes every object that `is_needed` does not name, and gives their number.
+    ///
+    /// # Errors
+    /// If the file system refuses.
+    pub fn sweep(&mut self, is_needed: impl Fn(Digest) -> bool) -> Result<usize, StoreError> {
+        let failed = |source| StoreError::Io {
+            path: self.folder.clone(),
+            source,
+        };
+        let mut unneeded = Vec::new();
+        for entry in fs::read_dir(&self.folder).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            let digest = name.to_str().and_then(|name| name.parse::<Digest>().ok());
+            unneeded.extend(digest.filter(|digest| !is_needed(*digest)));
+        }
+        for digest in &unneeded {
+            self.remove(*digest)?;
+        }
+        Ok(unneeded.len())
     }
 
     /// Removes an object that nothing refers to any more, such as an outdated checkpoint.
@@ -189,10 +244,41 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut store = Store::open(folder.path(), 1000).unwrap();
         let digest = store.put(b"image").unwrap();
-        fs::write(store.path(digest), b"imag").unwrap();
-        assert!(matches!(store.get(digest), Err(StoreError::Damaged(_))));
-        store.put(b"image").unwrap();
-        assert!(store.get(digest).is_ok());
+        // Shorter, as long, and longer.
+        for damaged in [&b"imag"[..], b"imagf", b"images and more"] {
+            fs::write(store.path(digest), damaged).unwrap();
+            let mut store = Store::open(folder.path(), 20).unwrap();
+            assert!(matches!(store.get(digest), Err(StoreError::Damaged(_))));
+            assert!(!store.has(digest).unwrap());
+            store.put(b"image").unwrap();
+            assert_eq!(
+                (store.used(), store.get(digest).unwrap()),
+                (5, b"image".to_vec())
+            );
+        }
+    }
+
+    #[test]
+    fn an_object_made_again_must_come_out_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = Store::open(folder.path(), 1000).unwrap();
+        let digest = Digest::of(b"image");
+        assert!(matches!(
+            store.put_as(digest, b"other"),
+            Err(StoreError::Different { .. })
+        ));
+        store.put_as(digest, b"image").unwrap();
+        assert!(store.has(digest).unwrap());
+    }
+
+    #[test]
+    fn only_what_is_needed_outlives_a_sweep() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = Store::open(folder.path(), 1000).unwrap();
+        let (needed, other) = (store.put(b"needed").unwrap(), store.put(b"other").unwrap());
+        assert_eq!(store.sweep(|digest| digest == needed).unwrap(), 1);
+        assert!(store.has(needed).unwrap() && !store.has(other).unwrap());
+        assert_eq!(store.used(), 6);
     }
 
     #[test]

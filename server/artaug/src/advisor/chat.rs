@@ -10,8 +10,7 @@ use serde_json::{Value, json};
 use tokio::runtime::Handle;
 
 use super::{
-    Advice, Advisor, AdvisorError, BoxConvention, MAX_REPLY_BYTES, Question, RejectedReply,
-    TEMPLATE_VERSION, Usage, parse_reply, reply_schema, system_text, user_text,
+    Advice, Advisor, AdvisorError, BoxConvention, Question, RejectedReply, TEMPLATE_VERSION, Usage, parse_reply, reply_schema, system_text, user_text,
 };
 use crate::{
     endpoint::{Endpoint, EndpointError},
@@ -210,11 +209,23 @@ impl Advisor for ChatAdvisor {
     }
 }
 
+/// Most bytes that the text of a rejected reply has in the journal, where a control character takes six: the ten tries that a job may ask
+/// for and one accepted answer fit a line.
+const MAX_KEPT: usize = 48 << 10;
+
 /// A rejected reply, its text cut to what is kept.
 pub(crate) fn rejected(raw: &str, code: &str, reason: &str) -> RejectedReply {
-    let end = raw.floor_char_boundary(MAX_REPLY_BYTES);
+    let mut length = 0;
+    let kept = raw.chars().take_while(|character| {
+        length += match character {
+            '"' | '\\' => 2,
+            '\0'..='\u{1f}' => 6,
+            other => other.len_utf8(),
+        };
+        length <= MAX_KEPT
+    });
     RejectedReply {
-        raw: raw[..end].to_owned(),
+        raw: kept.collect(),
         code: code.to_owned(),
         reason: reason.to_owned(),
     }

@@ -70,7 +70,7 @@ pub(super) fn iterations(page: &mut String, summaries: &[Summary]) {
     page.push_str(
         "</table>\n<h2>Held-out prompts, against the base at equal seeds and sampling cost</h2>\n",
     );
-    page.push_str("<table><tr><th>iteration</th><th>arm</th><th>score</th><th>gain (interval)</th><th>win rate</th><th>alignment</th><th>diversity</th></tr>\n");
+    page.push_str("<table><tr><th>iteration</th><th>arm</th><th>score</th><th>gain (interval)</th><th>win rate</th><th>pairs left out</th><th>alignment</th><th>diversity</th></tr>\n");
     for summary in summaries {
         for (arm, result) in &summary.arms {
             let _ = write!(
@@ -100,12 +100,17 @@ pub(super) fn held_out(page: &mut String, views: &[HeldOutView]) -> Result<(), I
             escape(&view.prompt)
         );
         for (name, image, score) in &view.images {
-            figure(page, image, "", &format!("{name}, {score:.3}"))?;
+            let caption = if score.is_finite() {
+                format!("{name}, {score:.3}")
+            } else {
+                format!("{name}, no score")
+            };
+            figure(page, image, "", &caption)?;
         }
         let _ = writeln!(
             page,
-            "</div><p class=\"small\">seed {}</p></div>",
-            view.seed
+            "</div><p class=\"small\">held-out image {}</p></div>",
+            view.number
         );
     }
     page.push_str("</div>\n");
@@ -129,7 +134,7 @@ pub(super) fn pairs<'a>(
     Ok(())
 }
 
-fn pair(page: &mut String, view: &PairView) -> Result<(), ImageError> {
+pub(super) fn pair(page: &mut String, view: &PairView) -> Result<(), ImageError> {
     let _ = writeln!(
         page,
         "<div class=\"card\"><h3>{}</h3><div class=\"row\">",

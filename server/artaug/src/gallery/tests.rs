@@ -1,11 +1,14 @@
 use std::collections::BTreeMap;
 
+use concord_common::{Timestamp, clock::MockClock};
 use proptest::prelude::*;
 
 use super::*;
 use crate::{
     advisor::RegionPrompt,
-    machine::{Decision, StopReason},
+    folder::JobFolder,
+    losses,
+    machine::{Decision, Event, Plan, StopReason, Work, testing},
     region::Area,
     stats::{Interval, Wins},
 };
@@ -62,6 +65,7 @@ fn summary(iteration: u32) -> Summary {
             ties: 10,
             losses: 40,
         },
+        left_out: 0,
         alignment: Some(0.31),
         diversity: Some(0.28),
     };
@@ -91,7 +95,7 @@ fn sample() -> Gallery {
         pairs: vec![pair(0, true), pair(1, false), pair(2, true)],
         held_out: vec![HeldOutView {
             prompt: "green tree".to_owned(),
-            seed: 7,
+            number: 7,
             images: vec![
                 ("base".to_owned(), picture(50), -3.4),
                 ("enhanced".to_owned(), picture(150), -2.9),
@@ -122,7 +126,7 @@ fn check_nesting(html: &str) {
                 "{}",
                 &part[..part.len().min(80)]
             ),
-            None if tag.starts_with('!') || ["meta", "img"].contains(&tag.as_str()) => {}
+            None if tag.starts_with('!') || ["meta", "img", "input"].contains(&tag.as_str()) => {}
             None if part.split('>').next().unwrap().ends_with('/') => {}
             None => open.push(tag),
         }
@@ -146,7 +150,7 @@ fn the_page_shows_every_part_and_stands_alone() {
         "78 %",
         "stop, keeping iteration 2",
         "well lit",
-        "seed 7",
+        "held-out image 7",
         "+0.120 (+0.080 to +0.160)",
     ] {
         assert!(html.contains(text), "{text}");
@@ -154,6 +158,138 @@ fn the_page_shows_every_part_and_stands_alone() {
     assert!(html.contains("<rect x=\"0.00\" y=\"50.00\" width=\"50.00\" height=\"50.00\""));
     let without_names = html.replace("http-equiv", "");
     assert!(!without_names.contains("http") && !html.contains("<script") && !html.contains("href"));
+}
+
+#[test]
+fn the_review_page_makes_up_the_line_to_be_typed_without_a_script() {
+    let page = ReviewPage::new("job-7f", 2, vec![pair(3, true), pair(12, true)]).unwrap();
+    let html = page.to_html().unwrap();
+    check_nesting(&html);
+    assert!(html.contains("concord artaug review job-7f<span class=\"word\"> --accept "));
+    for item in [3, 12] {
+        for letter in ['a', 'r'] {
+            let id = format!("{letter}{item}");
+            assert!(html.contains(&format!("id=\"{id}\"")) && html.contains(&format!("for=\"{id}\"")));
+        }
+        // Both buttons of a pair share a name, so that one of them alone can be chosen.
+        assert_eq!(html.matches(&format!("name=\"p{item}\"")).count(), 2);
+        assert!(html.contains(&format!(
+            "<span class=\"comma\">,</span><span class=\"number\">{item}</span>"
+        )));
+    }
+    assert!(!html.contains("<script") && !html.contains("href") && html.contains("default-src 'none'"));
+    for job in ["", "-rf", "a b", "a;reboot", "a$(x)", "a\nb"] {
+        assert!(ReviewPage::new(job, 1, vec![]).is_err(), "{job}");
+    }
+}
+
+/// A job whose images are real and stored, so that pages can be made of it.
+fn job_with_images(folder: &std::path::Path, review: bool) -> JobFolder {
+    let plan = Plan {
+        review,
+        ..testing::plan()
+    };
+    let clock = std::sync::Arc::new(MockClock::new(Timestamp(5)));
+    let mut job =
+        JobFolder::open(folder, plan, testing::specification(), 1 << 20, clock).unwrap();
+    while !matches!(job.machine().work(), Work::Done | Work::Review(_)) {
+        for mut event in testing::GOOD.act(job.machine()) {
+            let item = event_item(&event);
+            let mut put = |shade: u8| job.store_mut().put(&picture(shade).to_png().unwrap()).unwrap();
+            match &mut event {
+                Event::Generated { result, .. } => result.image = put(item),
+                // Item 3 comes out as it was.
+                Event::Regenerated { result, .. } => {
+                    result.image = put(if item == 3 { item } else { 100 + item });
+                }
+                Event::Evaluated { result, .. } => result.image = put(200 + item),
+                Event::Trained { result, .. } => {
+                    let packed = losses::pack(&[2.0, 1.0, 0.5]);
+                    result.losses = job.store_mut().put(&packed).unwrap();
+                }
+                _ => {}
+            }
+            job.record(&event).unwrap();
+        }
+    }
+    job
+}
+
+fn event_item(event: &Event) -> u8 {
+    match event {
+        Event::Generated { item, .. }
+        | Event::Regenerated { item, .. }
+        | Event::Evaluated { item, .. } => *item as u8,
+        _ => 0,
+    }
+}
+
+#[test]
+fn a_jobs_gallery_shows_pairs_by_reason_held_out_images_and_every_curve() {
+    let folder = tempfile::tempdir().unwrap();
+    let job = job_with_images(folder.path(), false);
+    let extent = Extent {
+        kept: 2,
+        ..Extent::default()
+    };
+    let mut fetch = |digest| job.store().get(digest).ok();
+    let gallery = Gallery::of_job(&job, "icons", vec![], extent, &mut fetch).unwrap();
+    let kept = gallery.pairs.iter().filter(|pair| pair.kept).count();
+    let rejected: Vec<&str> = gallery
+        .pairs
+        .iter()
+        .filter(|pair| !pair.kept && pair.iteration == 2)
+        .map(|pair| pair.verdict.as_str())
+        .collect();
+    assert_eq!(kept, 3 * 2);
+    assert_eq!(
+        rejected,
+        [
+            "the image did not change",
+            "nothing to improve",
+            "no usable advice"
+        ]
+    );
+    assert_eq!(gallery.held_out.len(), 8);
+    let names: Vec<&str> = gallery.held_out[0]
+        .images
+        .iter()
+        .map(|(name, ..)| name.as_str())
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "base",
+            "after iteration 3",
+            "plain LoRA",
+            "prompt rewriting alone"
+        ]
+    );
+    assert_eq!(gallery.curves.len(), 9);
+    assert_eq!(gallery.curves[0].name, "LoRA_1 on X, iteration 1");
+    check_nesting(&gallery.to_html().unwrap());
+    // What cannot be had is left out, and the page still stands.
+    let bare = Gallery::of_job(&job, "icons", vec![], extent, &mut |_| None).unwrap();
+    assert!(bare.pairs.is_empty() && bare.held_out.is_empty() && bare.curves.is_empty());
+    check_nesting(&bare.to_html().unwrap());
+}
+
+#[test]
+fn the_review_page_of_a_job_shows_the_pairs_that_wait() {
+    let folder = tempfile::tempdir().unwrap();
+    let job = job_with_images(folder.path(), true);
+    let mut fetch = |digest| job.store().get(digest).ok();
+    let html = ReviewPage::of_job(&job, "job-1", &mut fetch)
+        .unwrap()
+        .to_html()
+        .unwrap();
+    for item in 0..6 {
+        assert_eq!(
+            html.contains(&format!("id=\"a{item}\"")),
+            job.machine().kept().contains(&item),
+            "{item}"
+        );
+    }
 }
 
 #[test]

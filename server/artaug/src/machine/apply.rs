@@ -1,29 +1,38 @@
 //! Taking in events: what fits, and what it changes.
 
-use std::collections::BTreeMap;
-
-use super::{Arm, Decision, Event, Item, Machine, Misfit, Stage, Summary, Work, open_items};
+use super::{
+    Arm, Decision, Event, Item, Machine, Made, Misfit, Stage, StopReason, Work, kept_of,
+    open_items,
+};
 use crate::filter::{Reason, Verdict};
 
 impl Machine {
+    /// Whether an event fits what happened before.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub fn check(&self, event: &Event) -> Result<(), Misfit> {
+        self.fits(event).map_err(|what| Misfit {
+            event: event.name(),
+            what,
+        })
+    }
+
     /// Takes in what happened.
     ///
     /// # Errors
     /// If the event does not fit; the state is then as it was.
     pub fn apply(&mut self, event: Event) -> Result<(), Misfit> {
-        let name = event.name();
-        let refuse = |what: String| Misfit { event: name, what };
-        self.fits(&event).map_err(refuse)?;
+        self.check(&event)?;
         match event {
             Event::Began { .. } => self.began = true,
             Event::Generated { item, result, .. } => self.item(item).generated = Some(result),
             Event::Advised { item, result, .. } => self.item(item).advised = Some(result),
             Event::Regenerated { item, result, .. } => self.item(item).regenerated = Some(result),
             Event::Scored { item, result, .. } => self.item(item).scored = Some(result),
-            Event::Filtered {
-                verdicts, raw_gain, ..
-            } => {
-                for (item, verdict) in verdicts {
+            Event::Filtered { raw_gain, .. } => {
+                self.lack = self.lack_of_pairs();
+                for (item, verdict) in self.verdicts() {
                     self.item(item).verdict = Some(verdict);
                 }
                 self.raw_gain = raw_gain;
@@ -88,7 +97,8 @@ impl Machine {
         // Items are many: theirs are judged without looking at all the others.
         let wanted = if let Some((item, stage)) = item_stage(event) {
             let next = self.items.get(&item).and_then(Item::next);
-            !self.filtered && next == Some(stage)
+            let is_known = stage != Stage::Regenerate || self.batch_is_advised(item);
+            !self.over && !self.filtered && next == Some(stage) && is_known
         } else {
             self.asks_for(event)
         };
@@ -102,22 +112,38 @@ impl Machine {
     /// Whether an event that is not of an item is the one that the work at hand ends with.
     fn asks_for(&self, event: &Event) -> bool {
         match (event, self.work()) {
-            (Event::Filtered { verdicts, .. }, Work::Filter) => {
-                verdicts.iter().map(|(item, _)| item).eq(self.items.keys())
-            }
+            (Event::Filtered { kept, .. }, Work::Filter) => *kept == kept_of(&self.verdicts()),
             (Event::Reviewed { item, .. }, Work::Review(open)) => open.contains(item),
             (
                 Event::Checkpointed {
                     training, result, ..
                 },
                 Work::Train(wanted, from),
-            ) => *training == wanted && from.is_none_or(|from| result.step > from.step),
-            (Event::Trained { training, .. }, Work::Train(wanted, _)) => *training == wanted,
+            ) => {
+                *training == wanted
+                    && from.is_none_or(|from| result.step > from.step)
+                    && result.step <= self.steps_of(wanted)
+            }
+            (
+                Event::Trained {
+                    training, result, ..
+                },
+                Work::Train(wanted, _),
+            ) => *training == wanted && result.steps == self.steps_of(wanted),
             (Event::Evaluated { arm, item, .. }, Work::Evaluate(wanted, left)) => {
-                *arm == wanted && left.contains(item)
+                *arm == wanted && left.iter().any(|group| group.missing.contains(item))
             }
             (Event::Diversity { arm, .. }, Work::Diversity(wanted)) => *arm == wanted,
-            (Event::Fused { .. }, Work::Fuse) | (Event::Decided { .. }, Work::Decide) => true,
+            (Event::Fused { result, .. }, Work::Fuse) => {
+                result.control.is_some() == self.plan.control
+            }
+            (Event::Decided { decision, .. }, work) => match decision {
+                Decision::Stop {
+                    keep,
+                    reason: StopReason::Time { .. },
+                } => work != Work::Done && *keep == self.iteration - 1,
+                _ => work == Work::Decide,
+            },
             _ => false,
         }
     }
@@ -127,6 +153,11 @@ impl Machine {
         let goes_on = decision == Decision::Continue;
         let summary = self.summary(decision);
         self.history.push(summary);
+        self.made.push(Made {
+            trained: self.trained.clone(),
+            fused: self.fused.clone(),
+        });
+        self.checkpoints.clear();
         if !goes_on {
             self.over = true;
             return;
@@ -135,34 +166,12 @@ impl Machine {
         self.items = open_items(self.plan.pairs);
         self.filtered = false;
         self.raw_gain = None;
+        self.lack = None;
         self.reviewed.clear();
-        self.checkpoints.clear();
         self.trained.clear();
         self.fused = None;
         self.arms.remove(&Arm::PlainLora);
         self.previous = self.arms.remove(&Arm::Enhanced);
-    }
-
-    fn summary(&self, decision: Decision) -> Summary {
-        let mut rejected = BTreeMap::new();
-        let mut rejected_replies = 0;
-        for item in self.items.values() {
-            if let Some(Verdict::Rejected { reason }) = &item.verdict {
-                *rejected.entry(reason.code().to_owned()).or_insert(0) += 1;
-            }
-            if let Some(advised) = &item.advised {
-                rejected_replies += advised.advice.rejected_replies.len();
-            }
-        }
-        Summary {
-            iteration: self.iteration,
-            raw_gain: self.raw_gain,
-            kept: self.kept().len(),
-            rejected,
-            rejected_replies,
-            arms: self.arm_summaries(),
-            decision,
-        }
     }
 }
 

@@ -11,6 +11,10 @@ use crate::{
     stats::{Bootstrap, Interval, wins},
 };
 
+/// Least part of the held-out prompts, in hundredths, that must have a score under both models for a decision by it. A few missing
+/// answers of a judge elsewhere are left out of the comparison; many would make it another comparison.
+const LEAST_PAIRED: usize = 90;
+
 /// When a job stops.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StopRules {
@@ -53,8 +57,29 @@ pub enum StopReason {
         "the enhanced images are not better before the filter: the gain's interval is not above zero"
     )]
     NoRawGain {
-        /// The gain; none for fewer than two scored pairs.
+        /// The gain; none if the advisor found something to improve in fewer than two images.
         gain: Option<Interval>,
+    },
+    /// The advisor or a scorer was of no use for most pairs, so nothing is known about the gain.
+    #[error(
+        "of {pairs} pairs {advised} got usable advice, and of {changed} that changed {scored} got all scores: at least half are needed; look at the \
+         unusable answers in the manifest and at the endpoints"
+    )]
+    NoPairs {
+        /// Pairs made.
+        pairs: usize,
+        /// Those with usable advice, also if there was nothing to improve.
+        advised: usize,
+        /// Those whose enhanced image differs.
+        changed: usize,
+        /// Those of them with every filter score.
+        scored: usize,
+    },
+    /// `limits.time` is used up.
+    #[error("the job's time of {seconds} s is used up")]
+    Time {
+        /// The limit.
+        seconds: u64,
     },
     /// Too little to train on.
     #[error("{kept} pairs were kept, at least {least} are needed")]
@@ -114,9 +139,14 @@ impl StopReason {
     pub fn rolls_back(&self) -> bool {
         !matches!(self, Self::Maximum)
     }
+
+    /// Whether the job has failed: what it was to find out was not measured.
+    pub fn is_failure(&self) -> bool {
+        matches!(self, Self::NoPairs { .. } | Self::NoEvaluation { .. })
+    }
 }
 
-/// The gain of the enhanced images over the base images of all scored pairs: each scorer's gain in spreads of its base scores,
+/// The gain of the enhanced images over the base images of all pairs that were advised on, changed and have every score: each scorer's gain in spreads of its base scores,
 /// averaged over the scorers.
 pub(super) fn raw_gain(candidates: &[Candidate], plan: &Plan) -> Option<Interval> {
     let scorers: Vec<&String> = plan.filter.least_gain.keys().collect();
@@ -163,45 +193,60 @@ fn interval(
     own.interval(before, after).ok()
 }
 
+/// Scores of the same prompts under two models.
+struct Paired {
+    before: Vec<f64>,
+    after: Vec<f64>,
+    left_out: usize,
+}
+
+impl Paired {
+    /// The prompts that have both scores, and how many do not.
+    fn of(
+        held_out: u32,
+        before: impl Fn(u32) -> Option<f64>,
+        after: impl Fn(u32) -> Option<f64>,
+    ) -> Self {
+        let (before, after): (Vec<f64>, Vec<f64>) = (0..held_out)
+            .filter_map(|item| before(item).zip(after(item)))
+            .unzip();
+        Self {
+            left_out: held_out as usize - before.len(),
+            before,
+            after,
+        }
+    }
+
+    /// Whether there are enough for a decision; if not, why.
+    fn enough(self, what: &str) -> Result<Self, StopReason> {
+        let (pairs, all) = (self.before.len(), self.before.len() + self.left_out);
+        if pairs >= 2 && pairs * 100 >= all * LEAST_PAIRED {
+            return Ok(self);
+        }
+        Err(StopReason::NoEvaluation {
+            what: format!(
+                "{what} is there for {pairs} of {all} held-out prompts under both models, at least {LEAST_PAIRED} % are needed"
+            ),
+        })
+    }
+
+    fn means(&self) -> Option<(f64, f64)> {
+        let mean = |scores: &[f64]| scores.iter().sum::<f64>() / scores.len() as f64;
+        (!self.before.is_empty()).then(|| (mean(&self.before), mean(&self.after)))
+    }
+
+    fn interval(&self, bootstrap: &Bootstrap, purpose: &str) -> Option<Interval> {
+        interval(bootstrap, purpose, &self.before, &self.after)
+    }
+}
+
 impl Judged {
-    /// A score of every held-out prompt, in their order.
-    fn scores(&self, name: &str) -> Option<Vec<f64>> {
-        self.items
-            .values()
-            .map(|result| result.scores.get(name))
-            .collect()
+    fn score(&self, item: u32, name: &str) -> Option<f64> {
+        self.items.get(&item)?.scores.get(name)
     }
 
-    fn mean(&self, name: &str) -> Option<f64> {
-        let scores = self.scores(name)?;
-        (!scores.is_empty()).then(|| scores.iter().sum::<f64>() / scores.len() as f64)
-    }
-
-    /// The filter's scores of every held-out prompt, in spreads of those of `reference`, averaged over the scorers.
-    fn filter_scores(&self, reference: &Self, plan: &Plan) -> Option<Vec<f64>> {
-        let names: Vec<&String> = plan.filter.least_gain.keys().collect();
-        let spreads: Vec<f64> = names
-            .iter()
-            .map(|name| {
-                let scores: Option<Vec<f64>> = reference
-                    .items
-                    .values()
-                    .map(|result| result.filter_scores.get(name))
-                    .collect();
-                Some(moments(scores?.into_iter()).1.max(1e-9))
-            })
-            .collect::<Option<_>>()?;
-        self.items
-            .values()
-            .map(|result| {
-                let scaled: Option<Vec<f64>> = names
-                    .iter()
-                    .zip(&spreads)
-                    .map(|(name, spread)| Some(result.filter_scores.get(name)? / spread))
-                    .collect();
-                Some(scaled?.iter().sum::<f64>() / names.len().max(1) as f64)
-            })
-            .collect()
+    fn filter_score(&self, item: u32, name: &str) -> Option<f64> {
+        self.items.get(&item)?.filter_scores.get(name)
     }
 }
 
@@ -222,7 +267,9 @@ impl Machine {
     }
 
     fn stop_reason(&self) -> Option<StopReason> {
-        let rules = &self.plan.stop;
+        if let Some(reason) = &self.lack {
+            return Some(reason.clone());
+        }
         if !self.raw_gain.is_some_and(|gain| gain.is_gain()) {
             return Some(StopReason::NoRawGain {
                 gain: self.raw_gain,
@@ -231,26 +278,60 @@ impl Machine {
         if self.has_too_few() {
             return Some(StopReason::FewPairs {
                 kept: self.kept().len(),
-                least: rules.least_kept,
+                least: self.plan.stop.least_kept,
             });
         }
-        let missing = |what: &str| {
-            Some(StopReason::NoEvaluation {
-                what: what.to_owned(),
+        self.evaluation().err()
+    }
+
+    /// Whether most pairs lack advice or scores, so that the raw gain would say nothing.
+    pub(super) fn lack_of_pairs(&self) -> Option<StopReason> {
+        let candidates = self.candidates();
+        let has_all = |candidate: &Candidate| {
+            self.plan.filter.least_gain.keys().all(|name| {
+                candidate.base.get(name).is_some() && candidate.enhanced.get(name).is_some()
             })
+        };
+        let pairs = candidates.len();
+        let advised = candidates
+            .iter()
+            .filter(|candidate| candidate.regions.is_some())
+            .count();
+        let changed = candidates
+            .iter()
+            .filter(|candidate| candidate.changed)
+            .count();
+        let scored = candidates
+            .iter()
+            .filter(|candidate| candidate.changed && has_all(candidate))
+            .count();
+        (2 * advised < pairs || 2 * scored < changed).then_some(StopReason::NoPairs {
+            pairs,
+            advised,
+            changed,
+            scored,
+        })
+    }
+
+    /// Whether the evaluation lets the job go on; if not, why.
+    fn evaluation(&self) -> Result<(), StopReason> {
+        let rules = &self.plan.stop;
+        let missing = |what: &str| StopReason::NoEvaluation {
+            what: what.to_owned(),
         };
         let (Some(base), Some(now)) = (self.arms.get(&Arm::Base), self.arms.get(&Arm::Enhanced))
         else {
-            return missing("the base or the enhanced model was not evaluated");
+            return Err(missing("the base or the enhanced model was not evaluated"));
         };
         if let Some(name) = &rules.alignment {
-            let (Some(base), Some(now)) = (base.mean(name), now.mean(name)) else {
-                return missing(name);
-            };
+            let paired = self
+                .paired(base, now, name)
+                .enough(&format!("the score `{name}`"))?;
+            let (base, now) = paired.means().ok_or_else(|| missing(name))?;
             // A score that is no number does not hold, and stops too.
             let holds = now >= base - rules.alignment_loss;
             if !holds {
-                return Some(StopReason::Alignment {
+                return Err(StopReason::Alignment {
                     base,
                     now,
                     limit: rules.alignment_loss,
@@ -258,70 +339,97 @@ impl Machine {
             }
         }
         let (Some(diverse), Some(diverse_now)) = (base.diversity, now.diversity) else {
-            return missing("diversity");
+            return Err(missing("diversity"));
         };
         let holds = diverse_now >= rules.least_diversity * diverse;
         if !holds {
-            return Some(StopReason::Diversity {
+            return Err(StopReason::Diversity {
                 base: diverse,
                 now: diverse_now,
                 limit: rules.least_diversity,
             });
         }
         let previous = self.previous.as_ref().unwrap_or(base);
-        let Some(evaluation) = self.judged_gain(previous, now) else {
-            return missing(&rules.judge);
-        };
+        let evaluation = self
+            .paired(previous, now, &rules.judge)
+            .enough(&format!("the score `{}`", rules.judge))?
+            .interval(&self.plan.bootstrap, "evaluation gain")
+            .ok_or_else(|| missing(&rules.judge))?;
         if evaluation.high < 0.0 {
-            return Some(StopReason::Worse { evaluation });
+            return Err(StopReason::Worse { evaluation });
         }
-        let Some(filter) = self.filter_gain(previous, now) else {
-            return missing("the filter's scores of the held-out images");
-        };
+        let what = "the filter's score";
+        let filter = self
+            .paired_by_filter(base, previous, now)
+            .enough(what)?
+            .interval(&self.plan.bootstrap, "filter gain")
+            .ok_or_else(|| missing(what))?;
         if filter.is_gain() && !evaluation.is_gain() {
-            return Some(StopReason::RewardHacking { filter, evaluation });
+            return Err(StopReason::RewardHacking { filter, evaluation });
         }
-        None
+        Ok(())
     }
 
-    fn judged_gain(&self, before: &Judged, after: &Judged) -> Option<Interval> {
-        let judge = &self.plan.stop.judge;
-        let (before, after) = (before.scores(judge)?, after.scores(judge)?);
-        interval(&self.plan.bootstrap, "evaluation gain", &before, &after)
+    fn paired(&self, before: &Judged, after: &Judged, name: &str) -> Paired {
+        Paired::of(
+            self.plan.held_out,
+            |item| before.score(item, name),
+            |item| after.score(item, name),
+        )
     }
 
-    fn filter_gain(&self, before: &Judged, after: &Judged) -> Option<Interval> {
-        let base = self.arms.get(&Arm::Base)?;
-        let (before, after) = (
-            before.filter_scores(base, &self.plan)?,
-            after.filter_scores(base, &self.plan)?,
-        );
-        interval(&self.plan.bootstrap, "filter gain", &before, &after)
+    /// The filter's scores of held-out images, in spreads of those of `reference`, averaged over the scorers.
+    fn paired_by_filter(&self, reference: &Judged, before: &Judged, after: &Judged) -> Paired {
+        let scorers: Vec<(&String, f64)> = self
+            .plan
+            .filter
+            .least_gain
+            .keys()
+            .map(|name| {
+                let scores =
+                    (0..self.plan.held_out).filter_map(|item| reference.filter_score(item, name));
+                (name, moments(scores).1.max(1e-9))
+            })
+            .collect();
+        let scaled = |judged: &Judged, item: u32| -> Option<f64> {
+            let scores: Option<Vec<f64>> = scorers
+                .iter()
+                .map(|(name, spread)| Some(judged.filter_score(item, name)? / spread))
+                .collect();
+            Some(scores?.iter().sum::<f64>() / scorers.len().max(1) as f64)
+        };
+        Paired::of(
+            self.plan.held_out,
+            |item| scaled(before, item),
+            |item| scaled(after, item),
+        )
     }
 
-    /// Every fully evaluated arm against the base.
+    /// Every arm against the base, by the prompts that have the judging score under both.
     pub(super) fn arm_summaries(&self) -> BTreeMap<Arm, ArmSummary> {
-        let rules = &self.plan.stop;
-        let Some((base, base_scores)) = self
-            .arms
-            .get(&Arm::Base)
-            .and_then(|base| Some((base, base.scores(&rules.judge)?)))
-        else {
+        let Some(base) = self.arms.get(&Arm::Base) else {
             return BTreeMap::new();
         };
         self.arms
             .iter()
-            .filter_map(|(arm, judged)| {
-                let scores = judged.scores(&rules.judge)?;
-                let summary = ArmSummary {
-                    score: judged.mean(&rules.judge)?,
-                    gain: self.judged_gain(base, judged)?,
-                    wins: wins(&base_scores, &scores, rules.tie).ok()?,
-                    alignment: rules.alignment.as_ref().and_then(|name| judged.mean(name)),
-                    diversity: judged.diversity,
-                };
-                Some((*arm, summary))
-            })
+            .filter_map(|(arm, judged)| Some((*arm, self.arm_summary(base, judged)?)))
             .collect()
+    }
+
+    fn arm_summary(&self, base: &Judged, judged: &Judged) -> Option<ArmSummary> {
+        let rules = &self.plan.stop;
+        let paired = self.paired(base, judged, &rules.judge);
+        let alignment = rules
+            .alignment
+            .as_ref()
+            .and_then(|name| self.paired(base, judged, name).means());
+        Some(ArmSummary {
+            score: paired.means()?.1,
+            gain: paired.interval(&self.plan.bootstrap, "evaluation gain")?,
+            wins: wins(&paired.before, &paired.after, rules.tie).ok()?,
+            left_out: paired.left_out,
+            alignment: alignment.map(|(_, after)| after),
+            diversity: judged.diversity,
+        })
     }
 }

@@ -5,9 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Arm, Decision, Training};
 use crate::{
-    advisor::Advice,
-    filter::Verdict,
-    scorer::{ForEvaluation, ForFilter, Scores},
+    advisor::{Advice, Usage},
+    scorer::{Failure, ForEvaluation, ForFilter, Scores},
     stats::Interval,
 };
 
@@ -55,15 +54,15 @@ pub enum Event {
         iteration: u32,
         /// The item.
         item: u32,
-        /// The scores; empty if a scorer gave none.
+        /// The scores that there are.
         result: Scored,
     },
-    /// The filter judged all pairs.
+    /// The filter judged all pairs. Every verdict follows from what is recorded and stands in the manifest.
     Filtered {
         /// The iteration.
         iteration: u32,
-        /// Every item, in order, with its verdict.
-        verdicts: Vec<(u32, Verdict)>,
+        /// The items that it keeps, ascending.
+        kept: Vec<u32>,
         /// Gain before the filter; none for fewer than two scored pairs.
         raw_gain: Option<Interval>,
     },
@@ -188,6 +187,12 @@ pub struct Scored {
     pub base: Scores<ForFilter>,
     /// Of the enhanced image.
     pub enhanced: Scores<ForFilter>,
+    /// Scores that are missing, of both images, with the reason.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failures: Vec<Failure>,
+    /// What scorers elsewhere cost.
+    #[serde(default)]
+    pub usage: Usage,
 }
 
 /// A training's state, from which it goes on exactly.
@@ -196,19 +201,21 @@ pub struct Scored {
 pub struct Checkpoint {
     /// Steps done.
     pub step: u64,
-    /// The stored file with weights and moments.
+    /// The stored file with weights, moments and all losses so far.
     pub state: Digest,
     /// Mean loss since the checkpoint before.
     pub loss: f64,
+    /// Time spent up to here, over all resumptions.
+    pub seconds: f64,
 }
 
 /// A finished training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Trained {
-    /// The stored `LoRA` file.
+    /// The stored `LoRA`; one for every pair in one file where each pair has its own.
     pub lora: Digest,
-    /// The stored list of losses, one number a step.
+    /// The stored list of losses, one number a step; see [`crate::losses`].
     pub losses: Digest,
     /// Steps done.
     pub steps: u64,
@@ -227,6 +234,9 @@ pub struct Fused {
     /// The same, reduced by SVD.
     #[serde(default)]
     pub reduced: Option<Digest>,
+    /// The stored file of all plain `LoRA` of the control arm up to here, joined; none without control arms.
+    #[serde(default)]
+    pub control: Option<Digest>,
 }
 
 /// A held-out image and its scores.
@@ -241,6 +251,19 @@ pub struct Evaluated {
     pub scores: Scores<ForEvaluation>,
     /// What the filter scorers say, to notice when only those are pleased.
     pub filter_scores: Scores<ForFilter>,
+    /// Scores that are missing, with the reason.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failures: Vec<Failure>,
+    /// The advice that rewrote the prompt, for [`Arm::Rewriting`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advice: Option<Advised>,
+    /// Forward passes of the denoiser.
+    pub forwards: u64,
+    /// Time spent on the image.
+    pub seconds: f64,
+    /// What scorers elsewhere cost.
+    #[serde(default)]
+    pub usage: Usage,
 }
 
 impl Event {
@@ -274,10 +297,13 @@ impl Event {
                 let scores = result.base.iter().chain(result.enhanced.iter());
                 scores.into_iter().all(|(_, value)| finite(&value))
             }
-            Self::Checkpointed { result, .. } => finite(&result.loss),
+            Self::Checkpointed { result, .. } => finite(&result.loss) && finite(&result.seconds),
             Self::Trained { result, .. } => finite(&result.final_loss) && finite(&result.seconds),
             Self::Evaluated { result, .. } => {
-                result.scores.iter().all(|(_, value)| finite(&value))
+                let advised = result.advice.as_ref();
+                finite(&result.seconds)
+                    && advised.is_none_or(|advised| finite(&advised.seconds))
+                    && result.scores.iter().all(|(_, value)| finite(&value))
                     && result.filter_scores.iter().all(|(_, value)| finite(&value))
             }
             Self::Diversity { value, .. } => finite(value),
@@ -286,6 +312,28 @@ impl Event {
             | Self::Reviewed { .. }
             | Self::Fused { .. }
             | Self::Decided { .. } => true,
+        }
+    }
+
+    /// The stored objects that it names.
+    pub fn objects(&self) -> Vec<Digest> {
+        match self {
+            Self::Generated { result, .. } => vec![result.image],
+            Self::Regenerated { result, .. } => vec![result.image],
+            Self::Checkpointed { result, .. } => vec![result.state],
+            Self::Trained { result, .. } => vec![result.lora, result.losses],
+            Self::Fused { result, .. } => std::iter::once(result.merged)
+                .chain(result.reduced)
+                .chain(result.control)
+                .collect(),
+            Self::Evaluated { result, .. } => vec![result.image],
+            Self::Began { .. }
+            | Self::Advised { .. }
+            | Self::Scored { .. }
+            | Self::Filtered { .. }
+            | Self::Reviewed { .. }
+            | Self::Diversity { .. }
+            | Self::Decided { .. } => Vec::new(),
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use concord_common::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Arm, Machine, Stage, Work};
+use super::{Arm, Group, Machine, Stage, Work};
 
 /// Where a job stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,7 +19,7 @@ pub struct Progress {
     pub stage: Stage,
     /// What is done of it; training counts the steps of its last checkpoint.
     pub done: u64,
-    /// What there is to do; 0 where it is not known here.
+    /// What there is to do.
     pub total: u64,
 }
 
@@ -28,7 +28,9 @@ impl Machine {
     pub fn progress(&self) -> Progress {
         let stage = self.stage();
         let pairs = u64::from(self.plan.pairs);
-        let left = |items: &[u32]| pairs - items.len() as u64;
+        let missing = |groups: &[Group]| -> usize {
+            groups.iter().map(|group| group.missing.len()).sum()
+        };
         let (done, total) = match self.work() {
             Work::Items {
                 generate,
@@ -37,18 +39,21 @@ impl Machine {
                 score,
             } => {
                 let open = match stage {
-                    Stage::Generate => generate,
-                    Stage::Advise => advise,
-                    Stage::Regenerate => regenerate,
-                    _ => score,
+                    Stage::Generate => missing(&generate),
+                    Stage::Advise => advise.len(),
+                    Stage::Regenerate => missing(&regenerate),
+                    _ => score.len(),
                 };
-                (left(&open), pairs)
+                (pairs - open as u64, pairs)
             }
             Work::Review(open) => {
                 let kept = self.kept().len() as u64 + self.reviewed_out();
                 (kept.saturating_sub(open.len() as u64), kept)
             }
-            Work::Train(_, checkpoint) => (checkpoint.map_or(0, |checkpoint| checkpoint.step), 0),
+            Work::Train(training, checkpoint) => (
+                checkpoint.map_or(0, |checkpoint| checkpoint.step),
+                self.steps_of(training),
+            ),
             Work::Evaluate(..) | Work::Diversity(_) => {
                 let arms = self.arms_to_judge();
                 let done = |arm: &Arm| {

@@ -1,10 +1,11 @@
-//! A made-up model for tests: the events that a worker would write, without any engine.
+//! A made-up model for tests: the events that a worker would write, without any engine. As with a real one, every image depends
+//! on which others are computed with it, and what is trained depends on every image and on the model that it starts from.
 
 use concord_common::seed::Seed;
 
 use super::*;
 use crate::{
-    advisor::{Advice, Region, RegionPrompt},
+    advisor::{Advice, Region, RegionPrompt, Usage},
     region::Area,
     scorer::Scores,
 };
@@ -14,6 +15,10 @@ pub(crate) fn plan() -> Plan {
         iterations: 3,
         pairs: 6,
         held_out: 8,
+        batch: 4,
+        first_steps: 25,
+        second_steps: 25,
+        per_pair: false,
         review: false,
         control: true,
         filter: FilterRules {
@@ -40,8 +45,36 @@ pub(crate) fn specification() -> Digest {
     Digest::of(b"specification")
 }
 
-fn object(text: &str) -> Digest {
+pub(crate) fn object(text: &str) -> Digest {
     Digest::of(text.as_bytes())
+}
+
+/// The bytes of an image by the model with a `LoRA`.
+pub(crate) fn drawn(what: &str, lora: Option<Digest>, item: u32, members: &[u32]) -> String {
+    format!("{what} {lora:?} {item} of {members:?}")
+}
+
+/// The bytes that a training of the work at hand gives.
+pub(crate) fn learned(machine: &Machine, training: Training) -> String {
+    let images: Vec<Option<Digest>> = machine
+        .kept()
+        .into_iter()
+        .map(|item| match training {
+            Training::First => machine.generated(item).map(|made| made.image),
+            _ => machine.regenerated(item).map(|made| made.image),
+        })
+        .collect();
+    let (on, below) = match training {
+        Training::First => (machine.current(), None),
+        Training::Second => (machine.current(), machine.trained(Training::First)),
+        Training::Control => (machine.control(), None),
+    };
+    format!("{training:?} on {on:?} and {below:?} of {images:?}")
+}
+
+/// The bytes of joined `LoRA`: those before and the new one.
+pub(crate) fn joined(before: Option<Digest>, new: Option<&Trained>) -> String {
+    format!("{before:?} and {:?}", new.map(|trained| trained.lora))
 }
 
 /// How a made-up model behaves; all numbers are gains an iteration.
@@ -52,6 +85,10 @@ pub(crate) struct World {
     pub(crate) filter: f64,
     pub(crate) fit: f64,
     pub(crate) diversity: f64,
+    /// Every n-th held-out image has no judging score; 0 for none.
+    pub(crate) unjudged: u32,
+    /// Every n-th pair has no filter score; 0 for none.
+    pub(crate) unscored: u32,
 }
 
 pub(crate) const GOOD: World = World {
@@ -60,6 +97,8 @@ pub(crate) const GOOD: World = World {
     filter: 0.2,
     fit: 0.0,
     diversity: -0.01,
+    unjudged: 0,
+    unscored: 0,
 };
 
 fn noise(what: &str, item: u32) -> f64 {
@@ -92,17 +131,8 @@ impl World {
     /// The events that a worker would write for the work at hand.
     pub(crate) fn act(self, machine: &Machine) -> Vec<Event> {
         let iteration = machine.iteration();
-        let train = |training, step| Event::Checkpointed {
-            iteration,
-            training,
-            result: Checkpoint {
-                step,
-                state: object(&format!("state {iteration} {training:?} {step}")),
-                loss: 0.5,
-            },
-        };
         match machine.work() {
-            items @ Work::Items { .. } => self.act_on_items(iteration, items),
+            items @ Work::Items { .. } => self.act_on_items(machine, items),
             Work::Filter => vec![machine.filtered()],
             Work::Review(open) => open
                 .into_iter()
@@ -112,77 +142,71 @@ impl World {
                     accepted: item != 1,
                 })
                 .collect(),
-            Work::Train(training, from) if from.as_ref().is_none_or(|from| from.step < 20) => {
-                vec![train(training, from.map_or(10, |from| from.step + 10))]
-            }
-            Work::Train(training, _) => vec![Event::Trained {
-                iteration,
-                training,
-                result: Trained {
-                    lora: object(&format!("lora {iteration} {training:?}")),
-                    losses: object("losses"),
-                    steps: 25,
-                    final_loss: 0.1,
-                    seconds: 3.0,
-                },
-            }],
-            Work::Fuse => vec![Event::Fused {
-                iteration,
-                result: Fused {
-                    merged: object(&format!("merged {iteration}")),
-                    reduced: None,
-                },
-            }],
-            Work::Evaluate(arm, left) => left
-                .into_iter()
-                .map(|item| {
-                    let steps = if arm == Arm::Enhanced {
-                        f64::from(iteration)
-                    } else {
-                        0.0
-                    };
-                    Event::Evaluated {
-                        iteration,
-                        arm,
-                        item,
-                        result: Evaluated {
-                            prompt: format!("held out {item}"),
-                            image: object(&format!("{arm:?} {iteration} {item}")),
-                            scores: [
-                                (
-                                    "judge".to_owned(),
-                                    noise("judge", item)
-                                        + steps * (self.judge + noise("step", item)),
-                                ),
-                                ("fit".to_owned(), steps * self.fit),
-                            ]
-                            .into_iter()
-                            .collect(),
-                            filter_scores: light(
-                                noise("filter", item) + steps * (self.filter + noise("more", item)),
-                            ),
-                        },
-                    }
-                })
-                .collect(),
-            Work::Diversity(arm) => {
-                let steps = if arm == Arm::Enhanced {
-                    f64::from(iteration)
-                } else {
-                    0.0
-                };
-                vec![Event::Diversity {
+            Work::Train(training, from) => vec![train(machine, training, from)],
+            Work::Fuse => {
+                let control = machine.trained(Training::Control);
+                vec![Event::Fused {
                     iteration,
-                    arm,
-                    value: 0.3 + steps * self.diversity,
+                    result: Fused {
+                        merged: object(&joined(
+                            machine.current(),
+                            machine.trained(Training::Second),
+                        )),
+                        reduced: None,
+                        control: control
+                            .map(|made| object(&joined(machine.control(), Some(made)))),
+                    },
                 }]
             }
+            Work::Evaluate(arm, left) => left
+                .iter()
+                .flat_map(|group| group.missing.iter().map(move |item| (group, *item)))
+                .map(|(group, item)| self.evaluate(machine, arm, group, item))
+                .collect(),
+            Work::Diversity(arm) => vec![Event::Diversity {
+                iteration,
+                arm,
+                value: 0.3 + steps(machine, arm) * self.diversity,
+            }],
             Work::Decide => vec![machine.decided()],
             Work::Done => vec![],
         }
     }
 
-    fn act_on_items(self, iteration: u32, work: Work) -> Vec<Event> {
+    fn evaluate(self, machine: &Machine, arm: Arm, group: &Group, item: u32) -> Event {
+        let steps = steps(machine, arm);
+        let judge = noise("judge", item) + steps * (self.judge + noise("step", item));
+        let mut scores: Scores<_> = [("fit".to_owned(), steps * self.fit)].into_iter().collect();
+        if self.unjudged == 0 || item % self.unjudged != 0 {
+            scores.insert("judge", judge);
+        }
+        let image = drawn(
+            &format!("{arm:?}"),
+            machine.lora_of(arm),
+            item,
+            &group.members,
+        );
+        Event::Evaluated {
+            iteration: machine.iteration(),
+            arm,
+            item,
+            result: Evaluated {
+                prompt: format!("held out {item}"),
+                image: object(&image),
+                scores,
+                filter_scores: light(
+                    noise("filter", item) + steps * (self.filter + noise("more", item)),
+                ),
+                failures: vec![],
+                advice: (arm == Arm::Rewriting).then(|| advice(0)),
+                forwards: 20,
+                seconds: 0.5,
+                usage: Usage::default(),
+            },
+        }
+    }
+
+    fn act_on_items(self, machine: &Machine, work: Work) -> Vec<Event> {
         let Work::Items {
             generate,
             advise,
@@ -192,16 +216,24 @@ impl World {
         else {
             return Vec::new();
         };
-
-        let image = |text: &str, item: u32| object(&format!("{text} {iteration} {item}"));
+        let iteration = machine.iteration();
+        let each = |groups: Vec<Group>| {
+            groups.into_iter().flat_map(|group| {
+                let Group { members, missing } = group;
+                missing.into_iter().map(move |item| (members.clone(), item))
+            })
+        };
+        let image = |what: &str, item: u32, members: &[u32]| {
+            object(&drawn(what, machine.current(), item, members))
+        };
         let mut events = Vec::new();
-        events.extend(generate.into_iter().map(|item| Event::Generated {
+        events.extend(each(generate).map(|(members, item)| Event::Generated {
             iteration,
             item,
             result: Generated {
                 prompt: format!("prompt {item}"),
                 seed: u64::from(item),
-                image: image("base", item),
+                image: image("base", item, &members),
                 forwards: 20,
                 seconds: 0.5,
             },
@@ -211,25 +243,37 @@ impl World {
             item,
             result: advice(item),
         }));
-        events.extend(regenerate.into_iter().map(|item| Event::Regenerated {
-            iteration,
-            item,
-            result: Regenerated {
-                // Item 3 comes out as it was.
-                image: image(if item == 3 { "base" } else { "enhanced" }, item),
-                forwards: 40,
-                seconds: 1.0,
-            },
+        events.extend(each(regenerate).map(|(members, item)| {
+            // Item 3 comes out as it was.
+            let same = machine.generated(item).unwrap().image;
+            Event::Regenerated {
+                iteration,
+                item,
+                result: Regenerated {
+                    image: if item == 3 {
+                        same
+                    } else {
+                        image("enhanced", item, &members)
+                    },
+                    forwards: 40,
+                    seconds: 1.0,
+                },
+            }
         }));
         events.extend(score.into_iter().map(|item| {
             let base = noise("base", item);
+            let mut result = Scored {
+                base: light(base),
+                enhanced: light(base + self.raw + noise("gain", item)),
+                ..Scored::default()
+            };
+            if self.unscored != 0 && item % self.unscored == 0 {
+                result.enhanced = Scores::default();
+            }
             Event::Scored {
                 iteration,
                 item,
-                result: Scored {
-                    base: light(base),
-                    enhanced: light(base + self.raw + noise("gain", item)),
-                },
+                result,
             }
         }));
         events
@@ -259,9 +303,46 @@ impl World {
     }
 }
 
-pub(crate) fn began() -> Event {
-    Event::Began {
-        specification: specification(),
-        version: "0.1.0".to_owned(),
+/// Iterations behind an arm, as far as the made-up scores count them.
+fn steps(machine: &Machine, arm: Arm) -> f64 {
+    if arm == Arm::Enhanced {
+        f64::from(machine.iteration())
+    } else {
+        0.0
     }
+}
+
+/// The next checkpoint of a training, or its end.
+fn train(machine: &Machine, training: Training, from: Option<Checkpoint>) -> Event {
+    let iteration = machine.iteration();
+    let steps = machine.steps_of(training);
+    let next = from.map_or(0, |from| from.step) + 10;
+    let learned = learned(machine, training);
+    if next < steps {
+        return Event::Checkpointed {
+            iteration,
+            training,
+            result: Checkpoint {
+                step: next,
+                state: object(&format!("{next} steps of {learned}")),
+                loss: 0.5,
+                seconds: 1.0,
+            },
+        };
+    }
+    Event::Trained {
+        iteration,
+        training,
+        result: Trained {
+            lora: object(&learned),
+            losses: object("losses"),
+            steps,
+            final_loss: 0.1,
+            seconds: 3.0,
+        },
+    }
+}
+
+pub(crate) fn began() -> Event {
+    Machine::new(plan(), specification()).beginning()
 }

@@ -184,7 +184,7 @@ fn a_panel_gives_every_score_under_its_name() {
         Box::new(FaultScorer::photometry(ranges())),
         Box::new(FaultScorer::colour(ranges())),
     ];
-    let scores = score_all(&panel, &clean_images()[0], "a").unwrap();
+    let scores = score_all(&panel, &clean_images()[0], "a").unwrap().scores;
     let names: Vec<&str> = scores.iter().map(|(name, _)| name).collect();
     assert_eq!(names, ["colour", "photometry"]);
     let text = serde_json::to_string(&scores).unwrap();
@@ -195,22 +195,34 @@ fn a_panel_gives_every_score_under_its_name() {
 }
 
 #[test]
-fn a_score_that_is_no_number_is_refused() {
-    struct Broken;
-    impl Scorer for Broken {
+fn a_failing_scorer_is_named_and_takes_nothing_from_the_others() {
+    struct Says(&'static str, f64);
+    impl Scorer for Says {
         type Use = ForEvaluation;
         fn name(&self) -> &'static str {
-            "broken"
+            self.0
         }
         fn score(&self, _: &Image, _: &str) -> Result<f64, ScoreError> {
-            Ok(f64::NAN)
+            if self.1 < 0.0 {
+                let (scorer, what) = (self.0.to_owned(), "é".repeat(MAX_REASON));
+                return Err(ScoreError::NoScore { scorer, what });
+            }
+            Ok(self.1)
         }
     }
-    let panel: Panel<ForEvaluation> = vec![Box::new(Broken)];
-    let error = score_all(&panel, &clean_images()[0], "a")
-        .unwrap_err()
-        .to_string();
-    assert!(error.contains("broken") && error.contains("NaN"), "{error}");
+    let panel: Panel<ForEvaluation> = vec![
+        Box::new(Says("broken", f64::NAN)),
+        Box::new(Says("whole", 0.5)),
+        Box::new(Says("wordy", -1.0)),
+    ];
+    let opinion = score_all(&panel, &clean_images()[0], "a").unwrap();
+    let names: Vec<&str> = opinion.scores.iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["whole"]);
+    let [broken, wordy] = opinion.failures.as_slice() else {
+        panic!("{:?}", opinion.failures)
+    };
+    assert!(broken.scorer == "broken" && broken.what.contains("NaN"));
+    assert!(wordy.scorer == "wordy" && wordy.what.len() <= MAX_REASON);
 }
 
 fn external(
@@ -254,7 +266,8 @@ fn external_answers_without_a_usable_score_are_asked_again_and_then_told() {
         Play::says("{\"score\": \"high\"}"),
         Play::says("{\"score\": 1}"),
     ]);
-    assert_eq!(scorer.score(&clean_images()[0], "red").unwrap(), 0.1);
+    let (score, usage) = scorer.score_counted(&clean_images()[0], "red");
+    assert_eq!((score.unwrap(), usage.calls), (0.1, 3));
     let (_server, _runtime, scorer) = external(vec![Play::says("eight out of ten"); 3]);
     assert!(matches!(
         scorer.score(&clean_images()[0], "red"),

@@ -197,7 +197,11 @@ fn instructions_painted_into_an_image_do_not_get_through() {
 }
 
 #[test]
-fn a_long_rejected_reply_is_cut_at_a_character() {
-    let reply = rejected(&"\u{20AC}".repeat(MAX_REPLY_BYTES), "long", "x");
-    assert!(reply.raw.len() <= MAX_REPLY_BYTES && reply.raw.len() > MAX_REPLY_BYTES - 4);
+fn a_long_rejected_reply_is_cut_at_a_character_by_its_length_in_the_journal() {
+    for (character, taken) in [('\u{20AC}', 3), ('\u{1}', 6), ('"', 2), ('a', 1)] {
+        let reply = rejected(&character.to_string().repeat(MAX_KEPT), "long", "x");
+        assert_eq!(reply.raw.chars().count(), MAX_KEPT / taken);
+        let written = serde_json::to_string(&reply.raw).unwrap().len();
+        assert!(written <= MAX_KEPT + 2 && written > MAX_KEPT - 6, "{written}");
+    }
 }

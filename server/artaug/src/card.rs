@@ -1,0 +1,380 @@
+//! The model card that stands beside a job's results: what was done, with what, from which seeds, and what came out, also if that is
+//! nothing.
+
+use std::fmt::Write as _;
+
+use concord_common::{Digest, job::artaug::ArtaugSpec};
+
+use crate::{
+    folder::JobFolder,
+    gallery::arm_name,
+    machine::{Arm, Decision, StopReason, Summary},
+};
+
+/// What a card says beside the job's own record.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct CardFacts {
+    /// Digests of the base model's files, by name.
+    pub base_files: Vec<(String, Digest)>,
+    /// Licences of the base model and its data, one sentence each.
+    pub licences: Vec<String>,
+    /// Names and versions of what took part: worker, libraries, advisor, scorers, judge.
+    pub versions: Vec<(String, String)>,
+    /// What is small or planted about the set-up, one sentence each.
+    pub limits: Vec<String>,
+    /// Digests of the results, by name.
+    pub results: Vec<(String, Digest)>,
+}
+
+/// The card as Markdown.
+pub fn model_card(spec: &ArtaugSpec, job: &JobFolder, facts: &CardFacts) -> String {
+    let machine = job.machine();
+    let history = machine.history();
+    let mut card = String::new();
+    let _ = writeln!(card, "# {}\n", plain(&spec.name));
+    let _ = writeln!(
+        card,
+        "A LoRA for `{}`, made by a Concord ArtAug job (after arXiv 2412.12888): the model drew, an understanding model said what would look \
+         better where, the model drew again with that advice, and the difference was trained into it.\n",
+        code(&spec.model.folder)
+    );
+    result(&mut card, machine.result(), history);
+    section(&mut card, "What is small or planted", &facts.limits);
+    held_out(&mut card, spec, history);
+    iterations(&mut card, history);
+    settings(&mut card, spec, machine.specification());
+    digests(&mut card, "Base model", &facts.base_files);
+    digests(&mut card, "Results", &facts.results);
+    table(&mut card, "Versions", ["what", "version"], &facts.versions);
+    table(
+        &mut card,
+        "Cost",
+        ["what", "amount"],
+        &job.ledger().lines(crate::ledger::peak_memory()),
+    );
+    section(&mut card, "Licences", &facts.licences);
+    card
+}
+
+fn result(card: &mut String, kept: Option<u32>, history: &[Summary]) {
+    let Some(Decision::Stop { reason, .. }) = history.last().map(|last| &last.decision) else {
+        card.push_str("The job is not over.\n\n");
+        return;
+    };
+    let sentence = match kept {
+        Some(0) | None => {
+            "**The result is the base model: no iteration was found to help.**".to_owned()
+        }
+        Some(kept) => format!("The result is the model after iteration {kept}."),
+    };
+    let failed = if reason.is_failure() {
+        " The job counts as failed."
+    } else {
+        ""
+    };
+    let _ = writeln!(
+        card,
+        "{sentence} The job ended because {}.{failed}\n",
+        plain(&because(reason))
+    );
+}
+
+fn because(reason: &StopReason) -> String {
+    match reason {
+        StopReason::Maximum => "it had done all its iterations".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn held_out(card: &mut String, spec: &ArtaugSpec, history: &[Summary]) {
+    if history.iter().all(|summary| summary.arms.is_empty()) {
+        card.push_str("## Held-out prompts\n\nNothing was evaluated.\n\n");
+        return;
+    }
+    let _ = writeln!(
+        card,
+        "## Held-out prompts\n\n{} images an arm, none of their prompts trained on, equal seeds and sampling cost in all arms. The judge is `{}`, which \
+         the filter does not use. Gains are over the base, with a {:.0} % interval from {} paired bootstrap samples; a win is a higher score \
+         (differences up to {} are ties and count half).\n",
+        spec.counts.held_out,
+        code(spec.scorers.judge()),
+        100.0 * spec.evaluation.confidence,
+        spec.evaluation.resamples,
+        spec.evaluation.tie,
+    );
+    card.push_str("| iteration | arm | score | gain | interval | win rate | left out | alignment | diversity |\n|---|---|---|---|---|---|---|---|---|\n");
+    let number = |value: Option<f64>| {
+        value.map_or_else(|| "not measured".to_owned(), |value| format!("{value:.3}"))
+    };
+    for summary in history {
+        for (arm, outcome) in &summary.arms {
+            let _ = writeln!(
+                card,
+                "| {} | {} | {:.3} | {:+.3} | {:+.3} to {:+.3} | {:.0} % | {} | {} | {} |",
+                summary.iteration,
+                arm_name(*arm),
+                outcome.score,
+                outcome.gain.mean,
+                outcome.gain.low,
+                outcome.gain.high,
+                100.0 * outcome.wins.rate(),
+                outcome.left_out,
+                number(outcome.alignment),
+                number(outcome.diversity),
+            );
+        }
+    }
+    card.push('\n');
+    card.push_str(controls(history));
+}
+
+/// What the control arms say of the last evaluated iteration, in words that do not say more than the numbers.
+fn controls(history: &[Summary]) -> &'static str {
+    let Some(arms) = history
+        .iter()
+        .rev()
+        .map(|summary| &summary.arms)
+        .find(|arms| !arms.is_empty())
+    else {
+        return "";
+    };
+    let score = |arm| arms.get(&arm).map(|outcome| outcome.score);
+    let (enhanced, plain, rewriting) = (
+        score(Arm::Enhanced),
+        score(Arm::PlainLora),
+        score(Arm::Rewriting),
+    );
+    match (enhanced, plain, rewriting) {
+        (Some(enhanced), Some(plain), Some(rewriting)) => {
+            if enhanced > plain && enhanced > rewriting {
+                "Both control arms (plain LoRA on the same enhanced images without the differential step, in a chain of its own; prompt \
+                 rewriting alone) are below the enhanced model in the last evaluated iteration.\n\n"
+            } else {
+                "**A control arm (plain LoRA on the same enhanced images, or prompt rewriting alone) is not below the enhanced model in the \
+                 last evaluated iteration: the differential step is not shown to be what helps.**\n\n"
+            }
+        }
+        _ => "Control arms were not all evaluated, so it is not shown that the differential step is what helps.\n\n",
+    }
+}
+
+fn iterations(card: &mut String, history: &[Summary]) {
+    card.push_str(
+        "## Iterations\n\nThe raw gain is that of the enhanced images over the base images of all pairs that were advised on, changed and \
+         have every filter score, before the filter, in spreads of the base scores.\n\n\
+         | iteration | raw gain | interval | kept | rejected | unusable answers | then |\n|---|---|---|---|---|---|---|\n",
+    );
+    for summary in history {
+        let (gain, interval) = summary.raw_gain.map_or_else(
+            || ("none".to_owned(), "none".to_owned()),
+            |gain| {
+                (
+                    format!("{:+.3}", gain.mean),
+                    format!("{:+.3} to {:+.3}", gain.low, gain.high),
+                )
+            },
+        );
+        let rejected: Vec<String> = summary
+            .rejected
+            .iter()
+            .map(|(reason, count)| format!("{count} {reason}"))
+            .collect();
+        let then = match &summary.decision {
+            Decision::Continue => "the next iteration".to_owned(),
+            Decision::Stop { keep, reason } => {
+                format!("stop, keeping iteration {keep}: {}", because(reason))
+            }
+        };
+        let _ = writeln!(
+            card,
+            "| {} | {gain} | {interval} | {} | {} | {} | {} |",
+            summary.iteration,
+            summary.kept,
+            plain(&rejected.join(", ")),
+            summary.rejected_replies,
+            plain(&then)
+        );
+    }
+    card.push('\n');
+}
+
+fn settings(card: &mut String, spec: &ArtaugSpec, specification: Digest) {
+    let text = spec
+        .to_toml()
+        .unwrap_or_else(|refusal| format!("# cannot be written: {}", refusal.message));
+    // A fence longer than any run of backticks inside.
+    let longest = text
+        .split(|character| character != '`')
+        .map(str::len)
+        .max()
+        .unwrap_or(0);
+    let fence = "`".repeat(longest.max(2) + 1);
+    let _ = writeln!(
+        card,
+        "## Settings\n\nAll seeds derive from `seed = {}`: for each iteration, stage, item and step. Digest of the specification: `{specification}`.\n\n\
+         {fence}toml\n{}\n{fence}\n",
+        spec.seed,
+        text.trim_end()
+    );
+}
+
+fn digests(card: &mut String, title: &str, files: &[(String, Digest)]) {
+    let rows: Vec<(String, String)> = files
+        .iter()
+        .map(|(name, digest)| (name.clone(), digest.to_string()))
+        .collect();
+    table(card, title, ["file", "BLAKE3"], &rows);
+}
+
+fn table(card: &mut String, title: &str, heads: [&str; 2], rows: &[(String, String)]) {
+    if rows.is_empty() {
+        return;
+    }
+    let _ = writeln!(
+        card,
+        "## {title}\n\n| {} | {} |\n|---|---|",
+        heads[0], heads[1]
+    );
+    for (name, value) in rows {
+        let _ = writeln!(card, "| {} | {} |", plain(name), plain(value));
+    }
+    card.push('\n');
+}
+
+fn section(card: &mut String, title: &str, sentences: &[String]) {
+    if sentences.is_empty() {
+        return;
+    }
+    let _ = writeln!(card, "## {title}\n");
+    for sentence in sentences {
+        let _ = writeln!(card, "- {}", plain(sentence));
+    }
+    card.push('\n');
+}
+
+/// A text in one line in which Markdown finds nothing of its own.
+fn plain(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\n' | '\r' | '\t' => escaped.push(' '),
+            '\\' | '|' | '<' | '>' | '[' | ']' | '*' | '_' | '`' | '#' | '!' => {
+                escaped.push('\\');
+                escaped.push(character);
+            }
+            '&' => escaped.push_str("&amp;"),
+            control if control.is_control() => escaped.push('\u{FFFD}'),
+            other => escaped.push(other),
+        }
+    }
+    escaped
+}
+
+/// A text that can stand between backticks.
+fn code(text: &str) -> String {
+    text.chars()
+        .map(|character| {
+            if character == '`' || character.is_control() {
+                '\u{FFFD}'
+            } else {
+                character
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use concord_common::{Timestamp, clock::MockClock};
+
+    use super::*;
+    use crate::machine::{
+        Plan, Work,
+        testing::{GOOD, World, plan, specification},
+    };
+
+    const SAMPLE: &str = include_str!("../../../deploy/artaug/job.toml");
+
+    fn card(world: World, plan: Plan, facts: &CardFacts) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let clock = Arc::new(MockClock::new(Timestamp(5)));
+        let mut job =
+            JobFolder::open(folder.path(), plan, specification(), 1 << 20, clock).unwrap();
+        while job.machine().work() != Work::Done {
+            for event in world.act(job.machine()) {
+                job.record(&event).unwrap();
+            }
+        }
+        model_card(&ArtaugSpec::parse(SAMPLE).unwrap(), &job, facts)
+    }
+
+    fn facts() -> CardFacts {
+        CardFacts {
+            base_files: vec![("unet.safetensors".to_owned(), Digest::of(b"unet"))],
+            licences: vec!["Fluent Emoji, MIT.".to_owned()],
+            versions: vec![("advisor".to_owned(), "rules-1 | <b>".to_owned())],
+            limits: vec!["The headroom is planted.".to_owned()],
+            results: vec![("merged.safetensors".to_owned(), Digest::of(b"merged"))],
+        }
+    }
+
+    #[test]
+    fn the_card_tells_what_was_done_with_what_and_what_came_out() {
+        let card = card(GOOD, plan(), &facts());
+        for text in [
+            "# icons, first try",
+            "The result is the model after iteration 3. The job ended because it had done all its iterations.",
+            "The headroom is planted.",
+            "| 3 | enhanced |",
+            "| 1 | prompt rewriting alone |",
+            "Both control arms",
+            "Fluent Emoji, MIT.",
+            "rules-1 \\| \\<b\\>",
+            "kind = \"artaug\"",
+            "seed = 0",
+            &Digest::of(b"unet").to_string(),
+            &specification().to_string(),
+            "training steps",
+        ] {
+            assert!(card.contains(text), "{text}\n{card}");
+        }
+    }
+
+    #[test]
+    fn no_gain_and_a_control_that_is_not_below_are_said() {
+        let nothing = card(World { raw: -0.05, ..GOOD }, plan(), &facts());
+        assert!(
+            nothing.contains("**The result is the base model") && nothing.contains("Nothing was evaluated"),
+            "{nothing}"
+        );
+        let dead = World {
+            unscored: 1,
+            ..GOOD
+        };
+        assert!(card(dead, plan(), &facts()).contains("counts as failed"));
+        let worse = World {
+            judge: -0.5,
+            ..GOOD
+        };
+        let card = card(worse, plan(), &facts());
+        assert!(card.contains("is not below the enhanced model"), "{card}");
+        assert!(!card.contains("Both control arms"));
+    }
+
+    #[test]
+    fn without_control_arms_nothing_is_claimed_for_the_differential_step() {
+        let alone = Plan {
+            control: false,
+            ..plan()
+        };
+        assert!(card(GOOD, alone, &facts()).contains("it is not shown that the differential step"));
+    }
+
+    #[test]
+    fn hostile_names_stay_text() {
+        assert_eq!(plain("a|b\n# <i>`"), "a\\|b \\# \\<i\\>\\`");
+        assert_eq!(code("a`b"), "a\u{FFFD}b");
+    }
+}

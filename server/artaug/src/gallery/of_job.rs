@@ -1,0 +1,210 @@
+//! The gallery of a job, put together from its folder.
+
+use std::collections::BTreeMap;
+
+use concord_common::Digest;
+
+use super::{Curve, Gallery, HeldOutView, PairView, ReviewPage};
+use crate::{
+    filter::Verdict,
+    folder::{FolderError, JobFolder},
+    gallery::{InvalidJob, arm_name},
+    image::Image,
+    losses,
+    machine::{Arm, Evaluated, Machine, ManifestLine, Scored, Training, Work},
+};
+
+/// How much of a job is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Kept pairs of each iteration.
+    pub kept: usize,
+    /// Rejected pairs of each iteration for each reason.
+    pub rejected: usize,
+    /// Held-out prompts.
+    pub held_out: usize,
+}
+
+impl Default for Extent {
+    fn default() -> Self {
+        Self {
+            kept: 24,
+            rejected: 4,
+            held_out: 24,
+        }
+    }
+}
+
+/// Gives a stored object's bytes; none if it cannot be had, and then what needs it is left out of the page.
+pub type Fetch<'a> = dyn FnMut(Digest) -> Option<Vec<u8>> + 'a;
+
+impl Gallery {
+    /// The gallery of a job's finished iterations, with costs. `notes` come first on the page.
+    ///
+    /// # Errors
+    /// If a manifest of the folder cannot be read.
+    pub fn of_job(
+        job: &JobFolder,
+        title: &str,
+        notes: Vec<String>,
+        extent: Extent,
+        fetch: &mut Fetch<'_>,
+    ) -> Result<Self, FolderError> {
+        let machine = job.machine();
+        let mut pairs = Vec::new();
+        for summary in machine.history() {
+            let lines = job.manifest(summary.iteration)?;
+            pairs.extend(chosen(&lines, extent).filter_map(|line| view(line, fetch)));
+        }
+        Ok(Self {
+            title: title.to_owned(),
+            notes,
+            iterations: machine.history().to_vec(),
+            pairs,
+            held_out: held_out(machine, extent.held_out, fetch),
+            curves: curves(machine, fetch),
+            costs: job.ledger().lines(crate::ledger::peak_memory()),
+        })
+    }
+}
+
+impl ReviewPage {
+    /// The page for the pairs that wait for a word now. `id` is the job's id at the server.
+    ///
+    /// # Errors
+    /// [`InvalidJob`] if the id is none.
+    pub fn of_job(job: &JobFolder, id: &str, fetch: &mut Fetch<'_>) -> Result<Self, InvalidJob> {
+        let machine = job.machine();
+        let waiting = match machine.work() {
+            Work::Review(waiting) => waiting,
+            _ => Vec::new(),
+        };
+        let pairs = machine
+            .manifest()
+            .filter(|line| waiting.binary_search(&line.item).is_ok())
+            .filter_map(|line| view(&line, fetch))
+            .collect();
+        Self::new(id, machine.iteration(), pairs)
+    }
+}
+
+/// The first kept pairs and the first rejected ones of each reason.
+fn chosen(lines: &[ManifestLine], extent: Extent) -> impl Iterator<Item = &ManifestLine> {
+    let mut shown: BTreeMap<&str, usize> = BTreeMap::new();
+    lines.iter().filter(move |line| {
+        let (code, most) = match &line.verdict {
+            Some(Verdict::Kept { .. }) => ("kept", extent.kept),
+            Some(Verdict::Rejected { reason }) => (reason.code(), extent.rejected),
+            None => return false,
+        };
+        let count = shown.entry(code).or_default();
+        *count += 1;
+        *count <= most
+    })
+}
+
+fn image(digest: Digest, fetch: &mut Fetch<'_>) -> Option<Image> {
+    Image::from_png(&fetch(digest)?).ok()
+}
+
+fn view(line: &ManifestLine, fetch: &mut Fetch<'_>) -> Option<PairView> {
+    let base = line.base.as_ref()?;
+    let advice = line.advice.as_ref().map(|advised| &advised.advice);
+    let (kept, verdict) = match &line.verdict {
+        Some(Verdict::Kept { gain }) => (true, format!("gain {gain:.2} spreads")),
+        Some(Verdict::Rejected { reason }) => (false, reason.to_string()),
+        None => (false, "not judged".to_owned()),
+    };
+    Some(PairView {
+        iteration: line.iteration,
+        item: line.item,
+        prompt: base.prompt.clone(),
+        base: image(base.image, fetch)?,
+        enhanced: line
+            .enhanced
+            .as_ref()
+            .and_then(|enhanced| image(enhanced.image, fetch)),
+        regions: advice.map(|advice| advice.regions.clone()).unwrap_or_default(),
+        rejected_replies: advice
+            .map(|advice| advice.rejected_replies.clone())
+            .unwrap_or_default(),
+        scores: line.scores.as_ref().map(both).unwrap_or_default(),
+        kept,
+        verdict,
+    })
+}
+
+fn both(scored: &Scored) -> Vec<(String, f64, f64)> {
+    scored
+        .base
+        .iter()
+        .filter_map(|(name, before)| Some((name.to_owned(), before, scored.enhanced.get(name)?)))
+        .collect()
+}
+
+fn held_out(machine: &Machine, most: usize, fetch: &mut Fetch<'_>) -> Vec<HeldOutView> {
+    let judge = &machine.plan().stop.judge;
+    let result: BTreeMap<u32, &Evaluated> = machine.evaluated_result().collect();
+    let kept = machine.result();
+    machine
+        .evaluated(Arm::Base)
+        .take(most)
+        .filter_map(|(item, base)| {
+            let mut images = Vec::new();
+            let mut add = |name: String, made: Option<&Evaluated>| {
+                let shown = made.and_then(|made| {
+                    let score = made.scores.get(judge).unwrap_or(f64::NAN);
+                    Some((name, image(made.image, fetch)?, score))
+                });
+                images.extend(shown);
+            };
+            add(arm_name(Arm::Base).to_owned(), Some(base));
+            if let Some(kept) = kept.filter(|kept| *kept > 0) {
+                add(
+                    format!("after iteration {kept}"),
+                    result.get(&item).copied(),
+                );
+            }
+            if kept != Some(machine.iteration()) {
+                // Rolled back, or not over: the newest model is worth a look all the same.
+                add(
+                    format!("iteration {}", machine.iteration()),
+                    machine.evaluated_item(Arm::Enhanced, item),
+                );
+            }
+            for arm in [Arm::PlainLora, Arm::Rewriting] {
+                add(
+                    arm_name(arm).to_owned(),
+                    machine.evaluated_item(arm, item),
+                );
+            }
+            Some(HeldOutView {
+                prompt: base.prompt.clone(),
+                number: item,
+                images,
+            })
+        })
+        .filter(|view| !view.images.is_empty())
+        .collect()
+}
+
+fn curves(machine: &Machine, fetch: &mut Fetch<'_>) -> Vec<Curve> {
+    let mut curves = Vec::new();
+    for (number, made) in machine.made().iter().enumerate() {
+        for (training, trained) in &made.trained {
+            let losses = fetch(trained.losses).and_then(|bytes| losses::unpack(&bytes));
+            if let Some(losses) = losses {
+                let name = match training {
+                    Training::First => "LoRA_1 on X",
+                    Training::Second => "LoRA_2 on X'",
+                    Training::Control => "control on X'",
+                };
+                curves.push(Curve {
+                    name: format!("{name}, iteration {}", number + 1),
+                    losses,
+                });
+            }
+        }
+    }
+    curves
+}
