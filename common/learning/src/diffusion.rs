@@ -10,6 +10,7 @@
 pub mod attention;
 pub mod clip;
 pub mod denoiser;
+pub mod draw;
 mod files;
 pub mod layers;
 pub mod linear;
@@ -26,5 +27,7 @@ pub mod train;
 pub mod unet;
 pub mod vae;
 
+#[cfg(test)]
+mod hostile;
 #[cfg(test)]
 mod testing;

@@ -116,6 +116,11 @@ impl TorchThread {
     }
 }
 
+/// Lets the operations that this OS thread calls use so many threads (at least 1). OpenMP keeps the number per calling thread.
+pub fn use_threads(count: usize) {
+    tch::set_num_threads(i32::try_from(count).unwrap_or(i32::MAX).max(1));
+}
+
 /// Wraps a job so that it reports its result, or its panic, through the channel.
 fn package<R, F>(name: &'static str, job: F) -> (Job, oneshot::Receiver<Result<R, LearningError>>)
 where

@@ -156,9 +156,15 @@ impl WeightsFile {
                 view.dtype()
             ))
         })?;
-        let shape: Vec<i64> = view.shape().iter().map(|&size| size as i64).collect();
+        let shape = dimensions(view.shape()).ok_or_else(|| {
+            self.complaint(format!(
+                "tensor {name} has the impossible shape {:?}",
+                view.shape()
+            ))
+        })?;
         // `TensorView::new` has checked that the bytes are as many as shape and dtype ask for.
-        Ok(Tensor::f_from_data_size(view.data(), &shape, kind)?)
+        Tensor::f_from_data_size(view.data(), &shape, kind)
+            .map_err(|error| self.complaint(format!("tensor {name} cannot be made: {error}")))
     }
 
     /// All tensors as they are stored, by name.
@@ -281,6 +287,18 @@ impl WeightsFile {
     fn complaint(&self, reason: impl Into<String>) -> LearningError {
         LearningError::weights(&self.path, reason)
     }
+}
+
+/// A stored shape as libtorch counts. None if it cannot count so far: next to a dimension of 0, others can be anything.
+fn dimensions(stored: &[usize]) -> Option<Vec<i64>> {
+    let shape = stored
+        .iter()
+        .map(|&size| i64::try_from(size).ok())
+        .collect::<Option<Vec<i64>>>()?;
+    shape
+        .iter()
+        .try_fold(1_i64, |count, &size| count.checked_mul(size.max(1)))?;
+    Some(shape)
 }
 
 /// The names, comma-separated, shortened when there are very many.

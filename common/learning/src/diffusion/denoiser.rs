@@ -104,8 +104,9 @@ pub trait Denoiser {
         condition: &Condition,
     ) -> Result<Tensor, LearningError>;
 
-    /// [`Denoiser::predict`] and the gradients that a gradient of the output gives: for leaves of the model, in their order. Blocks may be run
-    /// twice instead of keeping what lies between their ends.
+    /// [`Denoiser::predict`] and the gradients that a gradient of the output gives: for leaves of the model, in their order, and of what `condition`
+    /// hangs on if it was made with a graph. Undefined where the output does not depend on a leaf. Blocks may be run twice instead of keeping what
+    /// lies between their ends.
     ///
     /// # Errors
     /// As [`Denoiser::predict`]; and what `output_gradient` returns.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::params::{Params, Start};
 use crate::error::LearningError;
@@ -38,6 +38,8 @@ pub struct Linear {
     inputs: i64,
     outputs: i64,
     pairs: Vec<LoraPair>,
+    /// Whether the weight is no longer the one that was loaded.
+    merged: bool,
 }
 
 /// How a linear layer is stored.
@@ -76,6 +78,7 @@ impl Linear {
             inputs,
             outputs,
             pairs: Vec::new(),
+            merged: false,
         })
     }
 
@@ -147,22 +150,41 @@ impl Linear {
         Some(self.pairs.remove(place))
     }
 
-    /// Adds an adapter's change to the weight and takes its pair off the stack: the layer computes what it did before.
+    /// Adds an adapter's change to the weight and takes its pair off the stack: the layer computes what it did before, up to rounding. Happens once to
+    /// a loaded weight: a second change would be rounded onto the first one's rounding, so that the weight's last bits would tell by which way it
+    /// was reached.
     ///
     /// # Errors
-    /// [`LearningError::Torch`] if the product cannot be formed.
+    /// [`LearningError::Config`] if a change was merged already, [`LearningError::Torch`] if the product cannot be formed.
     pub fn merge(&mut self, adapter: &str) -> Result<bool, LearningError> {
+        if !self.pairs.iter().any(|pair| pair.adapter == adapter) {
+            return Ok(false);
+        }
+        if self.merged {
+            return Err(LearningError::Config(format!(
+                "{} holds a merged change already; load the model again and merge the sum of both",
+                self.name
+            )));
+        }
         let Some(pair) = self.detach(adapter) else {
             return Ok(false);
         };
         let _frozen = tch::no_grad_guard();
+        // In f32 or better, so that a model in half precision is rounded once.
+        let exact = match self.weight.kind() {
+            Kind::Double => Kind::Double,
+            _ => Kind::Float,
+        };
         let change = pair
             .up
-            .f_matmul(&pair.down)?
+            .f_to_kind(exact)?
+            .f_matmul(&pair.down.f_to_kind(exact)?)?
             .f_mul_scalar(pair.scale)?
             .f_view(&self.weight.size()[..])?
-            .f_to_kind(self.weight.kind())?;
-        let _ = self.weight.f_add_(&change)?;
+            .f_to_device(self.weight.device())?;
+        let sum = self.weight.f_to_kind(exact)?.f_add(&change)?;
+        self.weight.f_copy_(&sum)?;
+        self.merged = true;
         Ok(true)
     }
 

@@ -1,6 +1,8 @@
 //! Sets of LoRA pairs: attaching them to a model, adding them up, cutting their rank, and the files that other tools read and write.
 
 mod algebra;
+mod bytes;
+mod current;
 mod layout;
 
 use std::collections::BTreeMap;
@@ -8,7 +10,10 @@ use std::collections::BTreeMap;
 use concord_common::seed::Seed;
 use tch::{Kind, Tensor};
 
-pub use self::layout::{Layout, Written};
+pub use self::{
+    current::current,
+    layout::{Layout, Written},
+};
 use super::{
     linear::{Linear, LoraPair},
     params::{Compute, shortened},
@@ -229,10 +234,10 @@ pub fn detach(sites: SiteList<'_>, adapter: &str) -> Result<(), LearningError> {
     known(count, adapter)
 }
 
-/// Adds an adapter's changes to the weights and takes it off.
+/// Adds an adapter's changes to the weights and takes it off; see [`Linear::merge`]. [`current`] is the way to the model of a job's iteration.
 ///
 /// # Errors
-/// [`LearningError::Config`] if no layer has it.
+/// [`LearningError::Config`] if no layer has it, or one holds a merged change already.
 pub fn merge(sites: SiteList<'_>, adapter: &str) -> Result<(), LearningError> {
     let mut count = 0;
     for (_, linear) in sites {

@@ -34,6 +34,27 @@ impl Compute {
         kind: Kind::Float,
         device: Device::Cpu,
     };
+
+    /// bf16 or f32, on the CPU or a GPU by its number.
+    ///
+    /// # Errors
+    /// [`LearningError::Config`] if this libtorch or this machine has no such GPU.
+    pub fn on(gpu: Option<usize>, bf16: bool) -> Result<Self, LearningError> {
+        let kind = if bf16 { Kind::BFloat16 } else { Kind::Float };
+        let device = match gpu {
+            None => Device::Cpu,
+            Some(number) => {
+                let present = usize::try_from(tch::Cuda::device_count()).unwrap_or(0);
+                if !tch::Cuda::is_available() || number >= present {
+                    return Err(LearningError::Config(format!(
+                        "there is no GPU {number}: libtorch finds {present} (one that was built for CUDA is needed)"
+                    )));
+                }
+                Device::Cuda(number)
+            }
+        };
+        Ok(Self { kind, device })
+    }
 }
 
 /// How a tensor begins when a model is made from a seed, as `torch.nn` does it.

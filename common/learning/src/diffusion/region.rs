@@ -63,12 +63,18 @@ impl Region {
         Ok(())
     }
 
-    /// 0 and 1 at latent size, row by row. A rectangle smaller than a pixel covers the one that it lies in.
+    /// 0 and 1 at latent size, row by row: 1 where a pixel's middle lies in the rectangle. A rectangle that holds no middle covers the pixel that its
+    /// own middle lies in.
     pub fn mask(&self, height: usize, width: usize) -> Vec<f64> {
         let span = |from: f64, to: f64, size: usize| {
-            let first = ((from * size as f64).round() as usize).min(size - 1);
-            let end = ((to * size as f64).round() as usize).clamp(first + 1, size);
-            first..end
+            let first = (from * size as f64).round() as usize;
+            let end = ((to * size as f64).round() as usize).min(size);
+            if first < end {
+                return first..end;
+            }
+            let middle = (f64::midpoint(from, to) * size as f64).floor() as usize;
+            let own = middle.min(size - 1);
+            own..own + 1
         };
         let rows = span(self.top, self.bottom, height);
         let columns = span(self.left, self.right, width);
@@ -161,13 +167,14 @@ impl Advice {
                     .map(|value| value * region.strength),
             );
         }
-        let prompts: Vec<&str> = regions
+        // One by one: the encoding of a text must not depend on what is encoded beside it.
+        let conditions = regions
             .iter()
-            .map(|region| region.prompt.as_str())
-            .collect();
+            .map(|region| model.condition(&[&region.prompt]))
+            .collect::<Result<Vec<_>, _>>()?;
         let compute = model.compute();
         Ok(Self {
-            condition: model.condition(&prompts)?,
+            condition: Condition::stack(&conditions.iter().collect::<Vec<_>>())?,
             weights: Tensor::f_from_slice(&weights)?
                 .f_view([regions.len() as i64, 1, height, width])?
                 .f_to_kind(compute.kind)?
@@ -205,18 +212,36 @@ pub struct Order<'a> {
     pub advice: Option<&'a Advice>,
 }
 
-/// Runs a batch from noise `[n, c, h, w]` to clean latents: all prompts, regions and negatives of a step in one forward pass.
-///
-/// `guidance` of 1 leaves the negative branch out. `after_step` is told the number of steps done and may stop the run with an error.
+/// [`generate_in_pieces`] with all prompts, regions and negatives of a step in one forward pass.
 ///
 /// # Errors
-/// [`LearningError::Data`] if noise, orders and texts are not as many, and those of the model and of `after_step`.
+/// As [`generate_in_pieces`].
 pub fn generate(
     model: &dyn Denoiser,
     plan: &Plan,
     noise: &Tensor,
     orders: &[Order<'_>],
     texts: &Texts,
+    after_step: &mut dyn FnMut(usize) -> Result<(), LearningError>,
+) -> Result<Tensor, LearningError> {
+    generate_in_pieces(model, plan, noise, orders, texts, i64::MAX, after_step)
+}
+
+/// Runs a batch from noise `[n, c, h, w]` to clean latents, with at most `most_rows` prompts, regions and negatives in one forward pass.
+///
+/// The rows of a step are cut at multiples of `most_rows`, whatever they hold: what a batch comes to depends on its members and on that number alone.
+/// `guidance` of 1 leaves the negative branch out. `after_step` is told the number of steps done and may stop the run with an error.
+///
+/// # Errors
+/// [`LearningError::Data`] if noise, orders and texts are not as many, [`LearningError::Config`] if `most_rows` is less than 1, and those of the model
+/// and of `after_step`.
+pub fn generate_in_pieces(
+    model: &dyn Denoiser,
+    plan: &Plan,
+    noise: &Tensor,
+    orders: &[Order<'_>],
+    texts: &Texts,
+    most_rows: i64,
     after_step: &mut dyn FnMut(usize) -> Result<(), LearningError>,
 ) -> Result<Tensor, LearningError> {
     let _frozen = tch::no_grad_guard();
@@ -228,13 +253,25 @@ pub fn generate(
             noise.size()
         )));
     }
-    let batch = Batch::lay_out(orders, texts)?;
+    if most_rows < 1 {
+        return Err(LearningError::Config(format!(
+            "a forward pass needs room for a row, not {most_rows}"
+        )));
+    }
+    let batch = Batch::lay_out(orders, texts, most_rows)?;
     let mut walk = Walk::start(plan, noise)?;
     while let Some((sample, time)) = walk.next(plan)? {
-        let samples = sample.f_index_select(0, &batch.pictures)?;
-        let times = Tensor::f_full([samples.size()[0]], time, (Kind::Double, samples.device()))?;
-        let outputs = model.predict(&samples, &times, &batch.condition)?;
-        let output = batch.combine(&outputs, orders, texts.guidance)?;
+        let outputs = batch
+            .pieces
+            .iter()
+            .map(|piece| {
+                let samples = sample.f_index_select(0, &piece.pictures)?;
+                let count = samples.size()[0];
+                let times = Tensor::f_full([count], time, (Kind::Double, samples.device()))?;
+                model.predict(&samples, &times, &piece.condition)
+            })
+            .collect::<Result<Vec<_>, LearningError>>()?;
+        let output = batch.combine(&Tensor::f_cat(&outputs, 0)?, orders, texts.guidance)?;
         walk.advance(plan, &output)?;
         after_step(walk.done)?;
     }
@@ -252,16 +289,22 @@ pub struct Texts {
     pub guidance: f64,
 }
 
-/// Which picture and text every row of the forward pass belongs to: all whole pictures, all negatives, then the regions in their order.
+/// Which picture and text every row of a step belongs to: all whole pictures, all negatives, then the regions in their order.
 #[derive(Debug)]
 struct Batch {
-    pictures: Tensor,
-    condition: Condition,
+    pieces: Vec<Piece>,
     guided: bool,
 }
 
+/// The rows of one forward pass.
+#[derive(Debug)]
+struct Piece {
+    pictures: Tensor,
+    condition: Condition,
+}
+
 impl Batch {
-    fn lay_out(orders: &[Order<'_>], texts: &Texts) -> Result<Self, LearningError> {
+    fn lay_out(orders: &[Order<'_>], texts: &Texts, most_rows: i64) -> Result<Self, LearningError> {
         if !(texts.guidance >= 1.0 && texts.guidance <= 100.0) {
             return Err(LearningError::Config(format!(
                 "guidance {} is not in 1..=100",
@@ -284,12 +327,22 @@ impl Batch {
                 pictures.extend(vec![picture as i64; advice.len() as usize]);
             }
         }
-        let condition = Condition::stack(&parts)?;
-        Ok(Self {
-            pictures: Tensor::f_from_slice(&pictures)?.f_to_device(condition.context.device())?,
-            condition,
-            guided,
-        })
+        let context = Condition::stack(&parts)?.context;
+        let pictures = Tensor::f_from_slice(&pictures)?.f_to_device(context.device())?;
+        let rows = pictures.size()[0];
+        let mut pieces = Vec::new();
+        let mut start = 0;
+        while start < rows {
+            let count = most_rows.min(rows - start);
+            pieces.push(Piece {
+                pictures: pictures.f_narrow(0, start, count)?,
+                condition: Condition {
+                    context: context.f_narrow(0, start, count)?,
+                },
+            });
+            start += count;
+        }
+        Ok(Self { pieces, guided })
     }
 
     fn combine(

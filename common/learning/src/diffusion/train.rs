@@ -12,6 +12,7 @@ use tch::{Device, Kind, Tensor};
 use super::{
     denoiser::{Condition, Denoiser},
     lora::SiteList,
+    params::shortened,
     seeds,
 };
 use crate::{
@@ -44,12 +45,30 @@ pub struct Example {
     pub condition: Condition,
 }
 
+impl Recipe {
+    /// What a fit's numbers depend on. The number of steps is not among it: a fit may be made longer.
+    fn fingerprint(&self, told: &str) -> String {
+        let AdamWSettings {
+            weight_decay,
+            warmup_steps,
+            clip_norm,
+        } = self.adamw;
+        format!(
+            "learning rate {:?}, weight decay {weight_decay:?}, warm-up {warmup_steps}, clip {clip_norm:?}, batch {}, accumulation {}; {told}",
+            self.learning_rate, self.batch, self.accumulation
+        )
+    }
+}
+
 /// What stands beside the tensors of a saved state.
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Facts {
     step: u64,
     gathered: u32,
     counters: BTreeMap<String, Counters>,
+    /// What the fit was told to be; a state of another one is refused.
+    fingerprint: String,
 }
 
 /// Parameters, their optimiser and the gradients gathered since the last step.
@@ -59,6 +78,7 @@ struct Facts {
 #[derive(Debug)]
 pub struct Trainer {
     recipe: Recipe,
+    told: String,
     leaves: Vec<Tensor>,
     parameters: Vec<Parameter>,
     optimiser: AdamW,
@@ -85,7 +105,8 @@ impl Trainer {
     /// A fit of these leaves, which share memory with the model's.
     ///
     /// # Errors
-    /// [`LearningError::Config`] for no leaves or a recipe that cannot be followed.
+    /// [`LearningError::Config`] for no leaves, a recipe that cannot be followed, or leaves in f16: gradients that go through it fall below its
+    /// smallest number and come back as zeros.
     pub fn new(leaves: BTreeMap<String, Tensor>, recipe: Recipe) -> Result<Self, LearningError> {
         if leaves.is_empty() {
             return Err(LearningError::Config(
@@ -97,6 +118,11 @@ impl Trainer {
             return Err(LearningError::Config(format!(
                 "a fit needs a learning rate in 0..1, a batch and an accumulation of at least 1; these are {rate}, {} and {}",
                 recipe.batch, recipe.accumulation
+            )));
+        }
+        if let Some((name, _)) = leaves.iter().find(|(_, leaf)| leaf.kind() == Kind::Half) {
+            return Err(LearningError::Config(format!(
+                "{name} is in f16, in which gradients vanish; train in bf16 or f32"
             )));
         }
         let parameters = leaves
@@ -114,10 +140,19 @@ impl Trainer {
             parameters,
             optimiser: AdamW::new(recipe.adamw),
             recipe,
+            told: String::new(),
             sums: None,
             gathered: 0,
             step: 0,
         })
+    }
+
+    /// Tells the fit what else its numbers depend on (data, seed, threads, ...), in words. It is saved with the state, beside the recipe, and a
+    /// state that was told something else is refused.
+    #[must_use]
+    pub fn told(mut self, fingerprint: impl Into<String>) -> Self {
+        self.told = fingerprint.into();
+        self
     }
 
     /// Steps done.
@@ -149,7 +184,7 @@ impl Trainer {
     /// optimiser. Gives the loss of the pass.
     ///
     /// # Errors
-    /// [`LearningError::Training`] if loss or gradients are not finite, [`LearningError::Data`] for no examples.
+    /// [`LearningError::Training`] if loss or gradients are not finite or a leaf gets none, [`LearningError::Data`] for no examples.
     pub fn pass(
         &mut self,
         model: &dyn Denoiser,
@@ -160,6 +195,7 @@ impl Trainer {
         let batch = draw(model, examples, self.recipe.batch, here)?;
         let pair = model.training_pair(&batch.clean, &batch.noise, &batch.times)?;
         let mut loss = 0.0;
+        let mut share = 1.0;
         let target = pair.target.f_detach()?;
         let gradients = model.predict_and_pull(
             &pair.noisy,
@@ -167,13 +203,15 @@ impl Trainer {
             &batch.condition,
             &self.leaves(),
             &mut |output| {
-                // The mean squared error, and its derivative 2 (output - target) / count.
+                // The mean squared error, and its derivative 2 (output - target) / count. The division comes after the way back, in the
+                // optimiser's kind: before it, it would push small gradients out of a half-precision model's numbers.
                 let apart = output.f_sub(&target)?;
+                share = 1.0 / apart.numel() as f64;
                 loss = apart
                     .f_square()?
                     .f_mean(Kind::Double)?
                     .f_double_value(&[])?;
-                Ok(apart.f_mul_scalar(2.0 / apart.numel() as f64)?)
+                Ok(apart.f_mul_scalar(2.0)?)
             },
         )?;
         if !loss.is_finite() {
@@ -182,17 +220,23 @@ impl Trainer {
                 self.step
             )));
         }
-        self.gather(gradients)?;
+        self.gather_scaled(gradients, share)?;
         Ok(loss)
     }
 
     /// Adds the gradients of a pass, in the order of [`Trainer::leaves`]; the last of an accumulation takes the optimiser's step.
     ///
     /// # Errors
-    /// [`LearningError::Training`] if they are not finite.
+    /// [`LearningError::Training`] if they are not finite, not as many as the leaves, or a leaf has none: what the loss does not depend on would never be
+    /// trained, without a word. Nothing has been changed then.
     pub fn gather(&mut self, gradients: Vec<Tensor>) -> Result<(), LearningError> {
+        self.gather_scaled(gradients, 1.0)
+    }
+
+    fn gather_scaled(&mut self, gradients: Vec<Tensor>, share: f64) -> Result<(), LearningError> {
         let _frozen = tch::no_grad_guard();
-        let part = 1.0 / f64::from(self.recipe.accumulation);
+        self.check_gradients(&gradients)?;
+        let part = share / f64::from(self.recipe.accumulation);
         let mut sums = match self.sums.take() {
             Some(sums) => sums,
             None => self
@@ -202,9 +246,7 @@ impl Trainer {
                 .collect::<Result<_, _>>()?,
         };
         for (sum, gradient) in sums.iter_mut().zip(gradients) {
-            if gradient.defined() {
-                let _ = sum.f_add_(&host(&gradient)?.f_mul_scalar(part)?)?;
-            }
+            let _ = sum.f_add_(&host(&gradient)?.f_mul_scalar(part)?)?;
         }
         self.gathered += 1;
         if self.gathered < self.recipe.accumulation {
@@ -216,6 +258,31 @@ impl Trainer {
         self.gathered = 0;
         self.step += 1;
         Ok(())
+    }
+
+    fn check_gradients(&self, gradients: &[Tensor]) -> Result<(), LearningError> {
+        if gradients.len() != self.parameters.len() {
+            return Err(LearningError::Training(format!(
+                "{} gradients for {} leaves",
+                gradients.len(),
+                self.parameters.len()
+            )));
+        }
+        let without: Vec<String> = self
+            .parameters
+            .iter()
+            .zip(gradients)
+            .filter(|(_, gradient)| !gradient.defined())
+            .map(|(parameter, _)| parameter.name.clone())
+            .collect();
+        if without.is_empty() {
+            return Ok(());
+        }
+        Err(LearningError::Training(format!(
+            "the loss does not depend on {} leaves (a text encoder is trained only with texts that are encoded anew, with gradients, for every pass): {}",
+            without.len(),
+            shortened(&without)
+        )))
     }
 
     /// The whole state. Equal states give equal bytes.
@@ -241,6 +308,7 @@ impl Trainer {
             step: self.step,
             gathered: self.gathered,
             counters: self.optimiser.counters(),
+            fingerprint: self.recipe.fingerprint(&self.told),
         };
         let facts = serde_json::to_string(&facts)
             .map_err(|error| LearningError::State(error.to_string()))?;
@@ -250,12 +318,20 @@ impl Trainer {
     /// Goes on from a saved state of the same fit: the leaves are overwritten in place.
     ///
     /// # Errors
-    /// [`LearningError::State`] that names what is missing, left over or of another shape; the leaves may have been overwritten then.
+    /// [`LearningError::State`] that names what is missing, left over or of another shape, or what the fit was told that this one was not; the leaves
+    /// may have been overwritten then.
     pub fn restore(&mut self, bytes: &[u8]) -> Result<(), LearningError> {
         let _frozen = tch::no_grad_guard();
         let (tensors, facts): (NamedTensors, String) = named::from_safetensors(bytes)?;
         let facts: Facts = serde_json::from_str(&facts)
             .map_err(|error| LearningError::State(format!("a fit's facts: {error}")))?;
+        let ours = self.recipe.fingerprint(&self.told);
+        if facts.fingerprint != ours {
+            return Err(LearningError::State(format!(
+                "it belongs to another fit: it says `{}`, this one is `{ours}`; go back to those settings or begin anew",
+                facts.fingerprint
+            )));
+        }
         let mut taker = Taker::new("a fit", tensors);
         let shapes: BTreeMap<String, Vec<usize>> = self
             .parameters

@@ -41,6 +41,22 @@ fn masks_are_rectangles_of_at_least_a_pixel() {
     assert_eq!(covered, [15]);
 }
 
+/// Rounding its edges would put a small rectangle in the second half of a pixel into the next one.
+#[test]
+fn a_rectangle_smaller_than_a_pixel_covers_the_pixel_that_it_lies_in() {
+    for (from, to, pixel) in [
+        (0.57, 0.58, 5),
+        (0.51, 0.52, 5),
+        (0.0, 0.01, 0),
+        (0.999, 1.0, 9),
+        (0.36, 0.44, 4),
+    ] {
+        let mask = region(from, 0.0, to, 1.0, 1.0).mask(1, 10);
+        let covered: Vec<usize> = (0..10).filter(|&place| mask[place] > 0.0).collect();
+        assert_eq!(covered, [pixel], "{from} to {to}");
+    }
+}
+
 #[test]
 fn the_blur_is_that_of_the_authors_at_their_size_and_scales() {
     let kernel = blur_kernel(128, 128);
@@ -153,6 +169,41 @@ fn pictures_of_a_batch_do_not_touch_each_other() {
     assert!(apart < 1e-4, "{apart}");
     let without = run(&noise.narrow(0, 1, 1), &[plain(0)]);
     assert!(testing::apart(&second, &without) > 1e-2);
+}
+
+/// Two pictures, their negatives and one region are five rows: in one pass, or in passes of two, two and one.
+#[test]
+fn a_batch_in_pieces_gives_what_it_gives_whole() {
+    let (_folder, model) = model();
+    let plan = model.objective().plan(Sampler::Ddim, 3).unwrap();
+    let noise = testing::values("input.noise", &[2, 4, 18, 12], 1.7, Kind::Float);
+    let texts = Texts {
+        positive: model.condition(&["a red fox", "the snow"]).unwrap(),
+        negative: model.condition(&[""]).unwrap(),
+        guidance: 4.0,
+    };
+    let advice = Advice::prepare(&model, &[region(0.0, 0.0, 0.6, 1.0, 1.0)], (18, 12)).unwrap();
+    let orders = [None, Some(&advice)].map(|advice| Order { prompt: 0, advice });
+    let run = |most_rows| {
+        generate_in_pieces(
+            &model,
+            &plan,
+            &noise,
+            &orders,
+            &texts,
+            most_rows,
+            &mut |_| Ok(()),
+        )
+    };
+    let whole = run(i64::MAX).unwrap();
+    assert!(testing::same(&run(5).unwrap(), &whole));
+    for most_rows in [1, 2, 3] {
+        let pieces = run(most_rows).unwrap();
+        let apart = testing::apart(&pieces, &whole);
+        assert!(apart < 1e-4, "{most_rows}: {apart}");
+        assert!(testing::same(&run(most_rows).unwrap(), &pieces));
+    }
+    assert!(matches!(run(0), Err(LearningError::Config(_))));
 }
 
 /// Advice that repeats the picture's own prompt over all of it changes nothing, whatever its weight: a mean of equals.

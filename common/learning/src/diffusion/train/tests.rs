@@ -155,6 +155,117 @@ fn differential_training_keeps_the_second_adapter() {
     assert!(lora::extract(model.sites(), "two").is_err());
 }
 
+/// Learning rate, batch and whatever else a fit was told belong to its state; its length does not.
+#[test]
+fn a_state_of_another_recipe_is_refused_by_name() {
+    let fit = |recipe: Recipe, told: &str| {
+        let (folder, mut model) = model();
+        drop(trainer(&mut model, "one"));
+        let fit = Trainer::new(lora_leaves(model.sites(), "one"), recipe).unwrap();
+        (folder, model, fit.told(told))
+    };
+    let saved = {
+        let (_folder, model, mut fit) = fit(RECIPE, "data 1");
+        fit.pass(&model, &examples(&model, "x"), Seed(9)).unwrap();
+        fit.save().unwrap()
+    };
+    let longer = Recipe {
+        steps: 99,
+        ..RECIPE
+    };
+    assert!(fit(longer, "data 1").2.restore(&saved).is_ok());
+    let faster = Recipe {
+        learning_rate: 1e-2,
+        ..RECIPE
+    };
+    let wider = Recipe { batch: 3, ..RECIPE };
+    for (recipe, told, named) in [
+        (RECIPE, "data 2", "data 1"),
+        (faster, "data 1", "learning rate 0.005"),
+        (wider, "data 1", "batch 2"),
+    ] {
+        let refusal = fit(recipe, told).2.restore(&saved).unwrap_err();
+        assert!(matches!(refusal, LearningError::State(_)), "{refusal}");
+        assert!(refusal.to_string().contains(named), "{refusal}");
+    }
+}
+
+#[test]
+fn a_leaf_that_the_loss_does_not_depend_on_is_named() {
+    let (_folder, model) = model();
+    let mut trainer = Trainer::new(model.leaves(), RECIPE).unwrap();
+    // The texts were encoded once, without gradients: the encoder would stay as it is.
+    let examples = examples(&model, "x");
+    for checkpointing in [false, true] {
+        let (_folder, mut model) = self::model();
+        model.set_checkpointing(checkpointing);
+        let mut own = Trainer::new(model.leaves(), RECIPE).unwrap();
+        let refusal = own.pass(&model, &examples, Seed(1)).unwrap_err();
+        assert!(matches!(refusal, LearningError::Training(_)), "{refusal}");
+        assert!(
+            refusal.to_string().contains("text_encoder.embeddings"),
+            "{refusal}"
+        );
+        assert_eq!(own.step(), 0);
+    }
+    let refusal = trainer.gather(Vec::new()).unwrap_err().to_string();
+    assert!(refusal.contains("0 gradients for"), "{refusal}");
+}
+
+#[test]
+fn a_model_in_f16_is_not_trained() {
+    let folder = testing::checkpoint("sd2", PLAIN);
+    let mut model = TextToImage::load(folder.path(), testing::compute(Kind::Half)).unwrap();
+    let compute = model.compute();
+    lora::attach_fresh(model.sites(), "one", Placement::All, 2, Seed(5), compute).unwrap();
+    let refusal = Trainer::new(lora_leaves(model.sites(), "one"), RECIPE).unwrap_err();
+    assert!(refusal.to_string().contains("bf16"), "{refusal}");
+}
+
+/// The way back runs on the sum of squares; dividing by their number comes last, and the step is that of the mean.
+#[test]
+fn a_pass_takes_the_step_of_the_mean_squared_error() {
+    let (_folder, mut model) = model();
+    let recipe = Recipe {
+        accumulation: 1,
+        ..RECIPE
+    };
+    let examples = examples(&model, "x");
+    drop(trainer(&mut model, "one"));
+    let by_pass = {
+        let mut fit = Trainer::new(lora_leaves(model.sites(), "one"), recipe).unwrap();
+        fit.pass(&model, &examples, Seed(9)).unwrap();
+        fit.save().unwrap()
+    };
+    lora::detach(model.sites(), "one").unwrap();
+    drop(trainer(&mut model, "one"));
+    let by_hand = {
+        let mut fit = Trainer::new(lora_leaves(model.sites(), "one"), recipe).unwrap();
+        let here = Seed(9).derive("step 0 pass 0");
+        let batch = draw(&model, &examples, recipe.batch, here).unwrap();
+        let pair = model
+            .training_pair(&batch.clean, &batch.noise, &batch.times)
+            .unwrap();
+        let output = model
+            .predict(&pair.noisy, &pair.times, &batch.condition)
+            .unwrap();
+        let loss = output.mse_loss(&pair.target, tch::Reduction::Mean);
+        let gradients = Tensor::f_run_backward(&[loss], &fit.leaves(), false, false).unwrap();
+        fit.gather(gradients).unwrap();
+        fit.save().unwrap()
+    };
+    let values = |bytes: &[u8]| named::from_safetensors(bytes).unwrap().0;
+    let (by_pass, by_hand) = (values(&by_pass), values(&by_hand));
+    let mut largest = 0.0_f32;
+    for (name, ours) in &by_pass {
+        for (a, b) in ours.values.iter().zip(&by_hand[name].values) {
+            assert!((a - b).abs() < 1e-5, "{name}: {a} {b}");
+            largest = largest.max(a.abs());
+        }
+    }
+    assert!(largest > 1e-3);
+}
+
 /// Running blocks twice must give the gradients of the plain way, for weights and adapters alike.
 #[test]
 fn checkpointed_gradients_are_the_plain_ones() {
@@ -198,6 +309,38 @@ fn checkpointed_gradients_are_the_plain_ones() {
         leaves.insert(name.clone(), tensor.shallow_clone());
     }
     compare(&mut model, &leaves.values().collect::<Vec<_>>());
+}
+
+/// Texts that were encoded with a graph carry gradients on into the text encoder, with and without checkpointing.
+#[test]
+fn checkpointed_gradients_reach_the_text_encoder() {
+    let folder = testing::checkpoint("sd2", PLAIN);
+    let compute = testing::compute(Kind::Double);
+    let mut model = TextToImage::load(folder.path(), compute).unwrap();
+    let sample = testing::values("input.sample", &[2, 4, 18, 12], 1.7, Kind::Double);
+    let times = Tensor::from_slice(&[951_i64, 420]);
+    let leaves = model.leaves();
+    let wanted: Vec<&Tensor> = leaves.values().collect();
+    let mut pulled = |checkpointing: bool| {
+        model.set_checkpointing(checkpointing);
+        let condition = model.encode_text(&["a red fox", "the snow"]).unwrap();
+        model
+            .predict_and_pull(&sample, &times, &condition, &wanted, &mut |output| {
+                Ok(output * 2.0)
+            })
+            .unwrap()
+    };
+    let (plain, lean) = (pulled(false), pulled(true));
+    for ((name, plain), lean) in leaves.keys().zip(&plain).zip(&lean) {
+        assert!(plain.defined() && lean.defined(), "{name}");
+        let apart = testing::apart(plain, lean);
+        assert!(apart < 1e-9, "{name}: {apart}");
+    }
+    let text = leaves
+        .keys()
+        .position(|name| name.ends_with("token_embedding.weight"))
+        .unwrap();
+    assert!(lean[text].abs().max().double_value(&[]) > 1e-6);
 }
 
 #[test]

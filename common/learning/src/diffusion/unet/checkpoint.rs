@@ -40,6 +40,10 @@ struct Pull<'a> {
     found: Vec<Option<Tensor>>,
     /// Of SiLU of the time's embedding.
     time: Option<Tensor>,
+    /// Of the text, where it hangs on leaves itself.
+    context: Option<Tensor>,
+    /// Whether it does.
+    reads_trained_text: bool,
 }
 
 fn add(sum: &mut Option<Tensor>, more: Tensor) -> Result<(), LearningError> {
@@ -72,29 +76,39 @@ impl Pull<'_> {
             .collect::<Result<Vec<_>, _>>()?;
         let state = State {
             time: leaf(&state.time)?,
-            context: state.context.shallow_clone(),
+            context: if self.reads_trained_text {
+                leaf(&state.context)?
+            } else {
+                state.context.shallow_clone()
+            },
         };
         let outputs = run(&inputs, &state)?;
         let outputs: Vec<&Tensor> = outputs.iter().collect();
         let wanted: Vec<&Tensor> = inputs
             .iter()
             .chain([&state.time])
+            .chain(self.reads_trained_text.then_some(&state.context))
             .chain(self.leaves.iter().copied())
             .collect();
         let mut pulled = pull_through(&outputs, gradients, &wanted)?;
-        let of_leaves = pulled.split_off(inputs.len() + 1);
+        let shared = 1 + usize::from(self.reads_trained_text);
+        let of_leaves = pulled.split_off(inputs.len() + shared);
         for (sum, more) in self.found.iter_mut().zip(of_leaves) {
             add(sum, more)?;
         }
-        if let Some(of_time) = pulled.pop() {
-            add(&mut self.time, of_time)?;
+        for (sum, more) in [&mut self.time, &mut self.context]
+            .into_iter()
+            .zip(pulled.split_off(inputs.len()))
+        {
+            add(sum, more)?;
         }
         Ok(pulled)
     }
 }
 
 impl UNet {
-    /// The gradients of `leaves` (weights or adapters of this network) that `output_gradient` of the output gives, with little memory.
+    /// The gradients of `leaves` that `output_gradient` of the output gives, with little memory. Leaves are weights or adapters of this network and, if
+    /// `context` was made with a graph, whatever it hangs on: the text encoder's.
     ///
     /// # Errors
     /// As [`UNet::run`], and what `output_gradient` returns.
@@ -106,7 +120,8 @@ impl UNet {
         leaves: &[&Tensor],
         output_gradient: &mut dyn FnMut(&Tensor) -> Result<Tensor, LearningError>,
     ) -> Result<Vec<Tensor>, LearningError> {
-        let context = context.f_detach()?;
+        let text = context;
+        let context = text.f_detach()?;
         let trace = {
             let _frozen = tch::no_grad_guard();
             self.trace(sample, times, &context)?
@@ -115,6 +130,8 @@ impl UNet {
             leaves,
             found: leaves.iter().map(|_| None).collect(),
             time: None,
+            context: None,
+            reads_trained_text: text.requires_grad(),
         };
         let state = &trace.state;
         let top = &trace.ups[trace.ups.len() - 1];
@@ -175,6 +192,12 @@ impl UNet {
             Ok(vec![self.conv_in.run(sample)?])
         })?;
         self.pull_time(&mut pull, sample, times, &context)?;
+        if let Some(gradient) = pull.context.take() {
+            let pulled = pull_through(&[text], &[&gradient], leaves)?;
+            for (sum, more) in pull.found.iter_mut().zip(pulled) {
+                add(sum, more)?;
+            }
+        }
         Ok(pull
             .found
             .into_iter()
