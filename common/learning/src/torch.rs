@@ -44,22 +44,19 @@ impl TorchThread {
     /// # Errors
     /// [`LearningError::Config`] for a thread count of zero, [`LearningError::Io`] if the system gives no thread.
     pub fn start(settings: TorchSettings) -> Result<Self, LearningError> {
-        let threads = i32::try_from(settings.intra_op_threads)
-            .ok()
-            .filter(|&threads| threads > 0)
-            .ok_or_else(|| {
-                LearningError::Config(format!(
-                    "torch threads must be at least 1, not {}",
-                    settings.intra_op_threads
-                ))
-            })?;
+        let threads = settings.intra_op_threads;
+        if threads == 0 {
+            return Err(LearningError::Config(
+                "torch threads must be at least 1, not 0".to_owned(),
+            ));
+        }
         let (jobs, mut queue) = mpsc::channel::<Job>(QUEUE);
         let thread = std::thread::Builder::new()
             .name("torch".to_owned())
             .stack_size(STACK_BYTES)
             .spawn(move || {
                 // OpenMP keeps this setting per thread, so it is made here and not by the caller.
-                tch::set_num_threads(threads);
+                use_threads(threads);
                 while let Some(job) = queue.blocking_recv() {
                     job();
                 }
@@ -118,6 +115,9 @@ impl TorchThread {
 
 /// Lets the operations that this OS thread calls use so many threads (at least 1). OpenMP keeps the number per calling thread.
 pub fn use_threads(count: usize) {
+    // A thread that has not used libtorch yet takes over, at its first operation, whatever number was set last in the whole process; asking makes it do
+    // so now.
+    let _ = tch::get_num_threads();
     tch::set_num_threads(i32::try_from(count).unwrap_or(i32::MAX).max(1));
 }
 
