@@ -111,6 +111,16 @@ error_codes! {
     PolicyRefused => ("POLICY_REFUSED", FailedPrecondition),
     /// The silo tried and could not complete the work.
     SiloFailed => ("SILO_FAILED", Aborted),
+    /// The job's kind does not know this call.
+    WrongKind => ("WRONG_KIND", FailedPrecondition),
+    /// The job has no such object, or no longer.
+    UnknownObject => ("UNKNOWN_OBJECT", NotFound),
+    /// The journal holds other lines than the worker thinks.
+    JournalConflict => ("JOURNAL_CONFLICT", FailedPrecondition),
+    /// The job would keep more than its specification allows.
+    QuotaExceeded => ("QUOTA_EXCEEDED", FailedPrecondition),
+    /// The pairs wait for no word.
+    NotWaiting => ("NOT_WAITING", FailedPrecondition),
     /// A limit is reached; try again after the given time.
     Busy => ("BUSY", ResourceExhausted),
     /// The server is stopping; try again after the given time.

@@ -15,6 +15,9 @@ use serde::Deserialize;
 
 use crate::datastore;
 
+/// Name of the program that runs jobs of kind `artaug`.
+const WORKER_PROGRAM: &str = "concord-artaug";
+
 /// All settings. Unknown keys are errors.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -45,6 +48,9 @@ pub struct ServerConfig {
     /// How jobs are run.
     #[serde(default)]
     pub jobs: JobsSection,
+    /// Jobs that workers run.
+    #[serde(default)]
+    pub workers: WorkersSection,
     /// What is kept of them.
     #[serde(default)]
     pub retention: RetentionSection,
@@ -196,6 +202,72 @@ impl Default for JobsSection {
     }
 }
 
+/// The section `[workers]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WorkersSection {
+    /// The worker's program; `concord-artaug` beside the server's own if absent.
+    pub program: Option<PathBuf>,
+    /// The worker's configuration. Without it the server starts no worker, and jobs wait for workers elsewhere.
+    pub config: Option<PathBuf>,
+    /// Jobs that workers hold at once; more wait in order of submission.
+    pub max_running: usize,
+    /// How long a worker's lease on a job lasts.
+    #[serde(with = "humantime_serde")]
+    pub lease: Duration,
+}
+
+impl Default for WorkersSection {
+    fn default() -> Self {
+        Self {
+            program: None,
+            config: None,
+            max_running: 1,
+            lease: Duration::from_mins(1),
+        }
+    }
+}
+
+/// How a worker is started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkerCommand {
+    /// Program.
+    pub program: PathBuf,
+    /// Its configuration.
+    pub config: PathBuf,
+}
+
+impl WorkersSection {
+    /// How to start a worker on this machine, if the server is to do so.
+    pub fn command(&self) -> Option<WorkerCommand> {
+        let config = self.config.clone()?;
+        let beside = || {
+            let own = std::env::current_exe().unwrap_or_default();
+            own.with_file_name(WORKER_PROGRAM)
+        };
+        Some(WorkerCommand {
+            program: self.program.clone().unwrap_or_else(beside),
+            config,
+        })
+    }
+
+    fn check(&self) -> Result<(), InvalidConfig> {
+        let Some(command) = self.command() else {
+            return Ok(());
+        };
+        for (key, path) in [
+            ("workers.config", &command.config),
+            ("workers.program", &command.program),
+        ] {
+            if !path.is_file() {
+                let what = format!("must name a file; {} is none", path.display());
+                return Err(InvalidConfig::Value { key, what });
+            }
+        }
+        Ok(())
+    }
+}
+
 /// The section `[retention]`. The last adapter of every job is kept in any case.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -343,6 +415,12 @@ impl ServerConfig {
             ),
             ("jobs.max_running", self.jobs.max_running as u64, 1, 1000),
             ("jobs.max_queued", self.jobs.max_queued as u64, 1, 1 << 20),
+            (
+                "workers.max_running",
+                self.workers.max_running as u64,
+                1,
+                1000,
+            ),
             // A silo may still be fetching the one before the newest.
             (
                 "retention.versions",
@@ -367,12 +445,13 @@ impl ServerConfig {
             ("limits.max_connection_age", limits.max_connection_age),
             ("spool.expiry", self.spool.expiry),
             ("jobs.lease", self.jobs.lease),
+            ("workers.lease", self.workers.lease),
         ] {
             if time < Duration::from_millis(100) {
                 return value(key, "must be at least 100ms".to_owned());
             }
         }
-        Ok(())
+        self.workers.check()
     }
 
     /// Checks that a job's global adapter is no larger than this server takes.

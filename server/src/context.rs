@@ -12,10 +12,12 @@ use concord_common::{
 };
 
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     blobs::BlobStore, config::ServerConfig, datastore::Datastore, digests::RecentPieces,
-    error::Failure, hub::Hub, ids::Ids, spool::Spool,
+    error::Failure, hub::Hub, ids::Ids, objects::ObjectStore, service::transfer::TransferGate,
+    spool::Spool,
 };
 
 /// Long works on payloads at the same time. The program has a few threads for them more, which the syncs need: see the
@@ -38,6 +40,12 @@ pub struct Context {
     pub pieces: RecentPieces,
     /// Uploads.
     pub spool: Arc<Spool>,
+    /// What workers keep for their jobs.
+    pub objects: Arc<ObjectStore>,
+    /// Turns to move it.
+    pub objects_gate: TransferGate,
+    /// Cancelled once no worker of this server's runs any more, at its stop.
+    pub workers_ended: CancellationToken,
     /// Who must be told of changes.
     pub hub: Hub,
     /// Signs receipts.
@@ -74,28 +82,38 @@ impl Context {
             .map_err(Failure::io(format!("cannot open {shown}/adapters")))?;
         let spool = Spool::open(&folder.join("spool"), config.durability)
             .map_err(Failure::io(format!("cannot open {shown}/spool")))?;
+        let objects = ObjectStore::open(&folder.join("artaug"), config.durability)
+            .map_err(Failure::io(format!("cannot open {shown}/artaug")))?;
         let signer = receipt_signer(&folder.join(RECEIPT_KEY))
             .map_err(Failure::io(format!("cannot use {shown}/{RECEIPT_KEY}")))?;
-        let (versions, spooled) = datastore
+        let (versions, spooled, kept) = datastore
             .run_read("list_referenced_files", |tx| {
                 Box::pin(async move {
-                    Ok::<_, Failure>((tx.all_versions().await?, tx.spooled().await?))
+                    Ok::<_, Failure>((
+                        tx.all_versions().await?,
+                        tx.spooled().await?,
+                        tx.all_objects().await?,
+                    ))
                 })
             })
             .await?;
         let swept = blobs
             .sweep(&versions)
-            .and_then(|blobs| Ok(blobs + spool.sweep(&spooled)?))
+            .and_then(|blobs| Ok(blobs + spool.sweep(&spooled)? + objects.sweep(&kept)?))
             .map_err(Failure::io(format!("cannot sweep {shown}")))?;
         if swept > 0 {
             tracing::info!(files = swept, "swept files that nothing refers to");
         }
+        let objects_gate = TransferGate::new(&config.limits);
         Ok(Self {
             config,
             datastore,
             blobs,
             pieces: RecentPieces::default(),
             spool: Arc::new(spool),
+            objects: Arc::new(objects),
+            objects_gate,
+            workers_ended: CancellationToken::new(),
             hub: Hub::default(),
             signer,
             clock,

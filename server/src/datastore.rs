@@ -16,9 +16,12 @@ use crate::{config::Durability, metrics};
 
 mod durable;
 mod jobs;
+mod journal;
 mod leases;
 mod migrations;
+mod objects;
 mod reports;
+mod reviews;
 mod rounds;
 mod row;
 mod silos;
@@ -26,14 +29,17 @@ mod silos;
 pub(crate) mod tests;
 mod uploads;
 mod versions;
+mod workers;
 
 pub use jobs::{JobRecord, JobSiloRecord, NewJob};
 pub use leases::LeaseRecord;
+pub use objects::ArtefactRecord;
 pub use reports::ReportRecord;
 pub use rounds::{RoundRecord, RoundSiloRecord};
 pub use silos::{Enrollment, SiloRecord};
 pub use uploads::UploadRecord;
 pub use versions::VersionRecord;
+pub use workers::{WorkerJobRecord, WorkerLease};
 
 use durable::LogSync;
 

@@ -26,6 +26,8 @@ use crate::{
     spool::UploadId,
 };
 
+pub(crate) mod workers;
+
 /// What a transaction changed, for those outside.
 #[derive(Clone, Debug, Default)]
 pub struct Change {

@@ -8,7 +8,7 @@ use std::{collections::HashMap, io::Write as _, sync::Arc, time::Duration};
 use concord_common::{
     Digest, JobId, Timestamp,
     adapter::{AdapterVersion, encode_f32},
-    job::TrainingSpec,
+    job::{FEDERATED, TrainingSpec},
     lifecycle::Heartbeat,
     round::job::JobState,
 };
@@ -27,6 +27,7 @@ mod aggregate;
 mod job;
 mod sweep;
 mod verify;
+pub(crate) mod workers;
 
 #[cfg(test)]
 pub(crate) use {sweep::sweep as sweep_now, verify::verify as verify_now};
@@ -123,8 +124,8 @@ async fn fill(
         .run_read("list_work", |tx| {
             Box::pin(async move {
                 Ok::<_, Failure>((
-                    tx.jobs_in_state(JobState::Running).await?,
-                    tx.jobs_in_state(JobState::Queued).await?,
+                    tx.jobs_in_state(JobState::Running, FEDERATED).await?,
+                    tx.jobs_in_state(JobState::Queued, FEDERATED).await?,
                 ))
             })
         })

@@ -19,6 +19,7 @@ pub struct Hub {
     enrollments: Board<SiloId>,
     jobs: Board<JobId>,
     queue: Notify,
+    work: watch::Sender<()>,
 }
 
 impl Hub {
@@ -66,6 +67,22 @@ impl Hub {
     /// A silo came or may take part again: jobs that wait for silos should look.
     pub fn roster_changed(&self) {
         self.jobs.bump(|_| true);
+    }
+
+    /// Changes after which there may be work for a worker, from now on.
+    pub fn watch_workers(&self) -> watch::Receiver<()> {
+        self.work.subscribe()
+    }
+
+    /// Number of those who watch for work.
+    #[cfg(test)]
+    pub(crate) fn workers_watching(&self) -> usize {
+        self.work.receiver_count()
+    }
+
+    /// A job that workers run was queued, given back, or may go on.
+    pub fn workers_changed(&self) {
+        self.work.send_replace(());
     }
 
     /// A job was queued.

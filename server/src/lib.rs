@@ -28,6 +28,7 @@ pub mod hub;
 pub mod ids;
 pub mod listener;
 mod metrics;
+pub mod objects;
 pub mod ops;
 pub mod service;
 pub mod spool;
@@ -122,6 +123,9 @@ impl Server {
         shutdown.spawn_critical("database", durability(Arc::clone(&context)));
         shutdown.spawn_critical("driver", driver::run(Arc::clone(&context)));
         shutdown.spawn_critical("sweep", driver::sweep(Arc::clone(&context)));
+        let (leases, supervisor) = (Arc::clone(&context), Arc::clone(&context));
+        shutdown.spawn_critical("leases of workers", driver::workers::leases(leases));
+        shutdown.spawn_critical("supervisor of workers", driver::workers::supervise(supervisor));
         tracing::info!(address = %addr, federation = %context.config.federation, "listening");
         if let Some(address) = ops_addr {
             tracing::info!(%address, "serving metrics and probes");

@@ -11,6 +11,7 @@ use concord_common::{
 use concord_proto::v1::{
     federation_service_server::FederationServiceServer,
     operator_service_server::OperatorServiceServer,
+    worker_service_server::WorkerServiceServer,
 };
 use tokio::{net::TcpListener, sync::watch};
 use tokio_rustls::rustls::ServerConfig;
@@ -21,7 +22,7 @@ use tower::util::MapResponseLayer;
 use crate::{
     context::Context,
     metrics,
-    service::{federation::Federation, operator::Operator},
+    service::{federation::Federation, operator::Operator, worker::Workers},
 };
 
 /// A ping goes out after this long without traffic, and a connection that does not answer it is given up.
@@ -88,6 +89,7 @@ pub(crate) async fn serve(
         .max_connection_age(limits.max_connection_age)
         .max_connection_age_grace(CONNECTION_GRACE);
     let (soft, hard) = (shutdown.token(), shutdown.hard_token());
+    let workers_ended = context.workers_ended.clone();
     shutdown.spawn_critical("listener of silos and operators", async move {
         let stop = async {
             soft.cancelled().await;
@@ -99,8 +101,13 @@ pub(crate) async fn serve(
                 .set_not_serving::<OperatorServiceServer<Operator>>()
                 .await;
             health
+                .set_not_serving::<WorkerServiceServer<Workers>>()
+                .await;
+            health
                 .set_service_status("", tonic_health::ServingStatus::NotServing)
                 .await;
+            // A worker of this machine is stopping too, and has to bring what it has made.
+            workers_ended.cancelled().await;
         };
         let serving = server
             .add_routes(routes)
@@ -141,6 +148,9 @@ async fn routes(
     let operator = OperatorServiceServer::new(Operator::new(Arc::clone(context), shutdown.clone()))
         .max_decoding_message_size(most)
         .max_encoding_message_size(usize::MAX);
+    let worker = WorkerServiceServer::new(Workers::new(Arc::clone(context), shutdown.clone()))
+        .max_decoding_message_size(most)
+        .max_encoding_message_size(usize::MAX);
     let (health, health_service) = tonic_health::server::health_reporter();
     health
         .set_serving::<FederationServiceServer<Federation>>()
@@ -148,12 +158,14 @@ async fn routes(
     health
         .set_serving::<OperatorServiceServer<Operator>>()
         .await;
+    health.set_serving::<WorkerServiceServer<Workers>>().await;
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(concord_proto::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()?;
     let routes = Routes::new(federation)
         .add_service(operator)
+        .add_service(worker)
         .add_service(health_service)
         .add_service(reflection);
     Ok((health, routes))

@@ -44,6 +44,31 @@ pub(crate) fn job(state: JobState) {
     counter!(names::JOBS, "state" => state.as_str()).increment(1);
 }
 
+/// A job that workers run came into a state.
+pub(crate) fn worker_job(state: JobState) {
+    counter!(names::WORKER_JOBS, "state" => state.as_str()).increment(1);
+}
+
+/// A worker's lease began or ended.
+pub(crate) fn worker_lease(outcome: &'static str) {
+    counter!(names::WORKER_LEASES, "outcome" => outcome).increment(1);
+}
+
+/// Lines came into journals.
+pub(crate) fn worker_journal_lines(lines: u64) {
+    counter!(names::WORKER_JOURNAL_LINES).increment(lines);
+}
+
+/// Bytes of workers' objects came in (`up`) or went out (`down`).
+pub(crate) fn worker_object_bytes(direction: &'static str, bytes: u64) {
+    counter!(names::WORKER_OBJECT_BYTES, "direction" => direction).increment(bytes);
+}
+
+/// The server started a worker.
+pub(crate) fn worker_start() {
+    counter!(names::WORKER_STARTS).increment(1);
+}
+
 /// Payload bytes came in (`up`) or went out (`down`).
 pub(crate) fn transfer_bytes(direction: &'static str, bytes: u64) {
     counter!(names::TRANSFER_BYTES, "direction" => direction).increment(bytes);

@@ -1,19 +1,22 @@
 //! The gRPC services: each handler checks the caller, validates, runs one decision, and maps errors.
 
-use std::sync::Arc;
+use std::{pin::Pin, sync::Arc};
 
 use concord_common::{ErrorCode, Role, SiloId, code::Refusal, tls::require_role};
-use tonic::Request;
+use futures::Stream;
+use tonic::{Request, Status};
 
 use crate::{context::Context, decide, error::Failure};
 
 pub mod federation;
 mod notice;
 pub mod operator;
+mod pieces;
 mod refused;
 pub mod transfer;
 mod upload;
 mod view;
+pub mod worker;
 
 #[cfg(test)]
 pub(crate) use upload::{conclude as conclude_upload, record as record_upload};
@@ -28,6 +31,17 @@ const SEEN_EVERY: std::time::Duration = std::time::Duration::from_mins(1);
 pub(crate) fn operator_of<T>(request: &Request<T>) -> Result<String, Failure> {
     Ok(caller_of(request, Role::Operator)?)
 }
+
+/// The worker that calls.
+///
+/// # Errors
+/// `WRONG_ROLE` if it is none.
+pub(crate) fn worker_of<T>(request: &Request<T>) -> Result<String, Failure> {
+    Ok(caller_of(request, Role::Worker)?)
+}
+
+/// A stream of answers.
+type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// The name of a caller with this role.
 fn caller_of<T>(request: &Request<T>, role: Role) -> Result<String, Refusal> {

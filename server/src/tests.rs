@@ -1,5 +1,6 @@
 //! The whole server in one process, over loopback TLS, with silos that only pretend to train.
 
+mod artaug;
 mod bad_header;
 mod bad_input;
 mod bounds;

@@ -81,6 +81,19 @@ declare! {
         ["direction": "up", "down"];
     SILOS_WATCHING = Gauge "concord_silos_watching"
         "Silos that watch for rounds now.";
+    WORKER_JOBS = Counter "concord_worker_jobs_total"
+        "Jobs that workers run, by the state that they came into; they count in concord_jobs_total too."
+        ["state": "queued", "running", "succeeded", "failed", "cancelled"];
+    WORKER_LEASES = Counter "concord_worker_leases_total"
+        "Leases on jobs that workers run, by how they began or ended."
+        ["outcome": "granted", "released", "expired", "cancelled"];
+    WORKER_JOURNAL_LINES = Counter "concord_worker_journal_lines_total"
+        "Lines that workers added to the journals of their jobs.";
+    WORKER_OBJECT_BYTES = Counter "concord_worker_object_bytes_total"
+        "Bytes of objects received from workers (up) and sent to workers and operators (down)."
+        ["direction": "up", "down"];
+    WORKER_STARTS = Counter "concord_worker_starts_total"
+        "Worker processes that the server has started.";
     SPOOL_SYNCS = Counter "concord_spool_syncs_total"
         "Groups of uploads that were synced to the disk together.";
     SPOOL_SYNCED_FILES = Counter "concord_spool_synced_files_total"

@@ -29,6 +29,7 @@ fn the_sample_is_accepted_and_shows_the_defaults() {
     assert_eq!(sample.limits, minimal.limits);
     assert_eq!(sample.spool, minimal.spool);
     assert_eq!(sample.jobs, minimal.jobs);
+    assert_eq!(sample.workers, minimal.workers);
     assert_eq!(sample.retention, minimal.retention);
     assert_eq!(sample.ops, minimal.ops);
     assert_eq!(sample.log, minimal.log);

@@ -20,6 +20,8 @@ pub struct NewJob {
     pub submitted_at: Timestamp,
     /// The specification as submitted, already checked.
     pub spec_toml: String,
+    /// Kind from the specification.
+    pub kind: &'static str,
 }
 
 /// A job.
@@ -35,6 +37,8 @@ pub struct JobRecord {
     pub submitted_at: Timestamp,
     /// The specification as submitted.
     pub spec_toml: String,
+    /// Kind from the specification: who runs it.
+    pub kind: String,
     /// State.
     pub state: JobState,
     /// Why it failed or was cancelled.
@@ -57,6 +61,7 @@ impl JobRecord {
             submitted_by: row::get(row, "submitted_by")?,
             submitted_at: row::time(row, "submitted_at")?,
             spec_toml: row::get(row, "spec_toml")?,
+            kind: row::get(row, "kind")?,
             state: row::parse(row, "state")?,
             reason: row::get(row, "reason")?,
             round: row::unsigned(row, "round")?,
@@ -113,8 +118,8 @@ impl Tx<'_> {
     /// If the job id or the request id is taken (look first), or the database fails.
     pub async fn insert_job(&mut self, job: &NewJob) -> Result<(), DatastoreError> {
         sqlx::query(
-            "INSERT INTO jobs (job_id, request_id, submitted_by, submitted_at, spec_toml, state, reason, round)
-             VALUES ($1, $2, $3, $4, $5, $6, '', 0)",
+            "INSERT INTO jobs (job_id, request_id, submitted_by, submitted_at, spec_toml, state, reason, round, kind)
+             VALUES ($1, $2, $3, $4, $5, $6, '', 0, $7)",
         )
         .bind(job.job_id.as_str())
         .bind(&job.request_id)
@@ -122,6 +127,7 @@ impl Tx<'_> {
         .bind(job.submitted_at.as_millis())
         .bind(&job.spec_toml)
         .bind(JobState::Queued.as_str())
+        .bind(job.kind)
         .execute(self.conn())
         .await?;
         Ok(())
@@ -172,16 +178,18 @@ impl Tx<'_> {
             .collect()
     }
 
-    /// Jobs in a state, oldest first.
+    /// Jobs of a kind in a state, oldest first.
     ///
     /// # Errors
     /// If the database fails.
     pub async fn jobs_in_state(
         &mut self,
         state: JobState,
+        kind: &str,
     ) -> Result<Vec<JobRecord>, DatastoreError> {
-        sqlx::query("SELECT * FROM jobs WHERE state = $1 ORDER BY seq")
+        sqlx::query("SELECT * FROM jobs WHERE state = $1 AND kind = $2 ORDER BY seq")
             .bind(state.as_str())
+            .bind(kind)
             .fetch_all(self.conn())
             .await?
             .iter()
@@ -236,6 +244,27 @@ impl Tx<'_> {
         .bind(job_id.as_str())
         .bind(JobState::Running.as_str())
         .bind(&version.0.as_bytes()[..])
+        .bind(JobState::Queued.as_str())
+        .bind(now.as_millis())
+        .execute(self.conn())
+        .await?;
+        require_one(done.rows_affected(), || format!("queued job {job_id}"))
+    }
+
+    /// Marks a queued job as running that has no adapter.
+    ///
+    /// # Errors
+    /// If the job is not queued, or the database fails.
+    pub async fn start_worker_job(
+        &mut self,
+        job_id: &JobId,
+        now: Timestamp,
+    ) -> Result<(), DatastoreError> {
+        let done = sqlx::query(
+            "UPDATE jobs SET state = $2, started_at = $4 WHERE job_id = $1 AND state = $3",
+        )
+        .bind(job_id.as_str())
+        .bind(JobState::Running.as_str())
         .bind(JobState::Queued.as_str())
         .bind(now.as_millis())
         .execute(self.conn())

@@ -10,11 +10,18 @@ use sqlx::{
 use super::DatastoreError;
 
 /// Version, name and text of each migration, in order.
-const SQLITE: &[(i64, &str, &str)] = &[(
-    1,
-    "initial",
-    include_str!("../../migrations/sqlite/0001_initial.sql"),
-)];
+const SQLITE: &[(i64, &str, &str)] = &[
+    (
+        1,
+        "initial",
+        include_str!("../../migrations/sqlite/0001_initial.sql"),
+    ),
+    (
+        2,
+        "workers",
+        include_str!("../../migrations/sqlite/0002_workers.sql"),
+    ),
+];
 
 pub(super) async fn run(pool: &SqlitePool) -> Result<(), DatastoreError> {
     let migrations = SQLITE

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use concord_common::{
     Digest, ErrorCode, JobId, RoundNumber, SiloId, Timestamp,
     adapter::AdapterVersion,
+    job::FEDERATED,
     round::{Outcome, ParticipationWindow, Record, Round, RoundPhase, RoundSpec, job::JobState},
     wire::{MetricPoint, MetricReport},
 };
@@ -108,6 +109,7 @@ fn new_job(name: &str) -> NewJob {
         submitted_by: "olga".to_owned(),
         submitted_at: T,
         spec_toml: "spec".to_owned(),
+        kind: FEDERATED,
     }
 }
 

@@ -1,23 +1,23 @@
 //! What operators call.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use concord_common::{
     ErrorCode, JobId,
     code::Refusal,
-    job::{AlgorithmSpec, JobSpec},
+    job::{AlgorithmSpec, FEDERATED, Submission},
     lifecycle::Shutdown,
     round::job::JobState,
     wire,
 };
 use concord_proto::v1::{self, operator_service_server::OperatorService};
-use futures::{Stream, stream};
+use futures::stream;
 use tonic::{Request, Response, Status};
 
-use super::{federation::shutting_down, operator_of, view};
+use super::{BoxStream, federation::shutting_down, operator_of, view};
 use crate::{
     context::Context,
-    datastore::{JobRecord, NewJob},
+    datastore::{JobRecord, NewJob, Tx, WorkerJobRecord},
     decide,
     error::{Failure, refuse},
     ids::new_job_id,
@@ -25,6 +25,7 @@ use crate::{
 };
 
 mod enrollment;
+mod workers;
 
 /// Jobs in a list unless the caller says otherwise, and at most.
 const LIST_DEFAULT: u32 = 100;
@@ -33,6 +34,8 @@ const LIST_MOST: u32 = 1000;
 const MAX_REQUEST_ID: usize = 64;
 /// Changes of a job within this time become one message.
 const WATCH_PAUSE: Duration = Duration::from_millis(50);
+/// The same for the progress of a job that a worker runs.
+const WATCH_PAUSE_WORKER: Duration = Duration::from_millis(500);
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -50,7 +53,8 @@ impl Operator {
 
 #[tonic::async_trait]
 impl OperatorService for Operator {
-    type WatchJobStream = Pin<Box<dyn Stream<Item = Result<v1::WatchJobResponse, Status>> + Send>>;
+    type WatchJobStream = BoxStream<v1::WatchJobResponse>;
+    type GetArtefactStream = BoxStream<v1::GetArtefactResponse>;
 
     async fn submit_job(
         &self,
@@ -71,14 +75,23 @@ impl OperatorService for Operator {
             0 => LIST_DEFAULT,
             limit => limit.min(LIST_MOST),
         };
-        let records = self
+        let now = self.context.now();
+        let (records, workers) = self
             .context
             .datastore
             .run_read("list_jobs", |tx| {
-                Box::pin(async move { Ok::<_, Failure>(tx.newest_jobs(limit).await?) })
+                Box::pin(async move {
+                    Ok::<_, Failure>((
+                        tx.newest_jobs(limit).await?,
+                        tx.newest_worker_jobs(limit).await?,
+                    ))
+                })
             })
             .await?;
-        let jobs = records.iter().map(view::job).collect();
+        let jobs = records
+            .iter()
+            .map(|record| view::job(record, workers.get(&record.job_id), now))
+            .collect();
         Ok(Response::new(v1::ListJobsResponse { jobs }))
     }
 
@@ -90,7 +103,7 @@ impl OperatorService for Operator {
         let job_id = job_id(&request.into_inner().job_id)?;
         let state = self.job_state(&job_id, 0).await?;
         Ok(Response::new(v1::GetJobResponse {
-            job: Some(view::job(&state.job)),
+            job: Some(state.view),
             spec_toml: state.job.spec_toml,
             silos: state.silos,
             metrics: state.metrics,
@@ -133,6 +146,67 @@ impl OperatorService for Operator {
         let cancelled = async move { service.cancel(&operator, &job_id).await };
         let job = self.context.to_the_end(cancelled).await?;
         Ok(Response::new(v1::CancelJobResponse { job: Some(job) }))
+    }
+
+    async fn pause_job(
+        &self,
+        request: Request<v1::PauseJobRequest>,
+    ) -> Result<Response<v1::PauseJobResponse>, Status> {
+        let operator = operator_of(&request)?;
+        let job_id = job_id(&request.into_inner().job_id)?;
+        let paused = workers::set_paused(Arc::clone(&self.context), operator, job_id, true);
+        let job = self.context.to_the_end(paused).await?;
+        Ok(Response::new(v1::PauseJobResponse { job: Some(job) }))
+    }
+
+    async fn resume_job(
+        &self,
+        request: Request<v1::ResumeJobRequest>,
+    ) -> Result<Response<v1::ResumeJobResponse>, Status> {
+        let operator = operator_of(&request)?;
+        let job_id = job_id(&request.into_inner().job_id)?;
+        let resumed = workers::set_paused(Arc::clone(&self.context), operator, job_id, false);
+        let job = self.context.to_the_end(resumed).await?;
+        Ok(Response::new(v1::ResumeJobResponse { job: Some(job) }))
+    }
+
+    async fn list_review(
+        &self,
+        request: Request<v1::ListReviewRequest>,
+    ) -> Result<Response<v1::ListReviewResponse>, Status> {
+        operator_of(&request)?;
+        let job_id = job_id(&request.into_inner().job_id)?;
+        let waiting = workers::list_review(&self.context, &job_id).await?;
+        Ok(Response::new(waiting))
+    }
+
+    async fn review_pairs(
+        &self,
+        request: Request<v1::ReviewPairsRequest>,
+    ) -> Result<Response<v1::ReviewPairsResponse>, Status> {
+        let operator = operator_of(&request)?;
+        let said = workers::review(Arc::clone(&self.context), operator, request.into_inner());
+        Ok(Response::new(self.context.to_the_end(said).await?))
+    }
+
+    async fn list_artefacts(
+        &self,
+        request: Request<v1::ListArtefactsRequest>,
+    ) -> Result<Response<v1::ListArtefactsResponse>, Status> {
+        operator_of(&request)?;
+        let job_id = job_id(&request.into_inner().job_id)?;
+        let artefacts = workers::list_artefacts(&self.context, &job_id).await?;
+        Ok(Response::new(artefacts))
+    }
+
+    async fn get_artefact(
+        &self,
+        request: Request<v1::GetArtefactRequest>,
+    ) -> Result<Response<Self::GetArtefactStream>, Status> {
+        let operator = operator_of(&request)?;
+        let request = request.into_inner();
+        let pieces = workers::get_artefact(&self.context, operator, &request).await?;
+        Ok(Response::new(pieces))
     }
 
     async fn list_rounds(
@@ -224,6 +298,7 @@ fn job_id(text: &str) -> Result<JobId, Failure> {
 /// One job with everything that operators see of it.
 struct JobView {
     job: JobRecord,
+    view: v1::Job,
     silos: Vec<v1::SiloProgress>,
     metrics: Vec<v1::MetricReport>,
     last_report: i64,
@@ -238,9 +313,11 @@ impl Operator {
             .run_read("get_job", |tx| {
                 Box::pin(async move {
                     let job = decide::job(tx, job_id).await?;
+                    let worker = worker_part(tx, &job).await?;
                     let silos = view::progress(tx, &job, now).await?;
                     let reports = tx.reports_after(job_id, after).await?;
                     Ok::<_, Failure>(JobView {
+                        view: view::job(&job, worker.as_ref(), now),
                         job,
                         silos,
                         last_report: reports
@@ -267,23 +344,17 @@ impl Operator {
             let problem = format!("must be 1 to {MAX_REQUEST_ID} printable bytes");
             return Err(wire::invalid_field("request_id", problem).into());
         }
-        let spec = JobSpec::parse(&request.spec_toml)?;
-        let training = spec.training();
-        if matches!(training.algorithm, AlgorithmSpec::Local {}) {
-            return refuse(
-                ErrorCode::InvalidJobSpec,
-                "`algorithm.name`: `local` exchanges nothing, so there is nothing for a server to do; run it with \
-                 `concord-client simulate`",
-            );
-        }
         let context = &self.context;
-        context.config.check_adapter(training)?;
+        let spec = Submission::parse(&request.spec_toml)?;
+        let quota = self.acceptable(&spec)?;
+        let now = context.now();
         let job = &NewJob {
-            job_id: new_job_id(&training.name, context.ids.as_ref()),
+            job_id: new_job_id(spec.name(), context.ids.as_ref()),
             request_id: request.request_id,
             submitted_by: operator,
-            submitted_at: context.now(),
+            submitted_at: now,
             spec_toml: request.spec_toml,
+            kind: spec.kind(),
         };
         let max_queued = context.config.jobs.max_queued;
         let (record, existed) = context
@@ -293,7 +364,8 @@ impl Operator {
                     if let Some(existing) = tx.job_by_request(&job.request_id).await? {
                         return same_request(existing, job).map(|existing| (existing, true));
                     }
-                    if tx.jobs_in_state(JobState::Queued).await?.len() >= max_queued {
+                    let queued = tx.jobs_in_state(JobState::Queued, job.kind).await?;
+                    if queued.len() >= max_queued {
                         return Err(Refusal::new(
                             ErrorCode::Busy,
                             format!("{max_queued} jobs are queued already; try again later"),
@@ -302,6 +374,9 @@ impl Operator {
                         .into());
                     }
                     tx.insert_job(job).await?;
+                    if let Some(quota) = quota {
+                        tx.insert_worker_job(&job.job_id, quota).await?;
+                    }
                     Ok::<_, Failure>((decide::job(tx, &job.job_id).await?, false))
                 })
             })
@@ -309,38 +384,98 @@ impl Operator {
         if !existed {
             metrics::job(JobState::Queued);
             tracing::info!(job.id = %record.job_id, operator = %record.submitted_by, "job queued");
-            context.hub.queue_changed();
+            if quota.is_some() {
+                self.announce_work(&record.job_id);
+            } else {
+                context.hub.queue_changed();
+            }
         }
+        let job = self.job_state(&record.job_id, i64::MAX).await?.view;
         Ok(v1::SubmitJobResponse {
-            job: Some(view::job(&record)),
+            job: Some(job),
             existed,
         })
+    }
+
+    /// Checks what a specification asks of this server; for a job that workers run, gives the bytes that it may keep.
+    fn acceptable(&self, spec: &Submission) -> Result<Option<u64>, Failure> {
+        let training = match spec {
+            Submission::Federated(training) => training,
+            Submission::Artaug(spec) => return Ok(Some(spec.limits.disk.bytes())),
+        };
+        if matches!(training.algorithm, AlgorithmSpec::Local {}) {
+            return refuse(
+                ErrorCode::InvalidJobSpec,
+                "`algorithm.name`: `local` exchanges nothing, so there is nothing for a server to do; run it with \
+                 `concord-client simulate`",
+            );
+        }
+        self.context.config.check_adapter(training)?;
+        Ok(None)
+    }
+
+    /// Tells workers of a new job.
+    fn announce_work(&self, job_id: &JobId) {
+        metrics::worker_job(JobState::Queued);
+        if self.context.config.workers.config.is_none() {
+            tracing::info!(
+                job.id = %job_id,
+                "this server starts no workers (`workers.config` is not set): the job waits for a worker from elsewhere"
+            );
+        }
+        self.context.hub.workers_changed();
     }
 
     async fn cancel(&self, operator: &str, job_id: &JobId) -> Result<v1::Job, Failure> {
         let context = &self.context;
         let (now, signer) = (context.now(), &context.signer);
         let reason = &format!("cancelled by operator `{operator}`");
-        let (change, record) = context
+        let (ended, job) = context
             .datastore
             .run_tx("cancel_job", |tx| {
                 Box::pin(async move {
                     let state = JobState::Cancelled;
                     let record = decide::job(tx, job_id).await?;
                     // A repeated call finds the job as the first one left it.
-                    if record.state == state {
-                        return Ok((None, record));
-                    }
-                    let change = decide::end(tx, signer, job_id, state, reason, now).await?;
-                    Ok::<_, Failure>((Some(change), decide::job(tx, job_id).await?))
+                    let ended = if record.state == state {
+                        None
+                    } else if worker_part(tx, &record).await?.is_some() {
+                        let change = decide::workers::cancel(tx, job_id, reason, now).await?;
+                        Some(Ended::Workers(change))
+                    } else {
+                        let change = decide::end(tx, signer, job_id, state, reason, now).await?;
+                        Some(Ended::Silos(Box::new(change)))
+                    };
+                    let record = decide::job(tx, job_id).await?;
+                    let worker = worker_part(tx, &record).await?;
+                    Ok::<_, Failure>((ended, view::job(&record, worker.as_ref(), now)))
                 })
             })
             .await?;
-        if let Some(change) = change {
-            change.announce(job_id, &context.hub);
+        match ended {
+            Some(Ended::Silos(change)) => change.announce(job_id, &context.hub),
+            Some(Ended::Workers(change)) => change.announce(&context.hub),
+            None => {}
         }
-        Ok(view::job(&record))
+        Ok(job)
     }
+}
+
+/// What ending a job changed, by who runs it.
+enum Ended {
+    Silos(Box<decide::Change>),
+    Workers(decide::workers::WorkerChange),
+}
+
+/// The workers' part of a job; none if silos run it.
+async fn worker_part(
+    tx: &mut Tx<'_>,
+    job: &JobRecord,
+) -> Result<Option<WorkerJobRecord>, Failure> {
+    if job.kind == FEDERATED {
+        return Ok(None);
+    }
+    Ok(tx.worker_job(&job.job_id).await?)
 }
 
 /// The job of an earlier call with the same request id, if that call asked for the same.
@@ -376,9 +511,11 @@ impl Watch {
                 if last.job.as_ref().is_some_and(|job| job.ended_at.is_some()) {
                     return Ok(None);
                 }
+                let by_worker = last.job.as_ref().is_some_and(|job| job.artaug.is_some());
+                let pause = if by_worker { WATCH_PAUSE_WORKER } else { WATCH_PAUSE };
                 tokio::select! {
                     // The hub lives in the context, so that the sender cannot be gone.
-                    _ = self.changes.changed() => tokio::time::sleep(WATCH_PAUSE).await,
+                    _ = self.changes.changed() => tokio::time::sleep(pause).await,
                     () = self.service.shutdown.token().cancelled_owned() => {
                         return Err(shutting_down().into());
                     }
@@ -389,7 +526,7 @@ impl Watch {
             let after = self.last.as_ref().map_or(0, |(_, after)| *after);
             let state = self.service.job_state(&self.job_id, after).await?;
             let response = v1::WatchJobResponse {
-                job: Some(view::job(&state.job)),
+                job: Some(state.view),
                 silos: state.silos,
                 metrics: state.metrics,
             };

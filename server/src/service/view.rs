@@ -3,26 +3,29 @@
 use std::collections::BTreeSet;
 
 use concord_common::{
-    JobId, RoundNumber, SiloId, Timestamp, job::JobSpec, round::Outcome, wire::outcome_to_proto,
+    JobId, RoundNumber, SiloId, Timestamp, job::Submission, round::Outcome, wire::outcome_to_proto,
 };
 use concord_proto::v1;
 
 use crate::{
-    datastore::{JobRecord, RoundRecord, RoundSiloRecord, SiloRecord, Tx},
+    datastore::{JobRecord, RoundRecord, RoundSiloRecord, SiloRecord, Tx, WorkerJobRecord},
     error::Failure,
 };
 
-pub(super) fn job(record: &JobRecord) -> v1::Job {
+/// A job; with the workers' part if it is one of theirs.
+pub(super) fn job(record: &JobRecord, worker: Option<&WorkerJobRecord>, now: Timestamp) -> v1::Job {
     // A specification that a newer version no longer reads leaves these fields empty.
-    let spec = JobSpec::parse(&record.spec_toml).ok();
-    let training = spec.as_ref().map(JobSpec::training);
+    let spec = Submission::parse(&record.spec_toml).ok();
+    let training = match &spec {
+        Some(Submission::Federated(training)) => Some(training),
+        Some(Submission::Artaug(_)) | None => None,
+    };
     v1::Job {
         job_id: record.job_id.to_string(),
-        name: training.map_or_else(String::new, |spec| spec.name.clone()),
-        kind: match spec {
-            Some(JobSpec::FederatedTraining(_)) => "federated-training".to_owned(),
-            None => String::new(),
-        },
+        name: spec
+            .as_ref()
+            .map_or_else(String::new, |spec| spec.name().to_owned()),
+        kind: record.kind.clone(),
         state: v1::JobState::from(record.state) as i32,
         round: record.round,
         rounds: training.map_or(0, |spec| spec.rounds.count),
@@ -34,7 +37,12 @@ pub(super) fn job(record: &JobRecord) -> v1::Job {
             .map_or_else(Vec::new, |version| version.0.to_vec()),
         submitted_by: record.submitted_by.clone(),
         algorithm: training.map_or_else(String::new, |spec| spec.algorithm.name().to_owned()),
-        ..v1::Job::default()
+        paused: worker.is_some_and(|worker| worker.paused && !worker.has_ended),
+        waits_for_review: worker.is_some_and(WorkerJobRecord::waits_for_review),
+        artaug: worker.and_then(|worker| worker.progress.clone()),
+        worker: worker
+            .and_then(|worker| worker.holder(now))
+            .map_or_else(String::new, |lease| lease.worker.clone()),
     }
 }
 

@@ -167,6 +167,7 @@ async fn a_job_whose_adapter_is_larger_than_the_server_takes_fails_with_both_siz
     let context = world.server().context();
     // As if it had been queued when the setting was another.
     let job = NewJob {
+        kind: concord_common::job::FEDERATED,
         job_id: "large-1".parse().unwrap(),
         request_id: "large".to_owned(),
         submitted_by: "olga".to_owned(),

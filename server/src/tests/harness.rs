@@ -27,7 +27,7 @@ use crate::{
     RunningServer, Server,
     config::{
         Durability, EnrollmentPolicy, JobsSection, LimitsSection, OpsSection, RetentionSection,
-        ServerConfig, SpoolSection,
+        ServerConfig, SpoolSection, WorkersSection,
     },
 };
 
@@ -57,7 +57,8 @@ impl World {
         world
     }
 
-    fn stopped() -> Self {
+    /// Everything but the server.
+    pub(crate) fn stopped() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let clock = Arc::new(MockClock::new(SystemClock.now()));
         let start = clock.now() - DAY;
@@ -86,6 +87,7 @@ impl World {
             limits: LimitsSection::default(),
             spool: SpoolSection::default(),
             jobs: JobsSection::default(),
+            workers: WorkersSection::default(),
             retention: RetentionSection::default(),
             ops: OpsSection {
                 enabled: false,

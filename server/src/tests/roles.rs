@@ -3,7 +3,7 @@
 use concord_common::{ErrorCode, Role};
 use concord_proto::v1::{
     self, federation_service_client::FederationServiceClient,
-    operator_service_client::OperatorServiceClient,
+    operator_service_client::OperatorServiceClient, worker_service_client::WorkerServiceClient,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
@@ -29,6 +29,45 @@ async fn each_service_is_for_its_role_only() {
             spec_toml: spec(1, 1, ""),
         };
         assert_eq!(code(client.submit_job(request).await), ErrorCode::WrongRole);
+        let request = v1::PauseJobRequest::default();
+        assert_eq!(code(client.pause_job(request).await), ErrorCode::WrongRole);
+        let request = v1::ResumeJobRequest::default();
+        assert_eq!(code(client.resume_job(request).await), ErrorCode::WrongRole);
+        let request = v1::ListReviewRequest::default();
+        assert_eq!(code(client.list_review(request).await), ErrorCode::WrongRole);
+        let request = v1::ReviewPairsRequest::default();
+        assert_eq!(code(client.review_pairs(request).await), ErrorCode::WrongRole);
+        let request = v1::ListArtefactsRequest::default();
+        let answer = client.list_artefacts(request).await;
+        assert_eq!(code(answer), ErrorCode::WrongRole);
+        let request = v1::GetArtefactRequest::default();
+        assert_eq!(code(client.get_artefact(request).await), ErrorCode::WrongRole);
+    }
+    for role in [Role::Silo, Role::Operator] {
+        let mut client = WorkerServiceClient::new(world.channel(role, "x"));
+        let wrong = ErrorCode::WrongRole;
+        let answer = client.claim_job(v1::ClaimJobRequest::default()).await;
+        assert_eq!(code(answer), wrong);
+        let request = v1::RenewJobLeaseRequest::default();
+        assert_eq!(code(client.renew_job_lease(request).await), wrong);
+        let request = v1::ReadJournalRequest::default();
+        assert_eq!(code(client.read_journal(request).await), wrong);
+        let request = v1::AppendJournalRequest::default();
+        assert_eq!(code(client.append_journal(request).await), wrong);
+        let request = v1::FindMissingObjectsRequest::default();
+        assert_eq!(code(client.find_missing_objects(request).await), wrong);
+        let request = futures::stream::iter([v1::PutObjectRequest::default()]);
+        assert_eq!(code(client.put_object(request).await), wrong);
+        let request = v1::GetObjectRequest::default();
+        assert_eq!(code(client.get_object(request).await), wrong);
+        let request = v1::RemoveObjectsRequest::default();
+        assert_eq!(code(client.remove_objects(request).await), wrong);
+        let request = v1::ReadReviewsRequest::default();
+        assert_eq!(code(client.read_reviews(request).await), wrong);
+        let request = v1::PutArtefactRequest::default();
+        assert_eq!(code(client.put_artefact(request).await), wrong);
+        let request = v1::ReleaseJobRequest::default();
+        assert_eq!(code(client.release_job(request).await), wrong);
     }
 }
 
@@ -71,6 +110,7 @@ async fn health_and_reflection_are_for_every_member() {
         for service in [
             "concord.v1.FederationService",
             "concord.v1.OperatorService",
+            "concord.v1.WorkerService",
             "grpc.health.v1.Health",
         ] {
             assert!(text.contains(service), "{text}");

@@ -9,6 +9,7 @@ use crate::{blobs::BlobStore, context::Context, error::Failure};
 
 /// Keeps what `[retention]` says and gives up the rest.
 pub(super) async fn retain(context: &Arc<Context>) -> Result<(), Failure> {
+    keep_results(context).await?;
     let settings = &context.config.retention;
     let (newest, before) = (settings.versions, context.now() - settings.ended_jobs);
     let gone = context
@@ -41,6 +42,38 @@ pub(super) async fn retain(context: &Arc<Context>) -> Result<(), Failure> {
     let blobs = context.blobs.clone();
     let deleted = tokio::task::spawn_blocking(move || delete(&blobs, &condemned, &needed)).await?;
     tracing::info!(adapters = deleted, "deleted old adapter versions");
+    Ok(())
+}
+
+/// Gives up the journals of workers' jobs that ended long ago, and all objects of theirs that are no results.
+async fn keep_results(context: &Arc<Context>) -> Result<(), Failure> {
+    let before = context.now() - context.config.retention.ended_jobs;
+    let jobs = context
+        .datastore
+        .run_read("find_bulky_jobs", |tx| {
+            Box::pin(async move { Ok::<_, Failure>(tx.bulky_worker_jobs(before).await?) })
+        })
+        .await?;
+    for job_id in jobs {
+        let _change = context.objects.change().await;
+        let id = &job_id;
+        let gone = context
+            .datastore
+            .run_tx("keep_only_artefacts", |tx| {
+                Box::pin(async move { Ok::<_, Failure>(tx.keep_only_artefacts(id).await?) })
+            })
+            .await?;
+        tracing::info!(job.id = %job_id, objects = gone.len(), "deleted all of an old job but its results");
+        let store = Arc::clone(&context.objects);
+        tokio::task::spawn_blocking(move || {
+            for digest in gone {
+                if let Err(error) = store.delete(&job_id, &digest) {
+                    tracing::warn!(job.id = %job_id, %error, "cannot delete an object; the next start does");
+                }
+            }
+        })
+        .await?;
+    }
     Ok(())
 }
 

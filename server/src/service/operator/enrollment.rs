@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use concord_common::{
     ErrorCode, JobId, RoundNumber, SiloId, Timestamp,
+    job::FEDERATED,
     round::{Event, job::JobState},
     wire::{self, ReceiptSigner},
 };
@@ -122,7 +123,7 @@ async fn stop_waiting(
 ) -> Result<Vec<(JobId, Change)>, Failure> {
     let code = ErrorCode::NotEnrolled;
     let mut changes = Vec::new();
-    for job in tx.jobs_in_state(JobState::Running).await? {
+    for job in tx.jobs_in_state(JobState::Running, FEDERATED).await? {
         let job_id = job.job_id;
         let parts = tx.job_silos(&job_id).await?;
         let asked = parts.iter().find(|part| part.silo_id == *silo_id);

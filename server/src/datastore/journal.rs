@@ -1,0 +1,106 @@
+//! Journals of jobs that workers run.
+
+use concord_common::{JobId, Timestamp};
+
+use super::{DatastoreError, Tx, jobs::require_one, row};
+
+impl Tx<'_> {
+    /// Lines of a job's journal from `first` on, in order: at most `lines`, and no more than `bytes` unless it is a single one.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn journal_lines(
+        &mut self,
+        job_id: &JobId,
+        first: u64,
+        lines: u32,
+        bytes: u64,
+    ) -> Result<Vec<Vec<u8>>, DatastoreError> {
+        // The lengths at first: lines may be long, and only those that are wanted come into memory.
+        let lengths = sqlx::query(
+            "SELECT length(line) AS bytes FROM worker_journal WHERE job_id = $1 AND n >= $2 ORDER BY n LIMIT $3",
+        )
+        .bind(job_id.as_str())
+        .bind(first as i64)
+        .bind(i64::from(lines))
+        .fetch_all(self.conn())
+        .await?;
+        let (mut count, mut total) = (0_i64, 0_u64);
+        for length in &lengths {
+            total += row::unsigned::<u64>(length, "bytes")?;
+            if count > 0 && total > bytes {
+                break;
+            }
+            count += 1;
+        }
+        sqlx::query(
+            "SELECT line FROM worker_journal WHERE job_id = $1 AND n >= $2 ORDER BY n LIMIT $3",
+        )
+        .bind(job_id.as_str())
+        .bind(first as i64)
+        .bind(count)
+        .fetch_all(self.conn())
+        .await?
+        .iter()
+        .map(|found| row::get(found, "line"))
+        .collect()
+    }
+
+    /// Whether line `n` of a job's journal is this one.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn is_journal_line(
+        &mut self,
+        job_id: &JobId,
+        n: u64,
+        line: &[u8],
+    ) -> Result<bool, DatastoreError> {
+        let found = sqlx::query(
+            "SELECT 1 FROM worker_journal WHERE job_id = $1 AND n = $2 AND line = $3",
+        )
+        .bind(job_id.as_str())
+        .bind(n as i64)
+        .bind(line)
+        .fetch_optional(self.conn())
+        .await?;
+        Ok(found.is_some())
+    }
+
+    /// Adds lines to the end of a job's journal, of which `first` is the number of the first: the job has come on.
+    ///
+    /// # Errors
+    /// If there is such a line already, or the database fails.
+    pub async fn append_journal(
+        &mut self,
+        job_id: &JobId,
+        first: u64,
+        lines: &[Vec<u8>],
+        now: Timestamp,
+    ) -> Result<(), DatastoreError> {
+        let mut bytes = 0;
+        for (n, line) in (first..).zip(lines) {
+            bytes += line.len() as u64;
+            sqlx::query("INSERT INTO worker_journal (job_id, n, at, line) VALUES ($1, $2, $3, $4)")
+                .bind(job_id.as_str())
+                .bind(n as i64)
+                .bind(now.as_millis())
+                .bind(&line[..])
+                .execute(self.conn())
+                .await?;
+        }
+        let done = sqlx::query(
+            "UPDATE worker_jobs SET lines = lines + $2, journal_bytes = journal_bytes + $3, idle_attempts = 0
+             WHERE job_id = $1 AND lines = $4",
+        )
+        .bind(job_id.as_str())
+        .bind(lines.len() as i64)
+        .bind(bytes as i64)
+        .bind(first as i64)
+        .execute(self.conn())
+        .await?;
+        require_one(done.rows_affected(), || {
+            format!("journal of job {job_id} with {first} lines")
+        })
+    }
+}
