@@ -43,7 +43,7 @@ pub struct AlignmentFacts {
     pub settings: AlignmentSettings,
     /// BLAKE3 over the features that they were trained on.
     pub data: Digest,
-    /// Cosine that 1 in 20 clean drawings of held-out subjects falls below with its own caption.
+    /// Cosine that 1 in 20 new clean drawings falls below with its plain prompt.
     pub low: f64,
     /// The median of that cosine.
     pub typical: f64,

@@ -23,7 +23,7 @@ pub const FEATURES: i64 = 1280;
 /// Classes of ImageNet.
 pub const CLASSES: i64 = 1000;
 /// Cells of a side of the grids over which early layers are averaged.
-pub const GRID: i64 = 4;
+pub const GRID: i64 = 2;
 
 const STEM: i64 = 32;
 const NORM_EPSILON: f64 = 1e-3;
