@@ -13,9 +13,15 @@ use concord_common::{
 };
 use tonic::{Code, Status};
 
+use self::pairs::Pairs;
+
+mod artaug;
 mod commands;
 mod connect;
+mod fetch;
+mod names;
 mod output;
+mod pairs;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -56,12 +62,15 @@ pub struct ConnectionArguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Queues, shows, watches and cancels jobs.
+    /// Queues, shows, watches, pauses and cancels jobs.
     #[command(subcommand)]
     Job(JobCommand),
     /// Shows rounds of a job.
     #[command(subcommand)]
     Round(RoundCommand),
+    /// Reviews the pairs of an ArtAug job and fetches its results.
+    #[command(subcommand)]
+    Artaug(ArtaugCommand),
     /// Shows silos, and says which may take part.
     #[command(subcommand)]
     Silo(SiloCommand),
@@ -96,10 +105,61 @@ enum JobCommand {
         /// The job's id.
         job: String,
     },
+    /// Lets a job that a worker runs rest: the worker saves and gives it back.
+    Pause {
+        /// The job's id.
+        job: String,
+    },
+    /// Lets a paused job go on.
+    Resume {
+        /// The job's id.
+        job: String,
+    },
     /// Ends a job.
     Cancel {
         /// The job's id.
         job: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ArtaugCommand {
+    /// Lists the pairs that wait for your word, or says it.
+    ///
+    /// PAIRS are numbers and ranges as 1,2,5-9; a range means those of it that wait. Pairs that are not named go on waiting.
+    Review {
+        /// The job's id.
+        job: String,
+        /// Pairs to train on.
+        #[arg(long, value_name = "PAIRS")]
+        accept: Option<Pairs>,
+        /// Pairs to leave out.
+        #[arg(long, value_name = "PAIRS")]
+        reject: Option<Pairs>,
+        /// Trains on all other pairs that wait.
+        #[arg(long, conflicts_with = "reject_rest")]
+        accept_rest: bool,
+        /// Leaves out all other pairs that wait.
+        #[arg(long)]
+        reject_rest: bool,
+        /// Writes the page that shows the pairs into this folder, as review-ITERATION.html.
+        #[arg(long, value_name = "DIR")]
+        gallery: Option<PathBuf>,
+    },
+    /// Lists what a job has produced so far.
+    Artefacts {
+        /// The job's id.
+        job: String,
+    },
+    /// Writes what a job has produced into a folder; repeated, it brings what is missing.
+    Fetch {
+        /// The job's id.
+        job: String,
+        /// The folder; made if it is missing.
+        folder: PathBuf,
+        /// Only artefacts of this name; `*` stands for any characters, `?` for one. May be repeated.
+        #[arg(long, value_name = "PATTERN")]
+        name: Vec<String>,
     },
 }
 
@@ -152,19 +212,21 @@ pub enum Exit {
     Usage = 2,
     /// The server cannot be reached, or one side refuses the other's certificate.
     Unreachable = 3,
-    /// There is no such job, round or silo.
+    /// There is no such job, round, silo or artefact.
     NotFound = 4,
     /// A watched job was cancelled.
     Cancelled = 5,
     /// The server is busy or stopping; the same command may succeed later.
     Busy = 6,
+    /// Bytes or names came from the server that cannot be right.
+    Untrusted = 7,
     /// Ctrl-C; as shells say it, 128 and the signal's number.
     Interrupted = 130,
 }
 
 impl Exit {
     /// Every exit code.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Done,
         Self::Refused,
         Self::Usage,
@@ -172,6 +234,7 @@ impl Exit {
         Self::NotFound,
         Self::Cancelled,
         Self::Busy,
+        Self::Untrusted,
         Self::Interrupted,
     ];
 
@@ -186,9 +249,12 @@ impl Exit {
             Self::Unreachable => {
                 "the server cannot be reached, or one side refuses the other's certificate"
             }
-            Self::NotFound => "there is no such job, round or silo",
+            Self::NotFound => "there is no such job, round, silo or artefact",
             Self::Cancelled => "a watched job was cancelled",
             Self::Busy => "the server is busy or stopping; try again",
+            Self::Untrusted => {
+                "the server sent names or bytes that cannot be right; nothing of them was kept"
+            }
             Self::Interrupted => "interrupted with Ctrl-C; what the server was asked to do goes on",
         }
     }
@@ -212,6 +278,15 @@ enum CliError {
     /// The server's answer, or what came instead of one.
     #[error("{}", describe(.0))]
     Status(Box<Status>),
+    /// What the command is about is not there (any more).
+    #[error("{0}")]
+    Refused(String),
+    /// No artefact is meant.
+    #[error("{0}")]
+    NotFound(String),
+    /// The server sent what cannot be right.
+    #[error("{0}")]
+    Untrusted(String),
     /// Nothing can be printed.
     #[error("cannot write the output: {0}")]
     Output(#[from] std::io::Error),
@@ -236,6 +311,9 @@ impl CliError {
             // Whoever read the output had seen enough, as `head` does.
             Self::Output(_) if self.is_closed_pipe() => Exit::Done,
             Self::Usage(_) | Self::Tls(_) | Self::Output(_) => Exit::Usage,
+            Self::Refused(_) => Exit::Refused,
+            Self::NotFound(_) => Exit::NotFound,
+            Self::Untrusted(_) => Exit::Untrusted,
             Self::Interrupted => Exit::Interrupted,
             Self::Status(status) => exit_of(status),
         }
@@ -248,7 +326,8 @@ fn exit_of(status: &Status) -> Exit {
             ErrorCode::UnknownJob
             | ErrorCode::UnknownRound
             | ErrorCode::UnknownVersion
-            | ErrorCode::UnknownSilo,
+            | ErrorCode::UnknownSilo
+            | ErrorCode::UnknownObject,
         ) => Exit::NotFound,
         Some(ErrorCode::Busy | ErrorCode::ShuttingDown) => Exit::Busy,
         None if is_unreachable(status) => Exit::Unreachable,

@@ -10,7 +10,7 @@ use concord_proto::v1;
 use serde::Serialize;
 
 use super::{
-    Arguments, CliError, Command, Exit, JobCommand, RoundCommand, SiloCommand,
+    Arguments, CliError, Command, Exit, JobCommand, RoundCommand, SiloCommand, artaug,
     connect::{Client, Connection},
     output, table, watch,
 };
@@ -25,6 +25,7 @@ pub(super) async fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Ex
     match &arguments.command {
         Command::Job(command) => job(&mut client, command, json, out).await,
         Command::Round(command) => round(&mut client, command, json, out).await,
+        Command::Artaug(command) => artaug::run(&mut client, command, json, out).await,
         Command::Silo(command) => silo(&mut client, command, json, out).await,
     }
 }
@@ -54,15 +55,26 @@ async fn job(
             print(out, json, &output::JobState::from(answer), table::job)
         }
         JobCommand::Watch { job } => watch::watch(client, job, json, out).await,
+        JobCommand::Pause { job } => {
+            let request = v1::PauseJobRequest {
+                job_id: job.clone(),
+            };
+            let answer = client.pause_job(request).await?.into_inner();
+            print(out, json, &output::JobNow::from(answer.job), table::paused)
+        }
+        JobCommand::Resume { job } => {
+            let request = v1::ResumeJobRequest {
+                job_id: job.clone(),
+            };
+            let answer = client.resume_job(request).await?.into_inner();
+            print(out, json, &output::JobNow::from(answer.job), table::now)
+        }
         JobCommand::Cancel { job } => {
             let request = v1::CancelJobRequest {
                 job_id: job.clone(),
             };
             let answer = client.cancel_job(request).await?.into_inner();
-            let done = output::Cancelled::from(answer);
-            print(out, json, &done, |done| {
-                format!("job {} is {}\n", done.job.job_id, done.job.state)
-            })
+            print(out, json, &output::JobNow::from(answer.job), table::now)
         }
     }
 }
@@ -162,7 +174,8 @@ async fn silo(
     print(out, json, &output::Enrolled::from(answer), table::enrolled)
 }
 
-fn print<T: Serialize>(
+/// Prints an answer for people or for programs.
+pub(super) fn print<T: Serialize>(
     out: &mut dyn Write,
     json: bool,
     answer: &T,

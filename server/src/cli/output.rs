@@ -13,6 +13,8 @@ use serde::Serialize;
 
 use crate::ids::hex;
 
+pub(super) mod artaug;
+
 /// One JSON value over several lines.
 pub(super) fn pretty<T: Serialize>(out: &mut dyn Write, value: &T) -> io::Result<()> {
     serde_json::to_writer_pretty(&mut *out, value)?;
@@ -49,7 +51,7 @@ fn outcome(outcome: v1::Outcome) -> Option<String> {
 }
 
 /// A job.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[expect(clippy::struct_field_names, reason = "the names of the JSON fields")]
 pub(super) struct Job {
     pub(super) job_id: String,
@@ -64,6 +66,14 @@ pub(super) struct Job {
     pub(super) submitted_at: Option<String>,
     pub(super) ended_at: Option<String>,
     pub(super) adapter_version: Option<String>,
+    /// True while an operator has paused it.
+    pub(super) paused: bool,
+    /// True while it waits for an operator's word on pairs.
+    pub(super) waits_for_review: bool,
+    /// The worker that holds it.
+    pub(super) worker: Option<String>,
+    /// How far an ArtAug job is; none for other kinds, and before a worker has begun.
+    pub(super) artaug: Option<artaug::Progress>,
 }
 
 impl From<v1::Job> for Job {
@@ -81,6 +91,10 @@ impl From<v1::Job> for Job {
             rounds: job.rounds,
             reason: text(job.reason),
             submitted_by: job.submitted_by,
+            paused: job.paused,
+            waits_for_review: job.waits_for_review,
+            worker: text(job.worker),
+            artaug: job.artaug.map(artaug::Progress::from),
         }
     }
 }
@@ -115,16 +129,16 @@ impl From<v1::ListJobsResponse> for JobList {
     }
 }
 
-/// The answer to `job cancel`.
+/// The answer to `job pause`, `job resume` and `job cancel`.
 #[derive(Debug, Serialize)]
-pub(super) struct Cancelled {
+pub(super) struct JobNow {
     pub(super) job: Job,
 }
 
-impl From<v1::CancelJobResponse> for Cancelled {
-    fn from(answer: v1::CancelJobResponse) -> Self {
+impl From<Option<v1::Job>> for JobNow {
+    fn from(job: Option<v1::Job>) -> Self {
         Self {
-            job: answer.job.unwrap_or_default().into(),
+            job: job.unwrap_or_default().into(),
         }
     }
 }

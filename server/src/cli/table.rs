@@ -1,8 +1,12 @@
 //! The same for people.
 
+use concord_common::job;
+
 use super::output::{
-    Enrolled, JobList, JobState, Report, RoundList, RoundState, SiloList, SiloProgress,
+    Enrolled, Job, JobList, JobNow, JobState, Report, RoundList, RoundState, SiloList, SiloProgress,
 };
+
+pub(super) mod artaug;
 
 /// Columns under their titles, each as wide as its widest cell.
 fn table<const N: usize>(titles: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
@@ -56,6 +60,41 @@ pub(super) fn doing(silo: &SiloProgress) -> String {
     }
 }
 
+/// True if a worker runs it; a job of a kind that is not known is shown as silos' work.
+pub(super) fn is_artaug(job: &Job) -> bool {
+    job.kind == job::artaug::KIND
+}
+
+/// `running`, with what keeps it from going on.
+pub(super) fn state(job: &Job) -> String {
+    let mut words = vec![job.state.as_str()];
+    words.extend(job.paused.then_some("paused"));
+    words.extend(job.waits_for_review.then_some("waits for review"));
+    words.join(", ")
+}
+
+fn how_far(job: &Job) -> String {
+    match &job.artaug {
+        Some(progress) => artaug::brief(progress),
+        None if is_artaug(job) => "-".to_owned(),
+        None => format!("{}/{}", job.round, job.rounds),
+    }
+}
+
+/// A job after a command that changed it.
+pub(super) fn now(answer: &JobNow) -> String {
+    format!("job {} is {}\n", answer.job.job_id, state(&answer.job))
+}
+
+/// A job after `job pause`.
+pub(super) fn paused(answer: &JobNow) -> String {
+    let mut text = now(answer);
+    if answer.job.worker.is_some() {
+        text.push_str("its worker saves and gives it back\n");
+    }
+    text
+}
+
 pub(super) fn jobs(list: &JobList) -> String {
     if list.jobs.is_empty() {
         return "no jobs\n".to_owned();
@@ -64,9 +103,10 @@ pub(super) fn jobs(list: &JobList) -> String {
         [
             "JOB",
             "NAME",
+            "KIND",
             "ALGORITHM",
             "STATE",
-            "ROUND",
+            "PROGRESS",
             "SUBMITTED",
             "BY",
         ],
@@ -74,9 +114,10 @@ pub(super) fn jobs(list: &JobList) -> String {
             [
                 job.job_id.clone(),
                 job.name.clone(),
-                job.algorithm.clone(),
-                job.state.clone(),
-                format!("{}/{}", job.round, job.rounds),
+                job.kind.clone(),
+                if job.algorithm.is_empty() { "-" } else { &job.algorithm }.to_owned(),
+                state(job),
+                how_far(job),
                 or_dash(job.submitted_at.as_ref()),
                 job.submitted_by.clone(),
             ]
@@ -84,31 +125,40 @@ pub(super) fn jobs(list: &JobList) -> String {
     )
 }
 
-pub(super) fn job(state: &JobState) -> String {
-    let job = &state.job;
+pub(super) fn job(answer: &JobState) -> String {
+    let job = &answer.job;
     let mut text = format!(
-        "job        {}\nname       {}\nalgorithm  {}\nstate      {}\nround      {} of {}\nsubmitted  {} by {}\nended      {}\nadapter    {}\n",
+        "job        {}\nname       {}\nkind       {}\nstate      {}\nsubmitted  {} by {}\nended      {}\n",
         job.job_id,
         job.name,
-        job.algorithm,
-        job.state,
-        job.round,
-        job.rounds,
+        job.kind,
+        state(job),
         or_dash(job.submitted_at.as_ref()),
         job.submitted_by,
         or_dash(job.ended_at.as_ref()),
-        or_dash(job.adapter_version.as_ref()),
     );
     if let Some(reason) = &job.reason {
         text.extend(["reason     ", reason, "\n"]);
     }
-    if !state.silos.is_empty() {
-        text.push('\n');
-        text.push_str(&silo_progress(&state.silos));
+    if is_artaug(job) {
+        text.push_str(&artaug::progress(job));
+        return text;
     }
-    if !state.metrics.is_empty() {
+    let rounds = format!(
+        "algorithm  {}\nround      {} of {}\nadapter    {}\n",
+        job.algorithm,
+        job.round,
+        job.rounds,
+        or_dash(job.adapter_version.as_ref()),
+    );
+    text.push_str(&rounds);
+    if !answer.silos.is_empty() {
         text.push('\n');
-        text.push_str(&reports(&state.metrics));
+        text.push_str(&silo_progress(&answer.silos));
+    }
+    if !answer.metrics.is_empty() {
+        text.push('\n');
+        text.push_str(&reports(&answer.metrics));
     }
     text
 }

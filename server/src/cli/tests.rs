@@ -2,6 +2,8 @@ use clap::{CommandFactory as _, Parser as _};
 
 use super::{connect::Connection, *};
 
+mod artaug;
+
 fn resolve(words: &[&str], variables: &[(&str, &str)]) -> Result<Connection, CliError> {
     let arguments =
         Arguments::try_parse_from(["concord"].iter().chain(words).chain(&["silo", "list"]))
@@ -64,6 +66,8 @@ fn each_kind_of_failure_has_an_exit_code_of_its_own() {
         (ErrorCode::UnknownJob, Exit::NotFound),
         (ErrorCode::UnknownRound, Exit::NotFound),
         (ErrorCode::UnknownSilo, Exit::NotFound),
+        (ErrorCode::UnknownObject, Exit::NotFound),
+        (ErrorCode::WrongKind, Exit::Refused),
         (ErrorCode::WrongEnrollment, Exit::Refused),
         (ErrorCode::InvalidJobSpec, Exit::Refused),
         (ErrorCode::Busy, Exit::Busy),
@@ -122,7 +126,7 @@ mod against_a_server {
     use crate::tests::harness::{World, spec};
 
     /// Runs a command as operator `olga`; gives exit code and output.
-    async fn concord(world: &World, words: &[&str]) -> (Exit, String) {
+    pub(super) async fn concord(world: &World, words: &[&str]) -> (Exit, String) {
         let files = world.issue(Role::Operator, "olga");
         let server = world.server().addr.to_string();
         let connection = [
@@ -148,7 +152,7 @@ mod against_a_server {
         (exit, String::from_utf8(out).unwrap())
     }
 
-    fn json(text: &str) -> serde_json::Value {
+    pub(super) fn json(text: &str) -> serde_json::Value {
         serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
     }
 

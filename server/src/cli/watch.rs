@@ -12,8 +12,8 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use super::{
     CliError, Exit,
     connect::Client,
-    describe, exit_of,
-    output::{self, JobState, SiloProgress},
+    describe, exit_of, names,
+    output::{self, Job, JobState, SiloProgress},
     table,
 };
 
@@ -93,6 +93,9 @@ async fn follow(
             None => output::line(out, &state)?,
             Some(view) => view.show(&state),
         }
+        if let Some(line) = view.as_mut().and_then(|view| view.news(&state.job)) {
+            say(view.as_ref(), &line);
+        }
         let exit = match state.job.state.as_str() {
             "succeeded" => Exit::Done,
             "failed" => Exit::Refused,
@@ -114,18 +117,41 @@ async fn follow(
     Ok(None)
 }
 
-/// A bar for the rounds and a line for each silo, on standard error.
+/// On standard error: for silos' work a bar for the rounds and a line for each silo, for an ArtAug job a bar for the stage
+/// under way and a line for the last images.
 #[derive(Default)]
 struct View {
     bars: MultiProgress,
     rounds: Option<ProgressBar>,
     silos: BTreeMap<String, ProgressBar>,
     numbers: BTreeMap<String, String>,
+    stage: Option<StageView>,
+    waits_for_review: bool,
+}
+
+/// What is shown of an ArtAug job.
+struct StageView {
+    bar: ProgressBar,
+    images: ProgressBar,
 }
 
 impl View {
+    /// What is to be said once, above the bars.
+    fn news(&mut self, job: &Job) -> Option<String> {
+        let began = job.waits_for_review && !self.waits_for_review;
+        self.waits_for_review = job.waits_for_review;
+        began.then(|| {
+            let id = &job.job_id;
+            format!("job {id} waits for your word on pairs: concord artaug review {id}")
+        })
+    }
+
     fn show(&mut self, state: &JobState) {
         let job = &state.job;
+        if table::is_artaug(job) {
+            self.show_stage(job);
+            return;
+        }
         let bars = &self.bars;
         let rounds = self.rounds.get_or_insert_with(|| {
             let style = ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} rounds  {msg}");
@@ -155,6 +181,38 @@ impl View {
         }
     }
 
+    fn show_stage(&mut self, job: &Job) {
+        let bars = &self.bars;
+        let view = self.stage.get_or_insert_with(|| {
+            let images = ProgressStyle::with_template("  {msg}")
+                .unwrap_or_else(|_| ProgressStyle::default_spinner());
+            StageView {
+                bar: bars.add(ProgressBar::new(0)),
+                images: bars.add(ProgressBar::new_spinner().with_style(images)),
+            }
+        });
+        let progress = job.artaug.as_ref();
+        let total = progress.and_then(|progress| progress.total);
+        let template = match total {
+            Some(_) => "{prefix} {bar:30} {pos}/{len}  {msg}",
+            None => "{prefix} {pos}  {msg}",
+        };
+        let style = ProgressStyle::with_template(template);
+        view.bar
+            .set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        view.bar.set_prefix(job.name.clone());
+        view.bar.set_length(total.unwrap_or(0));
+        let done = progress.map_or(0, |progress| progress.done);
+        view.bar
+            .set_position(total.map_or(done, |total| done.min(total)));
+        view.bar.set_message(stage_line(job));
+        let images = progress.map(table::artaug::images);
+        view.images.set_message(match images {
+            Some(images) if !images.is_empty() => format!("last images {images}"),
+            _ => String::new(),
+        });
+    }
+
     fn show_silo(&mut self, silo: &SiloProgress) {
         let bars = &self.bars;
         let line = self.silos.entry(silo.silo_id.clone()).or_insert_with(|| {
@@ -174,8 +232,25 @@ impl View {
 
     /// Leaves the last state on the screen.
     fn close(self) {
-        for bar in self.silos.values().chain(self.rounds.iter()) {
+        let stage = self.stage.iter().flat_map(|stage| [&stage.images, &stage.bar]);
+        for bar in self.silos.values().chain(self.rounds.iter()).chain(stage) {
             bar.abandon();
         }
     }
+}
+
+/// What stands beside the bar of an ArtAug job's stage.
+fn stage_line(job: &Job) -> String {
+    let worker = match &job.worker {
+        Some(worker) => format!("on {}", names::plain(worker)),
+        None if job.state == "running" && !job.paused => "no worker has it".to_owned(),
+        None => String::new(),
+    };
+    let parts = [
+        table::state(job),
+        job.artaug.as_ref().map_or_else(String::new, table::artaug::pace),
+        worker,
+    ];
+    let said: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+    said.join("  ")
 }
