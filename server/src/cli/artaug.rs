@@ -162,7 +162,10 @@ async fn fetch_results(
         )));
     }
     for pattern in patterns {
-        if !chosen.iter().any(|artefact| names::matches(pattern, &artefact.name)) {
+        if !chosen
+            .iter()
+            .any(|artefact| names::matches(pattern, &artefact.name))
+        {
             return Err(CliError::NotFound(format!(
                 "no artefact of job {job} is named `{pattern}`; `concord artaug artefacts {job}` lists them"
             )));

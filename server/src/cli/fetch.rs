@@ -24,10 +24,7 @@ use tempfile::TempPath;
 use tokio::time::Instant;
 use tonic::Status;
 
-use super::{
-    CliError, Exit, exit_of, names,
-    output::artaug::FetchedFile,
-};
+use super::{CliError, Exit, exit_of, names, output::artaug::FetchedFile};
 
 #[cfg(test)]
 mod tests;
@@ -437,8 +434,8 @@ struct Bar {
 impl Bar {
     fn new(total: u64, shown: bool) -> Self {
         let template = "fetching {bar:30} {decimal_bytes}/{decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left";
-        let style = ProgressStyle::with_template(template)
-            .unwrap_or_else(|_| ProgressStyle::default_bar());
+        let style =
+            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden());
         Self {
             bar: bar.with_style(style),

@@ -27,7 +27,9 @@ pub(super) fn relative(name: &str) -> Result<PathBuf, &'static str> {
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
         {
-            return Err("it has characters other than letters, digits, dots, dashes and underscores");
+            return Err(
+                "it has characters other than letters, digits, dots, dashes and underscores",
+            );
         }
         path.push(part);
     }
@@ -49,7 +51,8 @@ pub(super) fn clash<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Option<
 
 /// True if a pattern describes a whole name: `*` stands for any characters, `?` for one.
 pub(super) fn matches(pattern: &str, name: &str) -> bool {
-    let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
+    let (pattern, name): (Vec<char>, Vec<char>) =
+        (pattern.chars().collect(), name.chars().collect());
     let (mut at, mut read) = (0, 0);
     // The last star, and where in the name what comes after it was tried.
     let mut star: Option<(usize, usize)> = None;
@@ -92,7 +95,12 @@ mod tests {
 
     #[test]
     fn plain_relative_names_are_taken() {
-        for name in ["a", "lora/merged.safetensors", "fused/unet/config.json", "metrics_1-2.csv"] {
+        for name in [
+            "a",
+            "lora/merged.safetensors",
+            "fused/unet/config.json",
+            "metrics_1-2.csv",
+        ] {
             assert_eq!(relative(name), Ok(PathBuf::from(name)), "{name}");
         }
     }
@@ -165,6 +173,9 @@ mod tests {
 
     #[test]
     fn nothing_of_a_terminals_own_passes() {
-        assert_eq!(plain("a\u{1b}[2Jb\u{202e}c\r\nd"), "a\u{fffd}[2Jb\u{fffd}c\u{fffd}\u{fffd}d");
+        assert_eq!(
+            plain("a\u{1b}[2Jb\u{202e}c\r\nd"),
+            "a\u{fffd}[2Jb\u{fffd}c\u{fffd}\u{fffd}d"
+        );
     }
 }

@@ -28,7 +28,10 @@ impl FromStr for Pairs {
                 Ok(first..=last)
             }
         };
-        text.split(',').map(part).collect::<Result<_, _>>().map(Self)
+        text.split(',')
+            .map(part)
+            .collect::<Result<_, _>>()
+            .map(Self)
     }
 }
 
@@ -198,7 +201,10 @@ mod tests {
     #[test]
     fn a_range_in_which_nothing_waits_and_a_pair_in_both_lists_are_named() {
         let error = decide("8-19", "", Rest::Wait).unwrap_err();
-        assert!(error.contains("8-19") && error.contains("0-1,4,6-7,20"), "{error}");
+        assert!(
+            error.contains("8-19") && error.contains("0-1,4,6-7,20"),
+            "{error}"
+        );
         let error = decide("0-5", "4", Rest::Wait).unwrap_err();
         assert!(error.contains(" 4;"), "{error}");
     }

@@ -115,7 +115,12 @@ pub(super) fn jobs(list: &JobList) -> String {
                 job.job_id.clone(),
                 job.name.clone(),
                 job.kind.clone(),
-                if job.algorithm.is_empty() { "-" } else { &job.algorithm }.to_owned(),
+                if job.algorithm.is_empty() {
+                    "-"
+                } else {
+                    &job.algorithm
+                }
+                .to_owned(),
                 state(job),
                 how_far(job),
                 or_dash(job.submitted_at.as_ref()),

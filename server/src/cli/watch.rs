@@ -232,7 +232,10 @@ impl View {
 
     /// Leaves the last state on the screen.
     fn close(self) {
-        let stage = self.stage.iter().flat_map(|stage| [&stage.images, &stage.bar]);
+        let stage = self
+            .stage
+            .iter()
+            .flat_map(|stage| [&stage.images, &stage.bar]);
         for bar in self.silos.values().chain(self.rounds.iter()).chain(stage) {
             bar.abandon();
         }
@@ -248,7 +251,9 @@ fn stage_line(job: &Job) -> String {
     };
     let parts = [
         table::state(job),
-        job.artaug.as_ref().map_or_else(String::new, table::artaug::pace),
+        job.artaug
+            .as_ref()
+            .map_or_else(String::new, table::artaug::pace),
         worker,
     ];
     let said: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();

@@ -21,9 +21,12 @@ type Fault = Box<dyn Fn(&mut Pieces)>;
 
 impl Fake {
     fn with(contents: &[&[u8]]) -> Self {
-        let objects = contents
-            .iter()
-            .map(|content| (Digest::of(content).to_vec(), Bytes::copy_from_slice(content)));
+        let objects = contents.iter().map(|content| {
+            (
+                Digest::of(content).to_vec(),
+                Bytes::copy_from_slice(content),
+            )
+        });
         Self {
             objects: objects.collect(),
             ..Self::default()
@@ -97,11 +100,16 @@ async fn files_come_whole_with_their_folders_and_leave_no_parts() {
     ];
     let files = fetch_into(&into, &mut server, &artefacts).await.unwrap();
     assert!(files.iter().all(|file| file.written), "{files:?}");
-    assert_eq!(fs::read(into.join("lora/merged.safetensors")).unwrap(), b"0123456789");
+    assert_eq!(
+        fs::read(into.join("lora/merged.safetensors")).unwrap(),
+        b"0123456789"
+    );
     assert_eq!(fs::read(into.join("second")).unwrap(), b"same");
     assert_eq!(names_in(&into), ["empty", "first", "lora", "second"]);
 
-    let again = fetch_into(&into, &mut Fake::default(), &artefacts).await.unwrap();
+    let again = fetch_into(&into, &mut Fake::default(), &artefacts)
+        .await
+        .unwrap();
     assert!(again.iter().all(|file| !file.written), "{again:?}");
 }
 
@@ -111,7 +119,9 @@ async fn other_content_is_refused_before_anything_is_fetched() {
     fs::write(folder.path().join("b"), b"mine").unwrap();
     let mut server = Fake::with(&[b"one", b"two!"]);
     let artefacts = [artefact("a", b"one"), artefact("b", b"two!")];
-    let error = fetch_into(folder.path(), &mut server, &artefacts).await.unwrap_err();
+    let error = fetch_into(folder.path(), &mut server, &artefacts)
+        .await
+        .unwrap_err();
     assert_eq!(error.exit(), Exit::Usage);
     assert!(error.to_string().contains("other content"), "{error}");
     assert_eq!(fs::read(folder.path().join("b")).unwrap(), b"mine");
@@ -120,7 +130,9 @@ async fn other_content_is_refused_before_anything_is_fetched() {
 
     let mut page = Wanted::named(&artefacts[1], "b".into()).unwrap();
     page.replaces = true;
-    fetch(&mut server, "job", folder.path(), &[page], false).await.unwrap();
+    fetch(&mut server, "job", folder.path(), &[page], false)
+        .await
+        .unwrap();
     assert_eq!(fs::read(folder.path().join("b")).unwrap(), b"two!");
 }
 
@@ -134,7 +146,9 @@ async fn a_link_in_the_folder_is_not_followed() {
     std::os::unix::fs::symlink(elsewhere.join("new"), into.join("file")).unwrap();
     for name in ["lora/x", "file"] {
         let mut server = Fake::with(&[b"bytes"]);
-        let error = fetch_into(&into, &mut server, &[artefact(name, b"bytes")]).await.unwrap_err();
+        let error = fetch_into(&into, &mut server, &[artefact(name, b"bytes")])
+            .await
+            .unwrap_err();
         assert!(error.to_string().contains("in the way"), "{error}");
     }
     assert!(names_in(&elsewhere).is_empty());
@@ -142,7 +156,11 @@ async fn a_link_in_the_folder_is_not_followed() {
 
 #[test]
 fn a_hostile_list_of_names_is_refused_whole() {
-    for names in [&["good", "../../.ssh/authorized_keys"][..], &["a", "a"], &["a", "a/b"]] {
+    for names in [
+        &["good", "../../.ssh/authorized_keys"][..],
+        &["a", "a"],
+        &["a", "a/b"],
+    ] {
         let artefacts: Vec<_> = names.iter().map(|name| artefact(name, b"x")).collect();
         let error = plan(&artefacts).unwrap_err();
         assert_eq!(error.exit(), Exit::Untrusted, "{error}");
@@ -163,10 +181,14 @@ async fn what_was_received_before_an_interruption_is_taken_up_again() {
         pieces.truncate(2);
         pieces.push(Err(Status::data_loss("the disk is gone")));
     });
-    let error = fetch_into(folder.path(), &mut server, &artefacts).await.unwrap_err();
+    let error = fetch_into(folder.path(), &mut server, &artefacts)
+        .await
+        .unwrap_err();
     assert_eq!(error.exit(), Exit::Refused, "{error}");
     assert_eq!(names_in(folder.path()), [PARTS]);
-    let files = fetch_into(folder.path(), &mut server, &artefacts).await.unwrap();
+    let files = fetch_into(folder.path(), &mut server, &artefacts)
+        .await
+        .unwrap();
     assert!(files[0].written);
     assert_eq!(server.offsets, [0, 8]);
     assert_eq!(fs::read(folder.path().join("a")).unwrap(), b"0123456789");
@@ -183,7 +205,9 @@ async fn a_stream_that_breaks_off_is_opened_again_where_it_ended() {
             pieces.push(Err(Status::unavailable("the connection is old")));
         });
     let artefacts = [artefact("a", b"0123456789")];
-    fetch_into(folder.path(), &mut server, &artefacts).await.unwrap();
+    fetch_into(folder.path(), &mut server, &artefacts)
+        .await
+        .unwrap();
     assert_eq!(server.offsets, [0, 4, 4]);
     assert_eq!(fs::read(folder.path().join("a")).unwrap(), b"0123456789");
 }
@@ -196,7 +220,9 @@ async fn a_server_that_sends_nothing_is_given_up_after_a_while() {
         server = server.fault(Vec::clear);
     }
     let artefacts = [artefact("a", b"0123456789")];
-    let error = fetch_into(folder.path(), &mut server, &artefacts).await.unwrap_err();
+    let error = fetch_into(folder.path(), &mut server, &artefacts)
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("after 0 of 10 bytes"), "{error}");
     let tries = server.offsets.len() as u64;
     assert!((50..80).contains(&tries), "{tries} tries");
@@ -213,7 +239,9 @@ async fn a_damaged_part_is_begun_anew() {
         fs::write(&part, before).unwrap();
         let mut server = Fake::with(&[b"0123456789"]);
         let artefacts = [artefact("a", b"0123456789")];
-        fetch_into(folder.path(), &mut server, &artefacts).await.unwrap();
+        fetch_into(folder.path(), &mut server, &artefacts)
+            .await
+            .unwrap();
         assert_eq!(server.offsets, offsets);
         let file = folder.path().join("a");
         assert_eq!(fs::read(&file).unwrap(), b"0123456789");
@@ -232,10 +260,19 @@ async fn bytes_that_are_not_what_was_announced_get_no_name() {
     let faults: [(&str, Fault); 7] = [
         ("no bytes", Box::new(|pieces| first(pieces).chunk = None)),
         ("the list said", Box::new(|pieces| first(pieces).total = 11)),
-        ("has 0 bytes", Box::new(|pieces| *first_chunk(pieces) = chunk::chunk(0, Bytes::new()))),
+        (
+            "has 0 bytes",
+            Box::new(|pieces| *first_chunk(pieces) = chunk::chunk(0, Bytes::new())),
+        ),
         ("for byte 4", Box::new(|pieces| drop(pieces.remove(0)))),
-        ("beyond", Box::new(|pieces| *first_chunk(pieces) = chunk::chunk(0, vec![7; 11].into()))),
-        ("digest than it says", Box::new(|pieces| first_chunk(pieces).data = "XXXX".into())),
+        (
+            "beyond",
+            Box::new(|pieces| *first_chunk(pieces) = chunk::chunk(0, vec![7; 11].into())),
+        ),
+        (
+            "digest than it says",
+            Box::new(|pieces| first_chunk(pieces).data = "XXXX".into()),
+        ),
         (
             "instead of",
             Box::new(|pieces| *first_chunk(pieces) = chunk::chunk(0, "XXXX".into())),
@@ -246,13 +283,21 @@ async fn bytes_that_are_not_what_was_announced_get_no_name() {
         let mut server = Fake::with(&[b"0123456789"]);
         server.faults.push_back(fault);
         let artefacts = [artefact("a", b"0123456789")];
-        let error = fetch_into(folder.path(), &mut server, &artefacts).await.unwrap_err();
+        let error = fetch_into(folder.path(), &mut server, &artefacts)
+            .await
+            .unwrap_err();
         assert_eq!(error.exit(), Exit::Untrusted, "{error}");
         assert!(error.to_string().contains(part), "{part}: {error}");
         assert!(!folder.path().join("a").exists(), "{part}");
         // The next command is not disturbed by it.
-        fetch_into(folder.path(), &mut server, &artefacts).await.unwrap();
-        assert_eq!(fs::read(folder.path().join("a")).unwrap(), b"0123456789", "{part}");
+        fetch_into(folder.path(), &mut server, &artefacts)
+            .await
+            .unwrap();
+        assert_eq!(
+            fs::read(folder.path().join("a")).unwrap(),
+            b"0123456789",
+            "{part}"
+        );
     }
 }
 
@@ -265,8 +310,12 @@ async fn two_commands_do_not_write_the_same_part() {
     let other = Part::open(part, 1).unwrap();
     let mut server = Fake::with(&[b"x"]);
     let artefacts = [artefact("a", b"x")];
-    let error = fetch_into(folder.path(), &mut server, &artefacts).await.unwrap_err();
+    let error = fetch_into(folder.path(), &mut server, &artefacts)
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("another command"), "{error}");
     drop(other);
-    fetch_into(folder.path(), &mut server, &artefacts).await.unwrap();
+    fetch_into(folder.path(), &mut server, &artefacts)
+        .await
+        .unwrap();
 }

@@ -71,7 +71,10 @@ pub(in crate::cli) fn images(progress: &Progress) -> String {
 
 /// The lines of `job show` about an ArtAug job's progress.
 pub(super) fn progress(job: &Job) -> String {
-    let mut lines = vec![("worker", or_dash(job.worker.as_ref().map(|name| plain(name)).as_ref()))];
+    let mut lines = vec![(
+        "worker",
+        or_dash(job.worker.as_ref().map(|name| plain(name)).as_ref()),
+    )];
     if let Some(progress) = &job.artaug {
         lines.push((
             "iteration",
@@ -103,10 +106,12 @@ pub(super) fn progress(job: &Job) -> String {
         let command = format!("concord artaug review {}", job.job_id);
         lines.push(("review", format!("pairs wait for your word: {command}")));
     }
-    lines.into_iter().fold(String::new(), |mut text, (title, value)| {
-        text.extend([&format!("{title:<11}"), value.as_str(), "\n"]);
-        text
-    })
+    lines
+        .into_iter()
+        .fold(String::new(), |mut text, (title, value)| {
+            text.extend([&format!("{title:<11}"), value.as_str(), "\n"]);
+            text
+        })
 }
 
 pub(in crate::cli) fn waiting(answer: &Waiting) -> String {
@@ -173,7 +178,12 @@ pub(in crate::cli) fn fetched(answer: &Fetched) -> String {
                 file.name.clone(),
                 bytes(file.bytes),
                 short(Some(&file.digest)),
-                if file.written { "written" } else { "there already" }.to_owned(),
+                if file.written {
+                    "written"
+                } else {
+                    "there already"
+                }
+                .to_owned(),
             ]
         }),
     );

@@ -66,10 +66,21 @@ fn a_list_shows_both_kinds_of_jobs() {
     let text = table::jobs(&list);
     let lines: Vec<Vec<&str>> = text
         .lines()
-        .map(|line| line.split("  ").filter(|cell| !cell.is_empty()).map(str::trim).collect())
+        .map(|line| {
+            line.split("  ")
+                .filter(|cell| !cell.is_empty())
+                .map(str::trim)
+                .collect()
+        })
         .collect();
-    assert_eq!(lines[1][2..6], ["artaug", "-", "running", "2/3 train-first 40/120"]);
-    assert_eq!(lines[2][1..5], ["federated-training", "fedmcp", "running", "2/5"]);
+    assert_eq!(
+        lines[1][2..6],
+        ["artaug", "-", "running", "2/3 train-first 40/120"]
+    );
+    assert_eq!(
+        lines[2][1..5],
+        ["federated-training", "fedmcp", "running", "2/5"]
+    );
     assert_eq!(lines[3][4], "running, paused, waits for review");
     assert_eq!(lines[4][5], "-");
 }
@@ -120,7 +131,10 @@ fn programs_get_the_same_with_null_for_what_is_not_known() {
         assert_eq!(value["artaug"][key], serde_json::Value::Null, "{key}");
     }
     let text = shown(early);
-    assert!(text.contains("done       40\n") && !text.contains("rate"), "{text}");
+    assert!(
+        text.contains("done       40\n") && !text.contains("rate"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -136,7 +150,10 @@ fn numbers_that_make_no_sense_do_not_stop_the_view() {
         progress.last_images = vec![vec![], vec![1]];
     }
     let text = shown(wild.clone());
-    assert!(text.contains("days left") || text.contains("years"), "{text}");
+    assert!(
+        text.contains("days left") || text.contains("years"),
+        "{text}"
+    );
     assert!(!text.contains('\u{1b}'), "{text:?}");
     if let Some(progress) = &mut wild.artaug {
         progress.remaining = Some(prost_types::Duration {
@@ -144,7 +161,10 @@ fn numbers_that_make_no_sense_do_not_stop_the_view() {
             nanos: 0,
         });
     }
-    assert_eq!(json(wild)["artaug"]["remaining_seconds"], serde_json::Value::Null);
+    assert_eq!(
+        json(wild)["artaug"]["remaining_seconds"],
+        serde_json::Value::Null
+    );
 }
 
 #[test]
@@ -227,7 +247,8 @@ mod against_a_server {
                 bytes: content.len() as u64,
             };
             let header = v1::put_object_request::Part::Header(header);
-            let chunks = chunk::chunks(content, 0, 100_000).map(v1::put_object_request::Part::Chunk);
+            let chunks =
+                chunk::chunks(content, 0, 100_000).map(v1::put_object_request::Part::Chunk);
             let parts: Vec<_> = std::iter::once(header)
                 .chain(chunks)
                 .map(|part| v1::PutObjectRequest { part: Some(part) })
@@ -291,9 +312,21 @@ mod against_a_server {
             &[
                 (&["job", "list"], Exit::Done, "artaug"),
                 (&["artaug", "review", job], Exit::Done, "no pair"),
-                (&["artaug", "review", job, "--accept", "1"], Exit::Refused, "no pair"),
-                (&["artaug", "artefacts", job], Exit::Done, "no artefacts yet"),
-                (&["artaug", "fetch", job, "x"], Exit::NotFound, "no artefacts yet"),
+                (
+                    &["artaug", "review", job, "--accept", "1"],
+                    Exit::Refused,
+                    "no pair",
+                ),
+                (
+                    &["artaug", "artefacts", job],
+                    Exit::Done,
+                    "no artefacts yet",
+                ),
+                (
+                    &["artaug", "fetch", job, "x"],
+                    Exit::NotFound,
+                    "no artefacts yet",
+                ),
             ],
         )
         .await;
@@ -303,7 +336,12 @@ mod against_a_server {
         worker.renew(super::job().artaug.unwrap()).await;
         let (exit, text) = concord(&world, &["job", "show", job]).await;
         assert_eq!(exit, Exit::Done);
-        for part in ["worker     gpu-1", "train-first", "40 of 120", &"ab".repeat(32)] {
+        for part in [
+            "worker     gpu-1",
+            "train-first",
+            "40 of 120",
+            &"ab".repeat(32),
+        ] {
             assert!(text.contains(part), "{part}: {text}");
         }
         worker.put("lora/merged.safetensors", &lora).await;
@@ -320,11 +358,23 @@ mod against_a_server {
             &[
                 (&["job", "list"], Exit::Done, "waits for review"),
                 (&["job", "show", job], Exit::Done, "concord artaug review"),
-                (&["artaug", "review", job], Exit::Done, "5 pairs wait for a word: 0-1,4,7,9"),
-                (&["artaug", "review", job, "--gallery", pages], Exit::Done, "review-2.html"),
+                (
+                    &["artaug", "review", job],
+                    Exit::Done,
+                    "5 pairs wait for a word: 0-1,4,7,9",
+                ),
+                (
+                    &["artaug", "review", job, "--gallery", pages],
+                    Exit::Done,
+                    "review-2.html",
+                ),
                 (&review(&["--accept", "0,99"]), Exit::Refused, "99"),
                 (&review(&["--accept", "2-3"]), Exit::Usage, "0-1,4,7,9"),
-                (&review(&["--accept", "0,4-8", "--reject", "1"]), Exit::Done, "3 accepted, 1 rejected, 1 still wait"),
+                (
+                    &review(&["--accept", "0,4-8", "--reject", "1"]),
+                    Exit::Done,
+                    "3 accepted, 1 rejected, 1 still wait",
+                ),
             ],
         )
         .await;
@@ -334,11 +384,19 @@ mod against_a_server {
         assert_eq!(exit, Exit::Done, "{text}");
         assert_eq!(json(&text)["rejected"], serde_json::json!([9]));
         assert_eq!(json(&text)["waiting"], 0);
-        expect(&world, &[(&review(&["--reject-rest"]), Exit::Done, "no pair")]).await;
+        expect(
+            &world,
+            &[(&review(&["--reject-rest"]), Exit::Done, "no pair")],
+        )
+        .await;
 
         let worker = Worker::claim(&world).await;
         worker.release(v1::JobRelease::Succeeded, &[], 5).await;
-        expect(&world, &[(&["job", "watch", job], Exit::Done, "has succeeded")]).await;
+        expect(
+            &world,
+            &[(&["job", "watch", job], Exit::Done, "has succeeded")],
+        )
+        .await;
 
         let into = world.folder.path().join("results");
         let folder = into.to_str().unwrap();
@@ -347,19 +405,29 @@ mod against_a_server {
         expect(
             &world,
             &[
-                (&["artaug", "artefacts", job], Exit::Done, "lora/merged.safetensors"),
+                (
+                    &["artaug", "artefacts", job],
+                    Exit::Done,
+                    "lora/merged.safetensors",
+                ),
                 (&named("adapter*"), Exit::NotFound, "adapter*"),
                 (&named("lora/*"), Exit::Done, "written"),
             ],
         )
         .await;
         assert!(!into.join("review").exists());
-        assert_eq!(std::fs::read(into.join("lora/merged.safetensors")).unwrap(), lora);
+        assert_eq!(
+            std::fs::read(into.join("lora/merged.safetensors")).unwrap(),
+            lora
+        );
         let (exit, text) = concord(&world, &[&fetch[..], &["--json"]].concat()).await;
         assert_eq!(exit, Exit::Done, "{text}");
         let files = &json(&text)["files"];
         assert_eq!(files[0]["name"], "lora/merged.safetensors");
-        assert_eq!((&files[0]["written"], &files[1]["written"]), (&false.into(), &true.into()));
+        assert_eq!(
+            (&files[0]["written"], &files[1]["written"]),
+            (&false.into(), &true.into())
+        );
         std::fs::write(into.join("lora/merged.safetensors"), "mine").unwrap();
         expect(&world, &[(&fetch, Exit::Usage, "other content")]).await;
     }
@@ -382,7 +450,11 @@ mod against_a_server {
         let worker = Worker::claim(&world).await;
         expect(
             &world,
-            &[(&["job", "pause", job], Exit::Done, "its worker saves and gives it back")],
+            &[(
+                &["job", "pause", job],
+                Exit::Done,
+                "its worker saves and gives it back",
+            )],
         )
         .await;
         worker.release(v1::JobRelease::Paused, &[], 0).await;
