@@ -134,7 +134,7 @@ fn controls(history: &[Summary]) -> &'static str {
         .iter()
         .rev()
         .map(|summary| &summary.arms)
-        .find(|arms| !arms.is_empty())
+        .find(|arms| arms.contains_key(&Arm::Enhanced))
     else {
         return "";
     };
@@ -154,7 +154,9 @@ fn controls(history: &[Summary]) -> &'static str {
                  last evaluated iteration: the differential step is not shown to be what helps.**\n\n"
             }
         }
-        _ => "Control arms were not all evaluated, so it is not shown that the differential step is what helps.\n\n",
+        _ => {
+            "Control arms were not all evaluated, so it is not shown that the differential step is what helps.\n\n"
+        }
     }
 }
 
@@ -346,7 +348,8 @@ mod tests {
     fn no_gain_and_a_control_that_is_not_below_are_said() {
         let nothing = card(World { raw: -0.05, ..GOOD }, plan(), &facts());
         assert!(
-            nothing.contains("**The result is the base model") && nothing.contains("Nothing was evaluated"),
+            nothing.contains("**The result is the base model")
+                && nothing.contains("Nothing was evaluated"),
             "{nothing}"
         );
         let dead = World {
@@ -361,6 +364,24 @@ mod tests {
         let card = card(worse, plan(), &facts());
         assert!(card.contains("is not below the enhanced model"), "{card}");
         assert!(!card.contains("Both control arms"));
+    }
+
+    #[test]
+    fn the_control_arms_are_those_of_the_last_iteration_that_was_evaluated() {
+        let folder = tempfile::tempdir().unwrap();
+        let clock = Arc::new(MockClock::new(Timestamp(5)));
+        let mut job =
+            JobFolder::open(folder.path(), plan(), specification(), 1 << 20, clock).unwrap();
+        while job.machine().iteration() == 1 {
+            for event in GOOD.act(job.machine()) {
+                job.record(&event).unwrap();
+            }
+        }
+        let limit = std::time::Duration::from_mins(1);
+        job.record(&job.machine().out_of_time(limit)).unwrap();
+        let card = model_card(&ArtaugSpec::parse(SAMPLE).unwrap(), &job, &facts());
+        assert!(card.contains("Both control arms"), "{card}");
+        assert!(card.contains("because the job's time of 60 s is used up"), "{card}");
     }
 
     #[test]

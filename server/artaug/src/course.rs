@@ -44,6 +44,8 @@ pub fn course(machine: &Machine, command: Command, worked: Duration, limit: Dura
         (_, Work::Done) => Course::Finish,
         (Command::Pause, _) => Course::Pause,
         (Command::GoOn, Work::Review(open)) => Course::WaitForReview(open),
+        // What takes no time is done all the same: an iteration that is evaluated is not thrown away for it.
+        (Command::GoOn, work @ (Work::Diversity(_) | Work::Decide)) => Course::Work(work),
         (Command::GoOn, _) if worked >= limit => Course::EndForTime,
         (Command::GoOn, work) => Course::Work(work),
     }
@@ -109,7 +111,7 @@ mod tests {
 
     #[test]
     fn a_job_ends_when_its_time_is_up_and_keeps_the_last_finished_iteration() {
-        let limit = Duration::from_secs(60);
+        let limit = Duration::from_mins(1);
         let (short, long) = (Duration::from_secs(59), limit);
         let plan = testing::plan();
         let mut machine = Machine::new(plan, testing::specification());
@@ -135,7 +137,32 @@ mod tests {
         };
         assert_eq!(reason, &StopReason::Time { seconds: 60 });
         assert!(machine.check(&machine.out_of_time(limit)).is_err());
-        assert_eq!(course(&machine, Command::Pause, long, limit), Course::Finish);
+        assert_eq!(
+            course(&machine, Command::Pause, long, limit),
+            Course::Finish
+        );
+    }
+
+    #[test]
+    fn an_iteration_that_is_evaluated_is_judged_though_time_is_up() {
+        let limit = Duration::from_secs(1);
+        let mut machine = Machine::new(testing::plan(), testing::specification());
+        machine.apply(testing::began()).unwrap();
+        while machine.stage() != Stage::Decide {
+            let event = testing::GOOD.act(&machine).swap_remove(0);
+            machine.apply(event).unwrap();
+        }
+        assert_eq!(
+            course(&machine, Command::GoOn, limit, limit),
+            Course::Work(Work::Decide)
+        );
+        machine.apply(machine.decided()).unwrap();
+        assert_eq!(
+            course(&machine, Command::GoOn, limit, limit),
+            Course::EndForTime
+        );
+        machine.apply(machine.out_of_time(limit)).unwrap();
+        assert_eq!(machine.result(), Some(1));
     }
 
     #[test]
@@ -155,10 +182,7 @@ mod tests {
             course(&machine, Command::GoOn, late, Duration::from_hours(1)),
             Course::WaitForReview(machine.kept())
         );
-        assert_eq!(
-            course(&machine, Command::Pause, late, late),
-            Course::Pause
-        );
+        assert_eq!(course(&machine, Command::Pause, late, late), Course::Pause);
         assert_eq!(
             course(&machine, Command::Cancel, late, late),
             Course::Cancel

@@ -135,15 +135,37 @@ mod tests {
         scorer::Scores,
     };
 
-    #[test]
-    fn costs_are_added_up_from_the_journal() {
-        let object = Digest::of(b"x");
+    const USAGE: Usage = Usage {
+        calls: 3,
+        prompt_tokens: 900,
+        reply_tokens: 7,
+    };
+
+    fn advised(usage: Usage, rejected_replies: Vec<RejectedReply>) -> Advised {
+        Advised {
+            advisor: String::new(),
+            advice: Advice {
+                rejected_replies,
+                usage,
+                ..Advice::default()
+            },
+            error: None,
+            seconds: 4.0,
+        }
+    }
+
+    fn of_pairs(object: Digest) -> [Event; 3] {
         let reply = RejectedReply {
             raw: String::new(),
             code: "no-json".to_owned(),
             reason: String::new(),
         };
-        let events = [
+        let usage = Usage {
+            calls: 2,
+            prompt_tokens: 200,
+            reply_tokens: 30,
+        };
+        [
             Event::Generated {
                 iteration: 1,
                 item: 0,
@@ -158,21 +180,21 @@ mod tests {
             Event::Advised {
                 iteration: 1,
                 item: 0,
-                result: Advised {
-                    advisor: String::new(),
-                    advice: Advice {
-                        rejected_replies: vec![reply],
-                        usage: Usage {
-                            calls: 2,
-                            prompt_tokens: 200,
-                            reply_tokens: 30,
-                        },
-                        ..Advice::default()
-                    },
-                    error: None,
-                    seconds: 4.0,
+                result: advised(usage, vec![reply]),
+            },
+            Event::Scored {
+                iteration: 1,
+                item: 0,
+                result: Scored {
+                    usage: USAGE,
+                    ..Scored::default()
                 },
             },
+        ]
+    }
+
+    fn of_the_rest(object: Digest) -> [Event; 2] {
+        [
             Event::Trained {
                 iteration: 1,
                 training: Training::First,
@@ -184,48 +206,31 @@ mod tests {
                     seconds: 60.0,
                 },
             },
-        ];
-        let usage = Usage {
-            calls: 3,
-            prompt_tokens: 900,
-            reply_tokens: 7,
-        };
-        let scored = Event::Scored {
-            iteration: 1,
-            item: 0,
-            result: Scored {
-                usage,
-                ..Scored::default()
+            Event::Evaluated {
+                iteration: 1,
+                arm: Arm::Rewriting,
+                item: 0,
+                result: Evaluated {
+                    prompt: String::new(),
+                    image: object,
+                    scores: Scores::default(),
+                    filter_scores: Scores::default(),
+                    failures: vec![],
+                    advice: Some(advised(USAGE, vec![])),
+                    forwards: 40,
+                    seconds: 2.5,
+                    usage: USAGE,
+                },
             },
-        };
-        let evaluated = Event::Evaluated {
-            iteration: 1,
-            arm: Arm::Rewriting,
-            item: 0,
-            result: Evaluated {
-                prompt: String::new(),
-                image: object,
-                scores: Scores::default(),
-                filter_scores: Scores::default(),
-                failures: vec![],
-                advice: Some(Advised {
-                    advisor: String::new(),
-                    advice: Advice {
-                        usage,
-                        ..Advice::default()
-                    },
-                    error: None,
-                    seconds: 1.0,
-                }),
-                forwards: 40,
-                seconds: 2.5,
-                usage,
-            },
-        };
-        let events = events.into_iter().chain([scored, evaluated]);
+        ]
+    }
+
+    #[test]
+    fn costs_are_added_up_from_the_journal() {
+        let object = Digest::of(b"x");
         let mut ledger = Ledger::default();
-        for event in events {
-            ledger.take(&event);
+        for event in of_pairs(object).iter().chain(&of_the_rest(object)) {
+            ledger.take(event);
         }
         let lines = ledger.lines(Some(512_000_000));
         for (name, value) in [
@@ -234,11 +239,12 @@ mod tests {
             ("forward passes for held-out images", "40"),
             ("advisor calls", "5"),
             ("advisor tokens read", "1100"),
-            ("calls of scorers elsewhere", "6"),
-            ("drawing held-out images", "2.5 s"),
             ("unusable answers", "1"),
+            ("calls of scorers elsewhere", "6"),
             ("training steps", "120"),
             ("training", "60.0 s"),
+            ("waiting for advice", "8.0 s"),
+            ("drawing held-out images", "2.5 s"),
             ("peak memory", "512 MB"),
         ] {
             assert!(

@@ -8,8 +8,12 @@ pub fn pack(losses: &[f64]) -> Vec<u8> {
 /// The list of stored bytes; none if they are no such list.
 pub fn unpack(bytes: &[u8]) -> Option<Vec<f64>> {
     let (losses, rest) = bytes.as_chunks::<8>();
-    rest.is_empty()
-        .then(|| losses.iter().map(|loss| f64::from_le_bytes(*loss)).collect())
+    rest.is_empty().then(|| {
+        losses
+            .iter()
+            .map(|loss| f64::from_le_bytes(*loss))
+            .collect()
+    })
 }
 
 /// Mean of the last tenth of the steps, at least one; 0 without any.

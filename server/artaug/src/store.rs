@@ -45,7 +45,9 @@ pub enum StoreError {
     #[error("no object {0} in the job's folder")]
     Missing(Digest),
     /// Bytes of another address.
-    #[error("the object {wanted} came out as {found}: it was made by another version, another number of threads or another machine")]
+    #[error(
+        "the object {wanted} came out as {found}: it was made by another version, another number of threads or another machine"
+    )]
     Different {
         /// The address that was wanted.
         wanted: Digest,

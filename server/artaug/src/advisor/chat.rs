@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use tokio::runtime::Handle;
 
 use super::{
-    Advice, Advisor, AdvisorError, BoxConvention, Question, RejectedReply, TEMPLATE_VERSION, Usage, parse_reply, reply_schema, system_text, user_text,
+    Advice, Advisor, AdvisorError, BoxConvention, Question, RejectedReply, TEMPLATE_VERSION, Usage,
+    parse_reply, reply_schema, system_text, user_text,
 };
 use crate::{
     endpoint::{Endpoint, EndpointError},

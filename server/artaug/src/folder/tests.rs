@@ -197,7 +197,11 @@ fn a_job_that_changes_hands_after_every_line_ends_in_the_same_files() {
     let (old, last) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     for turn in 0.. {
         let new = tempfile::tempdir().unwrap();
-        let folder = if turn % 2 == 0 { old.path() } else { new.path() };
+        let folder = if turn % 2 == 0 {
+            old.path()
+        } else {
+            new.path()
+        };
         let mut job = adopt(folder, &server).unwrap();
         if job.machine().work() == Work::Done {
             break;
@@ -270,7 +274,10 @@ fn a_lost_object_is_made_again_from_its_origin() {
         let second = job.machine().made()[1].clone();
         let image = testing::object(&testing::drawn(
             "enhanced",
-            job.machine().made()[0].fused.as_ref().map(|fused| fused.merged),
+            job.machine().made()[0]
+                .fused
+                .as_ref()
+                .map(|fused| fused.merged),
             1,
             &[0, 1, 2, 3],
         ));
@@ -295,7 +302,11 @@ fn a_lost_object_is_made_again_from_its_origin() {
         .put_as(result.image, again.as_bytes())
         .unwrap();
     let alone = testing::drawn("enhanced", machine.current(), 1, &[1]);
-    assert!(job.store_mut().put_as(result.image, alone.as_bytes()).is_err());
+    assert!(
+        job.store_mut()
+            .put_as(result.image, alone.as_bytes())
+            .is_err()
+    );
     assert!(job.origin(Digest::of(b"nobody's")).unwrap().is_none());
 }
 

@@ -124,7 +124,9 @@ fn view(line: &ManifestLine, fetch: &mut Fetch<'_>) -> Option<PairView> {
             .enhanced
             .as_ref()
             .and_then(|enhanced| image(enhanced.image, fetch)),
-        regions: advice.map(|advice| advice.regions.clone()).unwrap_or_default(),
+        regions: advice
+            .map(|advice| advice.regions.clone())
+            .unwrap_or_default(),
         rejected_replies: advice
             .map(|advice| advice.rejected_replies.clone())
             .unwrap_or_default(),
@@ -149,7 +151,7 @@ fn held_out(machine: &Machine, most: usize, fetch: &mut Fetch<'_>) -> Vec<HeldOu
     machine
         .evaluated(Arm::Base)
         .take(most)
-        .filter_map(|(item, base)| {
+        .map(|(item, base)| {
             let mut images = Vec::new();
             let mut add = |name: String, made: Option<&Evaluated>| {
                 let shown = made.and_then(|made| {
@@ -173,16 +175,13 @@ fn held_out(machine: &Machine, most: usize, fetch: &mut Fetch<'_>) -> Vec<HeldOu
                 );
             }
             for arm in [Arm::PlainLora, Arm::Rewriting] {
-                add(
-                    arm_name(arm).to_owned(),
-                    machine.evaluated_item(arm, item),
-                );
+                add(arm_name(arm).to_owned(), machine.evaluated_item(arm, item));
             }
-            Some(HeldOutView {
+            HeldOutView {
                 prompt: base.prompt.clone(),
                 number: item,
                 images,
-            })
+            }
         })
         .filter(|view| !view.images.is_empty())
         .collect()

@@ -59,7 +59,8 @@ impl ReviewPage {
                 "{} pairs passed the filter. Accept those whose enhanced image is better: the model is trained on them.",
                 self.pairs.len()
             ),
-            "Then copy the line below into a terminal. Pairs without a word go on waiting.".to_owned(),
+            "Then copy the line below into a terminal. Pairs without a word go on waiting."
+                .to_owned(),
         ];
         let mut body = String::new();
         page::heading(&mut body, &title, &notes);

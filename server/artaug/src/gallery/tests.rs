@@ -169,7 +169,9 @@ fn the_review_page_makes_up_the_line_to_be_typed_without_a_script() {
     for item in [3, 12] {
         for letter in ['a', 'r'] {
             let id = format!("{letter}{item}");
-            assert!(html.contains(&format!("id=\"{id}\"")) && html.contains(&format!("for=\"{id}\"")));
+            assert!(
+                html.contains(&format!("id=\"{id}\"")) && html.contains(&format!("for=\"{id}\""))
+            );
         }
         // Both buttons of a pair share a name, so that one of them alone can be chosen.
         assert_eq!(html.matches(&format!("name=\"p{item}\"")).count(), 2);
@@ -177,7 +179,9 @@ fn the_review_page_makes_up_the_line_to_be_typed_without_a_script() {
             "<span class=\"comma\">,</span><span class=\"number\">{item}</span>"
         )));
     }
-    assert!(!html.contains("<script") && !html.contains("href") && html.contains("default-src 'none'"));
+    assert!(
+        !html.contains("<script") && !html.contains("href") && html.contains("default-src 'none'")
+    );
     for job in ["", "-rf", "a b", "a;reboot", "a$(x)", "a\nb"] {
         assert!(ReviewPage::new(job, 1, vec![]).is_err(), "{job}");
     }
@@ -190,12 +194,15 @@ fn job_with_images(folder: &std::path::Path, review: bool) -> JobFolder {
         ..testing::plan()
     };
     let clock = std::sync::Arc::new(MockClock::new(Timestamp(5)));
-    let mut job =
-        JobFolder::open(folder, plan, testing::specification(), 1 << 20, clock).unwrap();
+    let mut job = JobFolder::open(folder, plan, testing::specification(), 1 << 20, clock).unwrap();
     while !matches!(job.machine().work(), Work::Done | Work::Review(_)) {
         for mut event in testing::GOOD.act(job.machine()) {
             let item = event_item(&event);
-            let mut put = |shade: u8| job.store_mut().put(&picture(shade).to_png().unwrap()).unwrap();
+            let mut put = |shade: u8| {
+                job.store_mut()
+                    .put(&picture(shade).to_png().unwrap())
+                    .unwrap()
+            };
             match &mut event {
                 Event::Generated { result, .. } => result.image = put(item),
                 // Item 3 comes out as it was.

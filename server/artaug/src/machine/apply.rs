@@ -1,8 +1,7 @@
 //! Taking in events: what fits, and what it changes.
 
 use super::{
-    Arm, Decision, Event, Item, Machine, Made, Misfit, Stage, StopReason, Work, kept_of,
-    open_items,
+    Arm, Decision, Event, Item, Machine, Made, Misfit, Stage, StopReason, Work, kept_of, open_items,
 };
 use crate::filter::{Reason, Verdict};
 

@@ -28,9 +28,8 @@ impl Machine {
     pub fn progress(&self) -> Progress {
         let stage = self.stage();
         let pairs = u64::from(self.plan.pairs);
-        let missing = |groups: &[Group]| -> usize {
-            groups.iter().map(|group| group.missing.len()).sum()
-        };
+        let missing =
+            |groups: &[Group]| -> usize { groups.iter().map(|group| group.missing.len()).sum() };
         let (done, total) = match self.work() {
             Work::Items {
                 generate,

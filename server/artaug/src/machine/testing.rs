@@ -153,8 +153,7 @@ impl World {
                             machine.trained(Training::Second),
                         )),
                         reduced: None,
-                        control: control
-                            .map(|made| object(&joined(machine.control(), Some(made)))),
+                        control: control.map(|made| object(&joined(machine.control(), Some(made)))),
                     },
                 }]
             }
@@ -177,7 +176,7 @@ impl World {
         let steps = steps(machine, arm);
         let judge = noise("judge", item) + steps * (self.judge + noise("step", item));
         let mut scores: Scores<_> = [("fit".to_owned(), steps * self.fit)].into_iter().collect();
-        if self.unjudged == 0 || item % self.unjudged != 0 {
+        if self.unjudged == 0 || !item.is_multiple_of(self.unjudged) {
             scores.insert("judge", judge);
         }
         let image = drawn(
@@ -267,7 +266,7 @@ impl World {
                 enhanced: light(base + self.raw + noise("gain", item)),
                 ..Scored::default()
             };
-            if self.unscored != 0 && item % self.unscored == 0 {
+            if self.unscored != 0 && item.is_multiple_of(self.unscored) {
                 result.enhanced = Scores::default();
             }
             Event::Scored {

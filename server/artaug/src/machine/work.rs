@@ -100,10 +100,7 @@ impl Machine {
                     .filter(|(_, item)| item.is_to_be_enhanced())
                     .map(|(number, _)| *number)
                     .collect();
-                regenerate.extend(Group::of(
-                    members,
-                    lacks(|item| item.regenerated.is_none()),
-                ));
+                regenerate.extend(Group::of(members, lacks(|item| item.regenerated.is_none())));
             }
             for (number, item) in batch {
                 match item.next() {

@@ -202,6 +202,9 @@ fn a_long_rejected_reply_is_cut_at_a_character_by_its_length_in_the_journal() {
         let reply = rejected(&character.to_string().repeat(MAX_KEPT), "long", "x");
         assert_eq!(reply.raw.chars().count(), MAX_KEPT / taken);
         let written = serde_json::to_string(&reply.raw).unwrap().len();
-        assert!(written <= MAX_KEPT + 2 && written > MAX_KEPT - 6, "{written}");
+        assert!(
+            written <= MAX_KEPT + 2 && written > MAX_KEPT - 6,
+            "{written}"
+        );
     }
 }
