@@ -8,7 +8,7 @@ use concord_common::{
     code::Refusal,
     config::{ByteSize, ConfigError, ListenSection, LogSection, TlsSection, load},
     id::Role,
-    job::TrainingSpec,
+    job::{TrainingSpec, artaug::ArtaugSpec},
     telemetry::parse_filter,
 };
 use serde::Deserialize;
@@ -215,6 +215,8 @@ pub struct WorkersSection {
     /// How long a worker's lease on a job lasts.
     #[serde(with = "humantime_serde")]
     pub lease: Duration,
+    /// Largest `limits.disk` of a job: what it may keep in the server's state folder.
+    pub max_disk: ByteSize,
 }
 
 impl Default for WorkersSection {
@@ -224,6 +226,7 @@ impl Default for WorkersSection {
             config: None,
             max_running: 1,
             lease: Duration::from_mins(1),
+            max_disk: ByteSize(64 << 30),
         }
     }
 }
@@ -416,6 +419,12 @@ impl ServerConfig {
             ("jobs.max_running", self.jobs.max_running as u64, 1, 1000),
             ("jobs.max_queued", self.jobs.max_queued as u64, 1, 1 << 20),
             (
+                "workers.max_disk",
+                self.workers.max_disk.bytes(),
+                1 << 20,
+                1 << 50,
+            ),
+            (
                 "workers.max_running",
                 self.workers.max_running as u64,
                 1,
@@ -452,6 +461,24 @@ impl ServerConfig {
             }
         }
         self.workers.check()
+    }
+
+    /// Checks that a worker's job keeps no more than this server lets it.
+    ///
+    /// # Errors
+    /// `INVALID_JOB_SPEC` with both sizes and what to change.
+    pub fn check_disk(&self, spec: &ArtaugSpec) -> Result<(), Refusal> {
+        let (disk, most) = (spec.limits.disk, self.workers.max_disk);
+        if disk <= most {
+            return Ok(());
+        }
+        Err(Refusal::new(
+            ErrorCode::InvalidJobSpec,
+            format!(
+                "`limits.disk`: the job wants to keep {disk}, and this server lets it keep at most {most}; lower it, or have the \
+                 server's `workers.max_disk` raised"
+            ),
+        ))
     }
 
     /// Checks that a job's global adapter is no larger than this server takes.

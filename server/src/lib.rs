@@ -125,7 +125,10 @@ impl Server {
         shutdown.spawn_critical("sweep", driver::sweep(Arc::clone(&context)));
         let (leases, supervisor) = (Arc::clone(&context), Arc::clone(&context));
         shutdown.spawn_critical("leases of workers", driver::workers::leases(leases));
-        shutdown.spawn_critical("supervisor of workers", driver::workers::supervise(supervisor));
+        shutdown.spawn_critical(
+            "supervisor of workers",
+            driver::workers::supervise(supervisor),
+        );
         tracing::info!(address = %addr, federation = %context.config.federation, "listening");
         if let Some(address) = ops_addr {
             tracing::info!(%address, "serving metrics and probes");

@@ -10,8 +10,7 @@ use concord_common::{
 };
 use concord_proto::v1::{
     federation_service_server::FederationServiceServer,
-    operator_service_server::OperatorServiceServer,
-    worker_service_server::WorkerServiceServer,
+    operator_service_server::OperatorServiceServer, worker_service_server::WorkerServiceServer,
 };
 use tokio::{net::TcpListener, sync::watch};
 use tokio_rustls::rustls::ServerConfig;
@@ -33,6 +32,9 @@ const CONNECTION_GRACE: Duration = Duration::from_mins(10);
 
 /// Largest HTTP/2 frame that a peer may send, in bytes: fewer and larger ones cost less to take apart.
 const FRAME: u32 = 128 << 10;
+
+/// A worker's message that must pass: lines of 1 MiB together, with what stands around each.
+const WORKER_MESSAGE: usize = (1 << 20) + (64 << 10);
 
 /// Why the server cannot listen.
 #[derive(Debug, thiserror::Error)]
@@ -149,7 +151,7 @@ async fn routes(
         .max_decoding_message_size(most)
         .max_encoding_message_size(usize::MAX);
     let worker = WorkerServiceServer::new(Workers::new(Arc::clone(context), shutdown.clone()))
-        .max_decoding_message_size(most)
+        .max_decoding_message_size(most.max(WORKER_MESSAGE))
         .max_encoding_message_size(usize::MAX);
     let (health, health_service) = tonic_health::server::health_reporter();
     health

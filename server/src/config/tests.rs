@@ -1,6 +1,9 @@
 use std::path::Path;
 
-use concord_common::{config::load_text, job::JobSpec};
+use concord_common::{
+    config::load_text,
+    job::{JobSpec, Submission},
+};
 
 use super::*;
 
@@ -80,6 +83,18 @@ fn a_value_out_of_range_is_named() {
             format!("{MINIMAL}\n[retention]\nversions = 1"),
             "retention.versions",
         ),
+        (
+            format!("{MINIMAL}\n[workers]\nmax_running = 0"),
+            "workers.max_running",
+        ),
+        (
+            format!("{MINIMAL}\n[workers]\nlease = \"1ms\""),
+            "workers.lease",
+        ),
+        (
+            format!("{MINIMAL}\n[workers]\nmax_disk = \"1 kB\""),
+            "workers.max_disk",
+        ),
         (format!("{MINIMAL}\n[log]\nfilter = \"=,=\""), "log.filter"),
         (MINIMAL.replace("north", "North!"), "federation"),
     ] {
@@ -97,7 +112,48 @@ fn a_variable_overrides_the_file() {
 }
 
 #[test]
+fn a_worker_needs_its_program_and_its_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    let with = |program: &str, config: &str| {
+        let (program, config) = (file(program), file(config));
+        parse(&format!(
+            "{MINIMAL}\n[workers]\nprogram = \"{program}\"\nconfig = \"{config}\""
+        ))
+    };
+    for name in ["worker", "worker.toml"] {
+        std::fs::write(file(name), "").unwrap();
+    }
+    let command = with("worker", "worker.toml")
+        .unwrap()
+        .workers
+        .command()
+        .unwrap();
+    assert_eq!(command.program.display().to_string(), file("worker"));
+    for (program, config, key) in [
+        ("no-worker", "worker.toml", "workers.program"),
+        ("worker", "no-file.toml", "workers.config"),
+    ] {
+        let error = with(program, config).unwrap_err().to_string();
+        assert!(error.contains(key), "{error}");
+        assert!(error.contains(&file("no-")), "{error}");
+    }
+    // Without a configuration none is started, whatever the program.
+    let none = parse(&format!("{MINIMAL}\n[workers]\nprogram = \"/none\"")).unwrap();
+    assert_eq!(none.workers.command(), None);
+    // The worker stands beside the server's program unless something else is said.
+    let beside = WorkersSection {
+        config: Some("worker.toml".into()),
+        ..WorkersSection::default()
+    };
+    let own = std::env::current_exe().unwrap();
+    let program = beside.command().unwrap().program;
+    assert_eq!(program, own.with_file_name("concord-artaug"));
+}
+
+#[test]
 fn every_sample_job_is_accepted() {
+    Submission::parse(include_str!("../../../deploy/artaug/job.toml")).unwrap();
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/config/jobs");
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {

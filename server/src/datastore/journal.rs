@@ -56,14 +56,13 @@ impl Tx<'_> {
         n: u64,
         line: &[u8],
     ) -> Result<bool, DatastoreError> {
-        let found = sqlx::query(
-            "SELECT 1 FROM worker_journal WHERE job_id = $1 AND n = $2 AND line = $3",
-        )
-        .bind(job_id.as_str())
-        .bind(n as i64)
-        .bind(line)
-        .fetch_optional(self.conn())
-        .await?;
+        let found =
+            sqlx::query("SELECT 1 FROM worker_journal WHERE job_id = $1 AND n = $2 AND line = $3")
+                .bind(job_id.as_str())
+                .bind(n as i64)
+                .bind(line)
+                .fetch_optional(self.conn())
+                .await?;
         Ok(found.is_some())
     }
 

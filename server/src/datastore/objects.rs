@@ -242,6 +242,8 @@ impl Tx<'_> {
         .bind(job_id.as_str())
         .execute(self.conn())
         .await?;
-        rows.iter().map(|gone| row::digest(gone, "digest")).collect()
+        rows.iter()
+            .map(|gone| row::digest(gone, "digest"))
+            .collect()
     }
 }

@@ -45,12 +45,10 @@ impl Tx<'_> {
             .bind(job_id.as_str())
             .execute(self.conn())
             .await?;
-        sqlx::query(
-            "UPDATE worker_jobs SET waits = 0, waiting_iteration = NULL WHERE job_id = $1",
-        )
-        .bind(job_id.as_str())
-        .execute(self.conn())
-        .await?;
+        sqlx::query("UPDATE worker_jobs SET waits = 0, waiting_iteration = NULL WHERE job_id = $1")
+            .bind(job_id.as_str())
+            .execute(self.conn())
+            .await?;
         Ok(())
     }
 

@@ -19,6 +19,9 @@ use crate::{
 /// Leases that may run out in a row without a new line in the journal; then the job fails.
 pub(crate) const MAX_IDLE_ATTEMPTS: u32 = 3;
 
+/// How a lease ends that was not renewed in time.
+const EXPIRED: &str = "expired";
+
 /// Who says that it holds which job.
 #[derive(Clone, Debug)]
 pub(crate) struct Grip {
@@ -61,6 +64,9 @@ impl WorkerChange {
         let job_id = &self.job_id;
         if let Some(outcome) = self.lease {
             metrics::worker_lease(outcome);
+        }
+        if self.lease == Some(EXPIRED) {
+            tracing::warn!(job.id = %job_id, "a worker lost its job: it did not renew its lease in time");
         }
         if let Some(state) = self.job_state {
             metrics::job(state);
@@ -119,10 +125,7 @@ fn lost<T>(job_id: &JobId) -> Result<T, Failure> {
 }
 
 /// Ends the leases that have run out. A job that was lost again and again without getting on fails.
-pub(crate) async fn expire(
-    tx: &mut Tx<'_>,
-    now: Timestamp,
-) -> Result<Vec<WorkerChange>, Failure> {
+pub(crate) async fn expire(tx: &mut Tx<'_>, now: Timestamp) -> Result<Vec<WorkerChange>, Failure> {
     let mut changes = Vec::new();
     for record in tx.lost_jobs(now).await? {
         let job_id = &record.job_id;
@@ -134,7 +137,7 @@ pub(crate) async fn expire(
             changes.push(change);
             continue;
         }
-        change.lease = Some("expired");
+        change.lease = Some(EXPIRED);
         let is_idle = record.lines == record.lines_at_claim;
         let idle_attempts = if is_idle { record.idle_attempts + 1 } else { 0 };
         tx.free_worker_job(job_id, idle_attempts).await?;
@@ -256,10 +259,28 @@ async fn note_progress(
 #[derive(Clone, Debug)]
 pub(crate) enum Release {
     Succeeded,
-    Failed { reason: String },
+    Failed {
+        reason: String,
+    },
     Stopped,
     Paused,
-    Review { iteration: u32, waiting: BTreeSet<u32> },
+    Review {
+        iteration: u32,
+        waiting: BTreeSet<u32>,
+    },
+}
+
+impl Release {
+    /// For logs.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Succeeded => "succeeded",
+            Self::Failed { .. } => "failed",
+            Self::Stopped => "stopped",
+            Self::Paused => "paused",
+            Self::Review { .. } => "waits for review",
+        }
+    }
 }
 
 /// Takes a job back from its worker.

@@ -11,10 +11,9 @@ use concord_common::{
     wire,
 };
 use concord_proto::v1::{self, operator_service_server::OperatorService};
-use futures::stream;
 use tonic::{Request, Response, Status};
 
-use super::{BoxStream, federation::shutting_down, operator_of, view};
+use super::{BoxStream, operator_of, view};
 use crate::{
     context::Context,
     datastore::{JobRecord, NewJob, Tx, WorkerJobRecord},
@@ -25,6 +24,7 @@ use crate::{
 };
 
 mod enrollment;
+mod watch;
 mod workers;
 
 /// Jobs in a list unless the caller says otherwise, and at most.
@@ -32,10 +32,6 @@ const LIST_DEFAULT: u32 = 100;
 const LIST_MOST: u32 = 1000;
 /// Longest request id in bytes.
 const MAX_REQUEST_ID: usize = 64;
-/// Changes of a job within this time become one message.
-const WATCH_PAUSE: Duration = Duration::from_millis(50);
-/// The same for the progress of a job that a worker runs.
-const WATCH_PAUSE_WORKER: Duration = Duration::from_millis(500);
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -118,22 +114,7 @@ impl OperatorService for Operator {
         let job_id = job_id(&request.into_inner().job_id)?;
         // An unknown job is refused before the stream begins.
         self.job_state(&job_id, i64::MAX).await?;
-        let watch = Watch {
-            changes: self.context.hub.watch_job(&job_id),
-            service: self.clone(),
-            job_id,
-            last: None,
-            ends: tokio::time::Instant::now() + self.context.config.limits.max_connection_age,
-        };
-        let states = stream::unfold(Some(watch), |watch| async move {
-            let mut watch = watch?;
-            match watch.next().await {
-                Ok(None) => None,
-                Ok(Some(state)) => Some((Ok(state), Some(watch))),
-                Err(failure) => Some((Err(failure.into()), None)),
-            }
-        });
-        Ok(Response::new(Box::pin(states)))
+        Ok(Response::new(watch::watch(self.clone(), job_id)))
     }
 
     async fn cancel_job(
@@ -401,7 +382,10 @@ impl Operator {
     fn acceptable(&self, spec: &Submission) -> Result<Option<u64>, Failure> {
         let training = match spec {
             Submission::Federated(training) => training,
-            Submission::Artaug(spec) => return Ok(Some(spec.limits.disk.bytes())),
+            Submission::Artaug(spec) => {
+                self.context.config.check_disk(spec)?;
+                return Ok(Some(spec.limits.disk.bytes()));
+            }
         };
         if matches!(training.algorithm, AlgorithmSpec::Local {}) {
             return refuse(
@@ -468,10 +452,7 @@ enum Ended {
 }
 
 /// The workers' part of a job; none if silos run it.
-async fn worker_part(
-    tx: &mut Tx<'_>,
-    job: &JobRecord,
-) -> Result<Option<WorkerJobRecord>, Failure> {
+async fn worker_part(tx: &mut Tx<'_>, job: &JobRecord) -> Result<Option<WorkerJobRecord>, Failure> {
     if job.kind == FEDERATED {
         return Ok(None);
     }
@@ -490,54 +471,4 @@ fn same_request(existing: JobRecord, job: &NewJob) -> Result<JobRecord, Failure>
             job.request_id, existing.job_id
         ),
     )
-}
-
-/// One operator's view of a job.
-struct Watch {
-    service: Operator,
-    job_id: JobId,
-    changes: tokio::sync::watch::Receiver<()>,
-    last: Option<(v1::WatchJobResponse, i64)>,
-    /// When the operator is to watch anew, so that its connection can come to an end.
-    ends: tokio::time::Instant,
-}
-
-impl Watch {
-    /// The present state at first, later the next one that differs; none once the job has ended, or when the operator is to
-    /// watch anew.
-    async fn next(&mut self) -> Result<Option<v1::WatchJobResponse>, Failure> {
-        loop {
-            if let Some((last, _)) = &self.last {
-                if last.job.as_ref().is_some_and(|job| job.ended_at.is_some()) {
-                    return Ok(None);
-                }
-                let by_worker = last.job.as_ref().is_some_and(|job| job.artaug.is_some());
-                let pause = if by_worker { WATCH_PAUSE_WORKER } else { WATCH_PAUSE };
-                tokio::select! {
-                    // The hub lives in the context, so that the sender cannot be gone.
-                    _ = self.changes.changed() => tokio::time::sleep(pause).await,
-                    () = self.service.shutdown.token().cancelled_owned() => {
-                        return Err(shutting_down().into());
-                    }
-                    () = tokio::time::sleep_until(self.ends) => return Ok(None),
-                }
-            }
-            self.changes.mark_unchanged();
-            let after = self.last.as_ref().map_or(0, |(_, after)| *after);
-            let state = self.service.job_state(&self.job_id, after).await?;
-            let response = v1::WatchJobResponse {
-                job: Some(state.view),
-                silos: state.silos,
-                metrics: state.metrics,
-            };
-            let is_news = !response.metrics.is_empty()
-                || self.last.as_ref().is_none_or(|(last, _)| {
-                    last.job != response.job || last.silos != response.silos
-                });
-            if is_news {
-                self.last = Some((response.clone(), state.last_report));
-                return Ok(Some(response));
-            }
-        }
-    }
 }

@@ -12,7 +12,6 @@ use crate::{
     context::Context,
     decide::workers::{self, Claimed, Grip},
     error::Failure,
-    metrics,
 };
 
 mod check;
@@ -232,7 +231,9 @@ impl WorkerService for Workers {
                     Box::pin(workers::release(tx, grip, release, reviews, progress, now))
                 })
                 .await?;
-            tracing::info!(job.id = %grip.job_id, worker = grip.worker, ?release, "a worker gave a job back");
+            tracing::info!(
+                job.id = %grip.job_id, worker = grip.worker, release = release.name(), "a worker gave a job back"
+            );
             change.announce(&context.hub);
             Ok(())
         };
@@ -321,9 +322,4 @@ fn within_quota(record: &crate::datastore::WorkerJobRecord, more: u64) -> Result
             record.job_id, record.quota
         ),
     ))
-}
-
-/// Counts bytes of objects that came in.
-fn count_up(bytes: u64) {
-    metrics::worker_object_bytes("up", bytes);
 }

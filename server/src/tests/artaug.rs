@@ -84,12 +84,11 @@ impl FakeWorker {
 }
 
 impl Held {
-    #[expect(clippy::unnecessary_wraps, reason = "a message field")]
-    fn grip(&self) -> Option<v1::JobGrip> {
-        Some(v1::JobGrip {
+    fn grip(&self) -> v1::JobGrip {
+        v1::JobGrip {
             job_id: self.lease.job_id.clone(),
             token: self.lease.token.clone(),
-        })
+        }
     }
 
     async fn renew(
@@ -97,7 +96,7 @@ impl Held {
         progress: Option<v1::ArtaugProgress>,
     ) -> Result<v1::RenewJobLeaseResponse, Status> {
         let request = v1::RenewJobLeaseRequest {
-            grip: self.grip(),
+            grip: Some(self.grip()),
             progress,
         };
         Ok(self.client.renew_job_lease(request).await?.into_inner())
@@ -105,7 +104,7 @@ impl Held {
 
     async fn append(&mut self, first: u64, lines: &[&str]) -> Result<u64, Status> {
         let request = v1::AppendJournalRequest {
-            grip: self.grip(),
+            grip: Some(self.grip()),
             first,
             lines: lines.iter().map(|line| line.as_bytes().to_vec()).collect(),
         };
@@ -115,7 +114,7 @@ impl Held {
     /// All lines from `first` on, as text.
     async fn journal(&mut self, first: u64) -> Result<Vec<String>, Status> {
         let request = v1::ReadJournalRequest {
-            grip: self.grip(),
+            grip: Some(self.grip()),
             first,
         };
         let mut stream = self.client.read_journal(request).await?.into_inner();
@@ -129,9 +128,14 @@ impl Held {
     }
 
     /// Sends an object as announced, in chunks of a few bytes; gives the bytes that are kept.
-    async fn put_as(&mut self, digest: Digest, announced: u64, bytes: &[u8]) -> Result<u64, Status> {
+    async fn put_as(
+        &mut self,
+        digest: Digest,
+        announced: u64,
+        bytes: &[u8],
+    ) -> Result<u64, Status> {
         let header = Part::Header(v1::PutObjectHeader {
-            grip: self.grip(),
+            grip: Some(self.grip()),
             digest: digest.to_vec(),
             bytes: announced,
         });
@@ -158,7 +162,7 @@ impl Held {
 
     async fn get(&mut self, digest: Digest, offset: u64) -> Result<Vec<u8>, Status> {
         let request = v1::GetObjectRequest {
-            grip: self.grip(),
+            grip: Some(self.grip()),
             digest: digest.to_vec(),
             offset,
         };
@@ -175,7 +179,7 @@ impl Held {
 
     async fn missing(&mut self, digests: &[Digest]) -> Result<Vec<Vec<u8>>, Status> {
         let request = v1::FindMissingObjectsRequest {
-            grip: self.grip(),
+            grip: Some(self.grip()),
             digests: digests.iter().map(|digest| digest.to_vec()).collect(),
         };
         let answer = self.client.find_missing_objects(request).await?;
@@ -184,7 +188,7 @@ impl Held {
 
     async fn remove(&mut self, digests: &[Digest]) -> Result<u64, Status> {
         let request = v1::RemoveObjectsRequest {
-            grip: self.grip(),
+            grip: Some(self.grip()),
             digests: digests.iter().map(|digest| digest.to_vec()).collect(),
         };
         let answer = self.client.remove_objects(request).await?;
@@ -193,7 +197,7 @@ impl Held {
 
     async fn name(&mut self, name: &str, digest: Digest) -> Result<(), Status> {
         let request = v1::PutArtefactRequest {
-            grip: self.grip(),
+            grip: Some(self.grip()),
             name: name.to_owned(),
             digest: digest.to_vec(),
         };
@@ -203,7 +207,7 @@ impl Held {
 
     async fn reviews(&mut self, after: u64) -> Result<Vec<v1::PairReview>, Status> {
         let request = v1::ReadReviewsRequest {
-            grip: self.grip(),
+            grip: Some(self.grip()),
             after,
         };
         let answer = self.client.read_reviews(request).await?;
@@ -212,7 +216,7 @@ impl Held {
 
     fn letting_go(&self, release: JobRelease) -> v1::ReleaseJobRequest {
         v1::ReleaseJobRequest {
-            grip: self.grip(),
+            grip: Some(self.grip()),
             release: release as i32,
             reason: String::new(),
             reviews: 0,

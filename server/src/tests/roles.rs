@@ -34,14 +34,23 @@ async fn each_service_is_for_its_role_only() {
         let request = v1::ResumeJobRequest::default();
         assert_eq!(code(client.resume_job(request).await), ErrorCode::WrongRole);
         let request = v1::ListReviewRequest::default();
-        assert_eq!(code(client.list_review(request).await), ErrorCode::WrongRole);
+        assert_eq!(
+            code(client.list_review(request).await),
+            ErrorCode::WrongRole
+        );
         let request = v1::ReviewPairsRequest::default();
-        assert_eq!(code(client.review_pairs(request).await), ErrorCode::WrongRole);
+        assert_eq!(
+            code(client.review_pairs(request).await),
+            ErrorCode::WrongRole
+        );
         let request = v1::ListArtefactsRequest::default();
         let answer = client.list_artefacts(request).await;
         assert_eq!(code(answer), ErrorCode::WrongRole);
         let request = v1::GetArtefactRequest::default();
-        assert_eq!(code(client.get_artefact(request).await), ErrorCode::WrongRole);
+        assert_eq!(
+            code(client.get_artefact(request).await),
+            ErrorCode::WrongRole
+        );
     }
     for role in [Role::Silo, Role::Operator] {
         let mut client = WorkerServiceClient::new(world.channel(role, "x"));

@@ -62,7 +62,9 @@ pub(super) async fn jobs_are_listed_newest_first_and_queued_oldest_first(datasto
     };
     let newest = tx!(datastore, |tx| tx.newest_jobs(2).await?);
     assert_eq!(names(newest), ["j3", "j2"]);
-    let queued = tx!(datastore, |tx| tx.jobs_in_state(JobState::Queued, FEDERATED).await?);
+    let queued = tx!(datastore, |tx| tx
+        .jobs_in_state(JobState::Queued, FEDERATED)
+        .await?);
     assert_eq!(names(queued), ["j1", "j2", "j3"]);
 }
 

@@ -96,7 +96,10 @@ impl Process {
             () = tokio::time::sleep(grace) => {}
             () = at_once.cancelled() => {}
         }
-        tracing::warn!(process = self.id(), "the worker did not stop in time; killing it");
+        tracing::warn!(
+            process = self.id(),
+            "the worker did not stop in time; killing it"
+        );
         self.signal(Signal::KILL);
         self.ended().await
     }

@@ -92,7 +92,8 @@ pub(super) async fn review(
         let problem = format!("must name 1 to {MAX_WORDS} different pairs, each in one of the two");
         return Err(wire::invalid_field("accepted` and `rejected", problem).into());
     }
-    let (now, words, operator, iteration) = (context.now(), &words[..], &operator, request.iteration);
+    let (now, words, operator, iteration) =
+        (context.now(), &words[..], &operator, request.iteration);
     let (change, waiting) = context
         .datastore
         .run_tx("review_pairs", |tx| {

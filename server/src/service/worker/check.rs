@@ -152,8 +152,7 @@ fn reason(text: &str) -> Result<String, Refusal> {
 
 fn review(request: &v1::ReleaseJobRequest) -> Result<Release, Refusal> {
     let waiting: BTreeSet<u32> = request.waiting.iter().copied().collect();
-    if !(1..=MAX_WAITING).contains(&request.waiting.len())
-        || waiting.len() != request.waiting.len()
+    if !(1..=MAX_WAITING).contains(&request.waiting.len()) || waiting.len() != request.waiting.len()
     {
         let problem = format!("must be 1 to {MAX_WAITING} different pairs");
         return Err(wire::invalid_field("waiting", problem));
@@ -179,8 +178,20 @@ mod tests {
         }
         let long = "x".repeat(MAX_NAME + 1);
         for bad in [
-            "", "/etc/passwd", "../up", "a/../b", "a//b", "a/", ".hidden", "a/.b", "a b", "a\\b",
-            "a\0b", "naïve", "end.", &long,
+            "",
+            "/etc/passwd",
+            "../up",
+            "a/../b",
+            "a//b",
+            "a/",
+            ".hidden",
+            "a/.b",
+            "a b",
+            "a\\b",
+            "a\0b",
+            "naïve",
+            "end.",
+            &long,
         ] {
             assert!(artefact_name(bad).is_err(), "{bad}");
         }

@@ -2,20 +2,16 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use concord_common::{
-    Digest, ErrorCode,
-    chunk::MAX_CHUNK_BYTES,
-    code::Refusal,
-    wire,
-};
+use concord_common::{Digest, ErrorCode, chunk::MAX_CHUNK_BYTES, code::Refusal, wire};
 use concord_proto::v1::{self, put_object_request::Part};
 use tonic::Streaming;
 
-use super::{Grip, check, count_up, within_quota};
+use super::{Grip, check, within_quota};
 use crate::{
     context::Context,
     decide::workers,
     error::{Failure, refuse},
+    metrics,
     objects::ObjectWriter,
     service::{
         BoxStream,
@@ -170,7 +166,7 @@ async fn take_in(
         check_chunk(&chunk, writer.bytes(), bytes)?;
         let length = chunk.data.len() as u64;
         writer = tokio::task::spawn_blocking(move || write(writer, &chunk)).await??;
-        count_up(length);
+        metrics::worker_object_bytes("up", length);
     }
     if writer.bytes() < bytes {
         return truncated();
@@ -190,7 +186,10 @@ fn check_chunk(chunk: &v1::Chunk, offset: u64, bytes: u64) -> Result<(), Refusal
     if chunk.offset != offset {
         return Err(Refusal::new(
             ErrorCode::ChunkOffset,
-            format!("the next chunk begins at byte {offset}, not {}", chunk.offset),
+            format!(
+                "the next chunk begins at byte {offset}, not {}",
+                chunk.offset
+            ),
         ));
     }
     if offset + length as u64 > bytes {

@@ -23,7 +23,10 @@ async fn rounds_go_on_beside_a_job_that_a_worker_holds() {
     held.client = FakeWorker::of(&world, "w1").client;
     a.contribute(&rounds, 2, 0.25, 3).await;
     let job = world.wait_for_state(&rounds, JobState::Succeeded).await;
-    assert_eq!((job.kind.as_str(), job.worker.as_str()), ("federated-training", ""));
+    assert_eq!(
+        (job.kind.as_str(), job.worker.as_str()),
+        ("federated-training", "")
+    );
     assert_eq!(held.append(1, &["two"]).await.unwrap(), 2);
 
     let request = v1::ListJobsRequest { limit: 0 };
@@ -34,7 +37,8 @@ async fn rounds_go_on_beside_a_job_that_a_worker_holds() {
         .into_iter()
         .map(|job| (job.job_id, job.kind, job.worker))
         .collect();
-    let row = |id: &str, kind: &str, worker: &str| (id.to_owned(), kind.to_owned(), worker.to_owned());
+    let row =
+        |id: &str, kind: &str, worker: &str| (id.to_owned(), kind.to_owned(), worker.to_owned());
     assert_eq!(
         listed,
         [

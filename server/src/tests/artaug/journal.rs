@@ -33,7 +33,10 @@ async fn another_line_in_the_same_place_is_refused_with_nothing_added() {
     }
     assert_eq!(held.journal(0).await.unwrap(), ["a", "b"]);
     assert_eq!(code(held.journal(3).await), ErrorCode::InvalidRequest);
-    assert_eq!(code(held.journal(u64::MAX).await), ErrorCode::InvalidRequest);
+    assert_eq!(
+        code(held.journal(u64::MAX).await),
+        ErrorCode::InvalidRequest
+    );
     let answer = held.append(u64::MAX, &["z"]).await;
     assert_eq!(code(answer), ErrorCode::JournalConflict);
 }
@@ -79,7 +82,7 @@ async fn a_long_journal_comes_in_messages_of_a_bounded_size() {
     }
     assert_eq!(held.journal(0).await.unwrap(), lines);
     let request = v1::ReadJournalRequest {
-        grip: held.grip(),
+        grip: Some(held.grip()),
         first: 0,
     };
     let answer = held.client.read_journal(request).await;

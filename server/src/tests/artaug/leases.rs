@@ -53,7 +53,8 @@ async fn a_job_goes_from_the_queue_to_a_worker_and_to_its_end() {
 async fn a_worker_that_asks_early_gets_the_job_as_soon_as_it_is_submitted() {
     let world = World::start().await;
     let mut worker = FakeWorker::of(&world, "w1");
-    let (held, job_id) = tokio::join!(worker.claim(), world.submit(&artaug()));
+    let spec = artaug();
+    let (held, job_id) = tokio::join!(worker.claim(), world.submit(&spec));
     assert_eq!(held.lease.job_id, job_id);
 }
 
@@ -127,7 +128,10 @@ async fn a_stopped_worker_hands_its_job_over_at_once() {
     let job_id = world.submit(&artaug()).await;
     for attempt in 1..=5 {
         let mut held = FakeWorker::of(&world, "w1").claim().await;
-        assert_eq!((held.lease.job_id.as_str(), held.lease.attempt), (&*job_id, attempt));
+        assert_eq!(
+            (held.lease.job_id.as_str(), held.lease.attempt),
+            (&*job_id, attempt)
+        );
         held.release(JobRelease::Stopped).await.unwrap();
         expect_all_refused(&mut held).await;
     }
@@ -146,7 +150,10 @@ async fn the_oldest_job_comes_first_and_no_more_are_held_than_may_be() {
     let mut worker = FakeWorker::of(&world, "w1");
     let mut first = worker.claim().await;
     let second = worker.claim().await;
-    assert_eq!([&first.lease.job_id, &second.lease.job_id], [&jobs[0], &jobs[1]]);
+    assert_eq!(
+        [&first.lease.job_id, &second.lease.job_id],
+        [&jobs[0], &jobs[1]]
+    );
     assert!(!is_waiting(&world).await);
     let mut waiting = worker.clone();
     let (third, ()) = tokio::join!(waiting.claim(), async {
@@ -241,7 +248,10 @@ async fn how_far_a_job_is_reaches_the_operator_who_watches() {
         last = state.job;
     }
     let last = last.unwrap();
-    assert_eq!((last.state(), last.artaug), (JobState::Succeeded, Some(progress)));
+    assert_eq!(
+        (last.state(), last.artaug),
+        (JobState::Succeeded, Some(progress))
+    );
 
     let bad = v1::ArtaugProgress {
         per_second: f64::INFINITY,
@@ -278,11 +288,11 @@ async fn a_grip_is_well_formed_or_refused() {
         None,
         Some(v1::JobGrip {
             job_id: "../..".to_owned(),
-            ..held.grip().unwrap()
+            ..held.grip()
         }),
         Some(v1::JobGrip {
             token: vec![0; 15],
-            ..held.grip().unwrap()
+            ..held.grip()
         }),
     ];
     for grip in grips {

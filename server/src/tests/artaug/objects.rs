@@ -64,7 +64,7 @@ async fn an_object_that_is_not_what_was_announced_leaves_nothing_behind() {
     let (digest, picture) = (Digest::of(b"picture"), b"picture");
     let header = |held: &Held| {
         Part::Header(v1::PutObjectHeader {
-            grip: held.grip(),
+            grip: Some(held.grip()),
             digest: digest.to_vec(),
             bytes: 7,
         })
@@ -75,7 +75,7 @@ async fn an_object_that_is_not_what_was_announced_leaves_nothing_behind() {
         ..chunk::chunk(0, picture.as_slice().into())
     });
     let short = Part::Header(v1::PutObjectHeader {
-        grip: held.grip(),
+        grip: Some(held.grip()),
         digest: vec![0; 31],
         bytes: 7,
     });
@@ -84,13 +84,22 @@ async fn an_object_that_is_not_what_was_announced_leaves_nothing_behind() {
         (vec![], ErrorCode::Truncated),
         (vec![chunk(0, picture)], ErrorCode::InvalidRequest),
         (vec![short], ErrorCode::InvalidRequest),
-        (vec![first.clone(), first.clone()], ErrorCode::InvalidRequest),
+        (
+            vec![first.clone(), first.clone()],
+            ErrorCode::InvalidRequest,
+        ),
         (vec![first.clone(), damaged], ErrorCode::BadChunk),
         (vec![first.clone(), chunk(0, b"")], ErrorCode::BadChunk),
         (vec![first.clone(), chunk(1, b"p")], ErrorCode::ChunkOffset),
-        (vec![first.clone(), chunk(0, b"pictures")], ErrorCode::PayloadSize),
+        (
+            vec![first.clone(), chunk(0, b"pictures")],
+            ErrorCode::PayloadSize,
+        ),
         (vec![first.clone(), chunk(0, b"pict")], ErrorCode::Truncated),
-        (vec![first.clone(), chunk(0, b"PICTURE")], ErrorCode::DigestMismatch),
+        (
+            vec![first.clone(), chunk(0, b"PICTURE")],
+            ErrorCode::DigestMismatch,
+        ),
     ] {
         let answer = held.put_parts(parts).await;
         assert_eq!(code(answer), expected);
@@ -131,7 +140,7 @@ async fn a_worker_that_loses_its_lease_while_it_sends_keeps_nothing() {
     let mut held = held(&world).await;
     let (sender, receiver) = tokio::sync::mpsc::channel(4);
     let header = Part::Header(v1::PutObjectHeader {
-        grip: held.grip(),
+        grip: Some(held.grip()),
         digest: Digest::of(b"picture").to_vec(),
         bytes: 7,
     });

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use concord_common::{Digest, ErrorCode};
+use concord_common::{Digest, ErrorCode, config::ByteSize};
 use concord_proto::v1::{self, JobRelease, JobState, WorkerCommand};
 
 use super::{FakeWorker, advance, artaug, expect_all_refused, is_waiting};
-use crate::tests::harness::{World, code, spec};
+use crate::tests::harness::{World, code, refusal, spec};
 
 async fn pause(world: &World, job_id: &str) -> Result<v1::Job, tonic::Status> {
     let request = v1::PauseJobRequest {
@@ -54,7 +54,10 @@ async fn a_paused_job_is_given_back_and_rests_until_it_is_resumed() {
     let mut waiting = worker.clone();
     let (mut held, job) = tokio::join!(waiting.claim(), resume(&world, &job_id));
     assert!(!job.unwrap().paused);
-    assert_eq!((held.lease.job_id.as_str(), held.lease.journal_lines), (&*job_id, 1));
+    assert_eq!(
+        (held.lease.job_id.as_str(), held.lease.journal_lines),
+        (&*job_id, 1)
+    );
     let answer = held.renew(None).await.unwrap();
     assert_eq!(answer.command(), WorkerCommand::GoOn);
 }
@@ -64,7 +67,10 @@ async fn a_job_that_is_paused_in_the_queue_lets_the_next_one_go_first() {
     let world = World::start().await;
     let first = world.submit(&artaug()).await;
     let second = world.submit(&artaug()).await;
-    assert_eq!(pause(&world, &first).await.unwrap().state(), JobState::Queued);
+    assert_eq!(
+        pause(&world, &first).await.unwrap().state(),
+        JobState::Queued
+    );
     let mut worker = FakeWorker::of(&world, "w1");
     let mut held = worker.claim().await;
     assert_eq!(held.lease.job_id, second);
@@ -95,7 +101,10 @@ async fn a_cancelled_job_ends_at_once_and_its_worker_is_told() {
     held.append(0, &["one"]).await.unwrap();
     let job = cancel(&world, &job_id).await;
     assert_eq!(job.state(), JobState::Cancelled);
-    assert!(job.reason.contains("olga") && job.worker.is_empty(), "{job:?}");
+    assert!(
+        job.reason.contains("olga") && job.worker.is_empty(),
+        "{job:?}"
+    );
     assert_eq!(cancel(&world, &job_id).await, job);
     // As long as its worker may still be at it, no other one begins beside it.
     assert!(!is_waiting(&world).await);
@@ -134,9 +143,15 @@ async fn an_ended_job_cannot_be_paused_and_a_silos_job_knows_none_of_this() {
     let request = v1::ListReviewRequest {
         job_id: federated.clone(),
     };
-    assert_eq!(code(operator.list_review(request).await), ErrorCode::WrongKind);
+    assert_eq!(
+        code(operator.list_review(request).await),
+        ErrorCode::WrongKind
+    );
     let request = v1::ListArtefactsRequest { job_id: federated };
-    assert_eq!(code(operator.list_artefacts(request).await), ErrorCode::WrongKind);
+    assert_eq!(
+        code(operator.list_artefacts(request).await),
+        ErrorCode::WrongKind
+    );
 }
 
 #[tokio::test]
@@ -192,13 +207,17 @@ async fn an_operator_fetches_results_and_pictures_of_the_job_that_has_them() {
 
 #[tokio::test]
 async fn a_specification_of_this_kind_is_checked_before_it_is_queued() {
-    let world = World::start().await;
-    let bad = artaug().replace("disk = \"1 MiB\"", "disk = \"1 kB\"");
-    let request = v1::SubmitJobRequest {
-        request_id: "a".to_owned(),
-        spec_toml: bad,
-    };
-    let refused = crate::tests::harness::refusal(world.operator().submit_job(request).await);
-    assert_eq!(refused.code, ErrorCode::InvalidJobSpec);
-    assert!(refused.message.contains("limits.disk"), "{refused}");
+    let world = World::start_with(|config| {
+        config.workers.max_disk = ByteSize::mebibytes(2);
+    })
+    .await;
+    for (disk, reason) in [("1 kB", "limits.disk"), ("3 MiB", "workers.max_disk")] {
+        let request = v1::SubmitJobRequest {
+            request_id: "a".to_owned(),
+            spec_toml: artaug().replace("1 MiB", disk),
+        };
+        let refused = refusal(world.operator().submit_job(request).await);
+        assert_eq!(refused.code, ErrorCode::InvalidJobSpec);
+        assert!(refused.message.contains(reason), "{refused}");
+    }
 }

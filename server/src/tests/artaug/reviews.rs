@@ -3,7 +3,7 @@
 use concord_common::{Digest, ErrorCode};
 use concord_proto::v1::{self, JobRelease};
 
-use super::{FakeWorker, at, artaug, is_waiting};
+use super::{FakeWorker, artaug, at, is_waiting};
 use crate::tests::harness::{World, code};
 
 async fn list(world: &World, job_id: &str) -> v1::ListReviewResponse {
@@ -47,7 +47,10 @@ async fn a_job_waits_for_words_and_goes_on_with_the_first_ones() {
     held.put(b"<html>").await.unwrap();
     let page = Digest::of(b"<html>");
     held.name("review/iteration-1.html", page).await.unwrap();
-    assert_eq!(list(&world, &job_id).await, v1::ListReviewResponse::default());
+    assert_eq!(
+        list(&world, &job_id).await,
+        v1::ListReviewResponse::default()
+    );
     held.wait_for_words(1, &[3, 5, 8], 0).await.unwrap();
     assert!(!is_waiting(&world).await);
     let job = world.job(&job_id).await.job.unwrap();
@@ -71,7 +74,10 @@ async fn a_job_waits_for_words_and_goes_on_with_the_first_ones() {
     let mut held = worker.claim().await;
     assert_eq!(words(&held.reviews(2).await.unwrap()), [(3, 8, false)]);
     held.renew(Some(at(1, "train-first"))).await.unwrap();
-    assert_eq!(list(&world, &job_id).await, v1::ListReviewResponse::default());
+    assert_eq!(
+        list(&world, &job_id).await,
+        v1::ListReviewResponse::default()
+    );
     let answer = say(&world, &job_id, 1, &[8], &[]).await;
     assert_eq!(code(answer), ErrorCode::NotWaiting);
     held.release(JobRelease::Succeeded).await.unwrap();
@@ -82,7 +88,12 @@ async fn a_later_word_on_a_pair_counts_until_the_worker_has_acted() {
     let world = World::start().await;
     let job_id = world.submit(&artaug()).await;
     let mut worker = FakeWorker::of(&world, "w1");
-    worker.claim().await.wait_for_words(2, &[1, 2], 0).await.unwrap();
+    worker
+        .claim()
+        .await
+        .wait_for_words(2, &[1, 2], 0)
+        .await
+        .unwrap();
     assert_eq!(say(&world, &job_id, 2, &[1], &[]).await.unwrap(), 1);
     assert_eq!(say(&world, &job_id, 2, &[], &[1]).await.unwrap(), 1);
     let mut held = worker.claim().await;
@@ -90,7 +101,10 @@ async fn a_later_word_on_a_pair_counts_until_the_worker_has_acted() {
     assert_eq!(say(&world, &job_id, 2, &[1, 2], &[]).await.unwrap(), 0);
     assert_eq!(held.renew(None).await.unwrap().reviews, 4);
     let said = words(&held.reviews(0).await.unwrap());
-    assert_eq!(said, [(1, 1, true), (2, 1, false), (3, 1, true), (4, 2, true)]);
+    assert_eq!(
+        said,
+        [(1, 1, true), (2, 1, false), (3, 1, true), (4, 2, true)]
+    );
 }
 
 #[tokio::test]
@@ -98,7 +112,12 @@ async fn a_word_that_came_while_the_worker_gave_the_job_back_is_not_overlooked()
     let world = World::start().await;
     let job_id = world.submit(&artaug()).await;
     let mut worker = FakeWorker::of(&world, "w1");
-    worker.claim().await.wait_for_words(1, &[1, 2], 0).await.unwrap();
+    worker
+        .claim()
+        .await
+        .wait_for_words(1, &[1, 2], 0)
+        .await
+        .unwrap();
     say(&world, &job_id, 1, &[1], &[]).await.unwrap();
     let mut held = worker.claim().await;
     say(&world, &job_id, 1, &[2], &[]).await.unwrap();
