@@ -1,0 +1,409 @@
+//! Fits of adapters whose state can be put away at any step.
+
+use std::{collections::BTreeMap, ops::Range};
+
+use concord_artaug::{
+    engine::{EngineError, Fit, Fitted, Go, Lesson, Saved, Watch},
+    machine::Training,
+};
+use concord_common::{
+    Digest,
+    job::artaug::{LoraMode, LoraSpec, LoraTargets},
+    seed::Seed,
+};
+use concord_learning::{
+    diffusion::{
+        denoiser::Denoiser,
+        draw::Picture,
+        lora::{self, Lora, Placement},
+        params::Compute,
+        pipeline::TextToImage,
+        train::{Example, Recipe, Trainer, lora_leaves},
+    },
+    optimiser::AdamWSettings,
+};
+
+use super::{
+    adapters::{self, ALL},
+    container::{Sections, What, pack, unpack},
+    failed, unusable,
+};
+
+/// Names of adapters while a fit runs: what it trains, and what lies frozen below.
+const NEW: &str = "new";
+const BELOW: &str = "below";
+
+/// Sections of a saved state.
+const FINGERPRINT: &str = "fit";
+const LOSSES: &str = "losses";
+const TRAINER: &str = "trainer";
+const DONE: &str = "done ";
+
+/// Trains on a model as it is opened; its adapters are off again at the end, whatever the end is.
+pub(super) fn run(
+    model: &mut TextToImage,
+    spec: &LoraSpec,
+    fit: &Fit<'_>,
+    watch: &mut dyn Watch,
+) -> Result<Fitted, EngineError> {
+    model.set_checkpointing(spec.recompute);
+    let result = Course::new(model, spec, fit).and_then(|course| course.run(model, watch));
+    for adapter in [NEW, BELOW] {
+        // An error says that it is not there.
+        let _ = lora::detach(model.sites(), adapter);
+    }
+    model.set_checkpointing(false);
+    result
+}
+
+/// Examples that share an adapter: all of them, or one pair's.
+#[derive(Debug)]
+struct Group {
+    name: String,
+    examples: Range<usize>,
+}
+
+/// A fit, from wherever its saved state left it.
+#[derive(Debug)]
+struct Course<'a> {
+    spec: &'a LoraSpec,
+    seed: Seed,
+    /// Steps of each group.
+    steps: u64,
+    examples: Vec<Example>,
+    groups: Vec<Group>,
+    /// What lies below each group, by its name.
+    below: BTreeMap<String, Lora>,
+    /// What the fit's numbers depend on, in words.
+    fingerprint: String,
+    progress: Progress,
+}
+
+/// How far a fit is.
+#[derive(Debug, Default)]
+struct Progress {
+    /// `LoRA` files of the finished groups.
+    done: BTreeMap<String, Vec<u8>>,
+    /// Losses of all steps so far, over all groups.
+    losses: Vec<f64>,
+    /// How many of them an earlier state told of.
+    reported: usize,
+    /// The trainer's state in the group that comes next, if it has begun.
+    trainer: Option<Vec<u8>>,
+}
+
+impl<'a> Course<'a> {
+    fn new(model: &TextToImage, spec: &'a LoraSpec, fit: &Fit<'_>) -> Result<Self, EngineError> {
+        let groups = groups(spec.mode, fit.lessons)?;
+        let below = match (fit.training, fit.below) {
+            (Training::Second, Some(object)) => adapters::read(object)?,
+            (Training::First | Training::Control, None) => BTreeMap::new(),
+            (Training::Second, None) => {
+                return Err(EngineError::Unusable(
+                    "LoRA_2 is trained on top of LoRA_1, which is not given".to_owned(),
+                ));
+            }
+            (training, Some(_)) => {
+                return Err(EngineError::Unusable(format!(
+                    "LoRA_1 lies below LoRA_2 alone, not below {training:?}"
+                )));
+            }
+        };
+        let names = |groups: &[Group]| groups.iter().map(|group| group.name.clone()).collect();
+        let expected: Vec<String> = names(&groups);
+        if !below.is_empty() && !below.keys().eq(&expected) {
+            return Err(EngineError::Unusable(
+                "LoRA_1 was trained on other pairs, or in the other mode".to_owned(),
+            ));
+        }
+        let steps = match fit.training {
+            Training::First => spec.first_steps,
+            Training::Second | Training::Control => spec.second_steps,
+        };
+        let fingerprint = fingerprint(model, spec, fit)?;
+        let progress = match fit.from {
+            None => Progress::default(),
+            Some(state) => Progress::read(state, &fingerprint, &expected)?,
+        };
+        let examples = fit
+            .lessons
+            .iter()
+            .map(|lesson| {
+                let picture = Picture {
+                    width: lesson.image.width(),
+                    height: lesson.image.height(),
+                    pixels: lesson.image.pixels().to_vec(),
+                };
+                Example::of(model, &lesson.prompt, &picture).map_err(|error| {
+                    EngineError::Unusable(format!("the pair {}: {error}", lesson.item))
+                })
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            spec,
+            seed: fit.seed,
+            steps: u64::from(steps),
+            examples,
+            groups,
+            below,
+            fingerprint,
+            progress,
+        })
+    }
+
+    fn run(
+        mut self,
+        model: &mut TextToImage,
+        watch: &mut dyn Watch,
+    ) -> Result<Fitted, EngineError> {
+        for place in self.progress.done.len()..self.groups.len() {
+            let bytes = self.train(place, model, watch)?;
+            let name = self.groups[place].name.clone();
+            self.progress.done.insert(name, bytes);
+        }
+        Ok(Fitted {
+            lora: pack(What::Lora, &self.progress.done)?,
+            losses: self.progress.losses,
+        })
+    }
+
+    /// Trains one group's adapter and gives its bytes.
+    fn train(
+        &mut self,
+        place: usize,
+        model: &mut TextToImage,
+        watch: &mut dyn Watch,
+    ) -> Result<Vec<u8>, EngineError> {
+        let Group { name, examples } = &self.groups[place];
+        let seed = self.seed.derive(&format!("group {name}"));
+        let compute: Compute = model.compute();
+        if let Some(below) = self.below.get(name) {
+            lora::attach(model.sites(), BELOW, below, 1.0, compute).map_err(unusable)?;
+        }
+        lora::attach_fresh(
+            model.sites(),
+            NEW,
+            placement(self.spec.targets),
+            i64::from(self.spec.rank),
+            seed.derive("weights"),
+            compute,
+        )
+        .map_err(unusable)?;
+        let leaves = lora_leaves(model.sites(), NEW);
+        let mut trainer = Trainer::new(leaves, self.recipe())
+            .map_err(unusable)?
+            .told(self.fingerprint.clone());
+        let begun = place as u64 * self.steps;
+        if let Some(state) = self.progress.trainer.take() {
+            trainer.restore(&state).map_err(unusable)?;
+        }
+        let so_far = self.progress.losses.len() as u64;
+        if trainer.step() > self.steps || begun + trainer.step() != so_far {
+            return Err(EngineError::Unusable(format!(
+                "a saved state has {so_far} losses for {begun} and {} steps of {}",
+                trainer.step(),
+                self.steps
+            )));
+        }
+        let examples = &self.examples[examples.clone()];
+        let all = self.groups.len() as u64 * self.steps;
+        while !trainer.done() {
+            let mut sum = 0.0;
+            for _ in 0..self.spec.accumulation {
+                sum += trainer
+                    .pass(model, examples, seed.derive("batches"))
+                    .map_err(unusable)?;
+            }
+            let loss = sum / f64::from(self.spec.accumulation);
+            self.progress.losses.push(loss);
+            let step = self.progress.losses.len() as u64;
+            if watch.stepped(step, loss) == Go::Stop {
+                return Err(EngineError::Stopped);
+            }
+            let is_due = step.is_multiple_of(u64::from(self.spec.checkpoint_every.max(1)));
+            if is_due && step < all {
+                let loss = self.progress.report();
+                let state = trainer.save().map_err(failed)?;
+                let saved = Saved {
+                    step,
+                    state: self.progress.write(&self.fingerprint, state)?,
+                    loss,
+                };
+                if watch.save(saved)? == Go::Stop {
+                    return Err(EngineError::Stopped);
+                }
+            }
+        }
+        let lora = lora::extract(model.sites(), NEW).map_err(failed)?;
+        lora::detach(model.sites(), NEW).map_err(failed)?;
+        if !self.below.is_empty() {
+            lora::detach(model.sites(), BELOW).map_err(failed)?;
+        }
+        lora.to_bytes().map_err(failed)
+    }
+
+    fn recipe(&self) -> Recipe {
+        Recipe {
+            learning_rate: self.spec.learning_rate,
+            adamw: AdamWSettings {
+                weight_decay: self.spec.weight_decay,
+                warmup_steps: 0,
+                clip_norm: self.spec.clip_norm,
+            },
+            batch: self.spec.batch as usize,
+            accumulation: self.spec.accumulation,
+            steps: self.steps,
+        }
+    }
+}
+
+impl Progress {
+    /// The mean of the losses that no state has told of yet.
+    fn report(&mut self) -> f64 {
+        let new = &self.losses[self.reported..];
+        let mean = new.iter().sum::<f64>() / new.len() as f64;
+        self.reported = self.losses.len();
+        mean
+    }
+
+    fn write(&self, fingerprint: &str, trainer: Vec<u8>) -> Result<Vec<u8>, EngineError> {
+        let losses: Vec<u8> = self
+            .losses
+            .iter()
+            .flat_map(|loss| loss.to_le_bytes())
+            .collect();
+        let mut sections = Sections::from([
+            (FINGERPRINT.to_owned(), fingerprint.as_bytes().to_vec()),
+            (LOSSES.to_owned(), losses),
+            (TRAINER.to_owned(), trainer),
+        ]);
+        for (name, lora) in &self.done {
+            sections.insert(format!("{DONE}{name}"), lora.clone());
+        }
+        pack(What::Fit, &sections)
+    }
+
+    /// A saved state, if it is one of this fit.
+    fn read(state: &[u8], fingerprint: &str, groups: &[String]) -> Result<Self, EngineError> {
+        let complain = |reason: &str| {
+            EngineError::Unusable(format!("a saved state of a fit cannot be used: {reason}"))
+        };
+        let mut sections = unpack(What::Fit, state)?;
+        let mut take = |name: &str| {
+            sections
+                .remove(name)
+                .ok_or_else(|| complain(&format!("it has no section {name:?}")))
+        };
+        let told = take(FINGERPRINT)?;
+        if told != fingerprint.as_bytes() {
+            return Err(complain(&format!(
+                "it is of another fit: it says `{}`, this one is `{fingerprint}`",
+                String::from_utf8_lossy(&told)
+            )));
+        }
+        let losses = take(LOSSES)?;
+        let (losses, rest) = losses.as_chunks::<8>();
+        if !rest.is_empty() {
+            return Err(complain("its losses are cut short"));
+        }
+        let trainer = Some(take(TRAINER)?);
+        let done: BTreeMap<String, Vec<u8>> = sections
+            .into_iter()
+            .map(|(name, lora)| match name.strip_prefix(DONE) {
+                Some(name) => Ok((name.to_owned(), lora)),
+                None => Err(complain(&format!("it has a section {name:?}"))),
+            })
+            .collect::<Result<_, _>>()?;
+        if done.len() >= groups.len() || !done.keys().eq(&groups[..done.len()]) {
+            return Err(complain("its finished pairs are not the first of this fit"));
+        }
+        for lora in done.values() {
+            Lora::from_bytes(lora).map_err(unusable)?;
+        }
+        Ok(Self {
+            done,
+            reported: losses.len(),
+            losses: losses
+                .iter()
+                .map(|bytes| f64::from_le_bytes(*bytes))
+                .collect(),
+            trainer,
+        })
+    }
+}
+
+fn placement(targets: LoraTargets) -> Placement {
+    match targets {
+        LoraTargets::Attention => Placement::Attention,
+        LoraTargets::AllLinear => Placement::All,
+    }
+}
+
+/// Who shares an adapter. Names sort as items do.
+fn groups(mode: LoraMode, lessons: &[Lesson]) -> Result<Vec<Group>, EngineError> {
+    if lessons.is_empty() {
+        return Err(EngineError::Unusable(
+            "there is no pair to train on".to_owned(),
+        ));
+    }
+    let sides = |lesson: &Lesson| (lesson.image.width(), lesson.image.height());
+    if lessons
+        .iter()
+        .any(|lesson| sides(lesson) != sides(&lessons[0]))
+    {
+        return Err(EngineError::Unusable(
+            "pairs to train on must have images of one size".to_owned(),
+        ));
+    }
+    if !lessons.is_sorted_by(|one, next| one.item < next.item) {
+        return Err(EngineError::Unusable(
+            "pairs to train on must stand in order, each once".to_owned(),
+        ));
+    }
+    Ok(match mode {
+        LoraMode::Joint => vec![Group {
+            name: ALL.to_owned(),
+            examples: 0..lessons.len(),
+        }],
+        LoraMode::PerPair => lessons
+            .iter()
+            .enumerate()
+            .map(|(place, lesson)| Group {
+                name: format!("pair {:010}", lesson.item),
+                examples: place..place + 1,
+            })
+            .collect(),
+    })
+}
+
+/// What a fit's numbers depend on beside the recipe, in words that say what differs.
+fn fingerprint(model: &TextToImage, spec: &LoraSpec, fit: &Fit<'_>) -> Result<String, EngineError> {
+    let mut hasher = blake3::Hasher::new_derive_key("concord.v1 artaug lessons");
+    for lesson in fit.lessons {
+        hasher.update(&lesson.item.to_le_bytes());
+        hasher.update(&(lesson.prompt.len() as u64).to_le_bytes());
+        hasher.update(lesson.prompt.as_bytes());
+        hasher.update(lesson.image.digest().as_bytes());
+    }
+    let lessons: Digest = hasher.finalize().into();
+    let below = fit.below.map_or_else(
+        || "nothing".to_owned(),
+        |below| Digest::of(below).to_string(),
+    );
+    let LoraSpec {
+        rank,
+        targets,
+        mode,
+        first_steps,
+        second_steps,
+        recompute,
+        ..
+    } = spec;
+    Ok(format!(
+        "{:?}, {mode:?}, rank {rank} on {targets:?}, steps {first_steps} and {second_steps}, recompute {recompute}, seed {}, model {}, below {below}, \
+         lessons {lessons}",
+        fit.training,
+        fit.seed.0,
+        model.digest().map_err(failed)?,
+    ))
+}
