@@ -1,0 +1,60 @@
+//! What a job may take of the machine.
+
+use concord_common::telemetry::rss_bytes;
+
+use crate::brake::Halt;
+
+/// Lets others on the machine go first.
+pub fn step_back(nice: i32) {
+    // Federated rounds on the same machine are to go on as if no job ran.
+    if let Err(error) = rustix::process::nice(nice) {
+        tracing::warn!(%error, nice, "the process keeps its priority");
+    }
+}
+
+/// The most memory that the process may hold while it works on a job.
+///
+/// It is measured and not set as a limit of the system's: libtorch maps far more than it uses, and an allocation that fails in its
+/// threads ends the process without a word.
+#[derive(Debug, Clone, Copy)]
+pub struct MemoryLimit(pub u64);
+
+impl MemoryLimit {
+    /// Looks at what is held now.
+    ///
+    /// # Errors
+    /// [`Halt::Failed`] if it is too much.
+    pub fn check(self) -> Result<(), Halt> {
+        self.judge(rss_bytes())
+    }
+
+    fn judge(self, held: Option<u64>) -> Result<(), Halt> {
+        match held {
+            Some(held) if held > self.0 => Err(Halt::Failed(format!(
+                "the worker holds {} MiB of memory and may hold {} MiB; lower `sampler.batch`, `sampler.size` or `lora.batch`, switch `lora.recompute` \
+                 on, or raise the worker's `limits.memory`",
+                held >> 20,
+                self.0 >> 20
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_that_holds_too_much_is_told_what_to_change() {
+        let limit = MemoryLimit(64 << 20);
+        limit.judge(Some(64 << 20)).unwrap();
+        limit.judge(None).unwrap();
+        let Err(Halt::Failed(reason)) = limit.judge(Some(65 << 20)) else {
+            panic!("it may hold that")
+        };
+        assert!(reason.contains("limits.memory"), "{reason}");
+        MemoryLimit(u64::MAX).check().unwrap();
+        assert!(MemoryLimit(1).check().is_err());
+    }
+}

@@ -1,0 +1,269 @@
+//! A job in this worker's hands: calls that are tried again while that makes sense.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use backon::{BackoffBuilder as _, ExponentialBuilder};
+use bytes::Bytes;
+use concord_common::Digest;
+use concord_proto::v1;
+
+use super::{CallError, Payload, Server};
+use crate::brake::{Brake, Halt};
+
+/// Objects that one call may name.
+const MANY: usize = 1000;
+
+/// How long to wait between two attempts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pace {
+    /// After the first failure, on average.
+    pub first: Duration,
+    /// At most.
+    pub longest: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            first: Duration::from_millis(500),
+            longest: Duration::from_mins(1),
+        }
+    }
+}
+
+impl Pace {
+    /// Delays that double from failure to failure, each with jitter so that workers do not come back all at once.
+    pub fn delays(self) -> impl Iterator<Item = Duration> {
+        ExponentialBuilder::new()
+            .with_min_delay(self.first)
+            .with_max_delay(self.longest)
+            .with_jitter()
+            .without_max_times()
+            .build()
+    }
+}
+
+/// A job with its server. Calls that fail for now are tried again until the brake is pulled: as long as the server is away, the job
+/// waits here as well as anywhere.
+pub struct Lease {
+    server: Arc<dyn Server>,
+    grip: v1::JobGrip,
+    brake: Arc<Brake>,
+    pace: Pace,
+    /// Bytes that the server keeps for the job, as it last said.
+    kept: Mutex<u64>,
+}
+
+impl std::fmt::Debug for Lease {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Lease({})", self.grip.job_id)
+    }
+}
+
+impl Lease {
+    /// A lease that the server gave.
+    pub fn new(
+        server: Arc<dyn Server>,
+        lease: &v1::WorkerLease,
+        brake: Arc<Brake>,
+        pace: Pace,
+    ) -> Self {
+        Self {
+            server,
+            grip: v1::JobGrip {
+                job_id: lease.job_id.clone(),
+                token: lease.token.clone(),
+            },
+            brake,
+            pace,
+            kept: Mutex::default(),
+        }
+    }
+
+    /// Shown with every call.
+    pub fn grip(&self) -> &v1::JobGrip {
+        &self.grip
+    }
+
+    /// The brake of the job.
+    pub fn brake(&self) -> &Brake {
+        &self.brake
+    }
+
+    /// The server behind it, for calls that are not tried again.
+    pub fn server(&self) -> &dyn Server {
+        self.server.as_ref()
+    }
+
+    /// Bytes that the server keeps for the job, as it last said.
+    pub fn kept(&self) -> u64 {
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn call<T>(
+        &self,
+        what: &str,
+        call: impl Fn(&dyn Server) -> Result<T, CallError>,
+    ) -> Result<T, Halt> {
+        let mut delays = self.pace.delays();
+        loop {
+            // Nothing is written any more once the lease is lost, even if the server would take it.
+            self.brake.check_now()?;
+            let error = match call(self.server.as_ref()) {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            let halt = match error {
+                CallError::Unavailable {
+                    reason,
+                    retry_after,
+                } => {
+                    let own = delays.next().unwrap_or(self.pace.longest);
+                    let delay = own.max(retry_after.unwrap_or_default().min(self.pace.longest));
+                    tracing::warn!(job.id = %self.grip.job_id, call = what, reason, ?delay, "the server cannot be asked; trying again");
+                    self.pause(delay)?;
+                    continue;
+                }
+                CallError::LeaseLost(reason) => Halt::Lost(reason),
+                // Whoever claims the job next begins from the server's lines.
+                CallError::Conflict(reason) => Halt::Trouble(reason),
+                CallError::Refused(refusal) => {
+                    Halt::Failed(format!("the server refused {what}: {refusal}"))
+                }
+                error => Halt::Failed(format!("{what}: {error}")),
+            };
+            self.brake.pull(halt.clone());
+            return Err(halt);
+        }
+    }
+
+    /// Waits before another attempt. Whoever is told to stop meanwhile does not wait for a server that is away.
+    fn pause(&self, delay: Duration) -> Result<(), Halt> {
+        self.brake.wait(delay)
+    }
+
+    fn note_kept(&self, bytes: u64) {
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = bytes;
+    }
+
+    /// The whole journal.
+    ///
+    /// # Errors
+    /// As all calls: the halt that follows.
+    pub fn journal(&self) -> Result<Vec<Vec<u8>>, Halt> {
+        self.call("reading the journal", |server| {
+            server.read_journal(&self.grip, 0)
+        })
+    }
+
+    /// Adds a line, which is then durable. An attempt whose answer was lost is no harm: the server compares.
+    ///
+    /// # Errors
+    /// As all calls.
+    pub fn append(&self, first: u64, lines: &[Vec<u8>]) -> Result<(), Halt> {
+        let next = self.call("adding to the journal", |server| {
+            server.append(&self.grip, first, lines)
+        })?;
+        let expected = first + lines.len() as u64;
+        if next == expected {
+            return Ok(());
+        }
+        // More lines than this worker wrote: someone else writes.
+        let halt = Halt::Lost(format!(
+            "the server's journal has {next} lines where {expected} were expected"
+        ));
+        self.brake.pull(halt.clone());
+        Err(halt)
+    }
+
+    /// Brings objects to the server, those only that it does not have.
+    ///
+    /// # Errors
+    /// As all calls.
+    pub fn put(&self, objects: &[(Digest, Payload)]) -> Result<(), Halt> {
+        for some in objects.chunks(MANY) {
+            let digests: Vec<Digest> = some.iter().map(|(digest, _)| *digest).collect();
+            let missing = self.call("asking for missing objects", |server| {
+                server.find_missing(&self.grip, &digests)
+            })?;
+            for (digest, payload) in some {
+                if missing.contains(digest) {
+                    let kept = self.call("sending an object", |server| {
+                        server.put_object(&self.grip, *digest, payload)
+                    })?;
+                    self.note_kept(kept);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The bytes of an object; none if the server does not have it, or has it damaged.
+    ///
+    /// # Errors
+    /// As all calls.
+    pub fn get(&self, digest: Digest) -> Result<Option<Bytes>, Halt> {
+        let missing = self.call("asking for missing objects", |server| {
+            server.find_missing(&self.grip, &[digest])
+        })?;
+        if !missing.is_empty() {
+            return Ok(None);
+        }
+        let bytes = self.call("fetching an object", |server| {
+            server.get_object(&self.grip, digest)
+        })?;
+        if Digest::of(&bytes) == digest {
+            Ok(Some(bytes.into()))
+        } else {
+            tracing::error!(job.id = %self.grip.job_id, object = %digest, "the server's object is damaged");
+            Ok(None)
+        }
+    }
+
+    /// Removes objects that nothing needs any more.
+    ///
+    /// # Errors
+    /// As all calls.
+    pub fn remove(&self, digests: &[Digest]) -> Result<(), Halt> {
+        for some in digests.chunks(MANY) {
+            let kept = self.call("removing objects", |server| {
+                server.remove_objects(&self.grip, some)
+            })?;
+            self.note_kept(kept);
+        }
+        Ok(())
+    }
+
+    /// All words on pairs.
+    ///
+    /// # Errors
+    /// As all calls.
+    pub fn reviews(&self) -> Result<Vec<v1::PairReview>, Halt> {
+        let mut words: Vec<v1::PairReview> = Vec::new();
+        loop {
+            let after = words.last().map_or(0, |word| word.number);
+            let more = self.call("reading reviews", |server| {
+                server.reviews(&self.grip, after)
+            })?;
+            // A server that gives the same again would keep us here for ever.
+            if more.is_empty() || more.iter().any(|word| word.number <= after) {
+                return Ok(words);
+            }
+            words.extend(more);
+        }
+    }
+
+    /// Brings a result to the server under a name.
+    ///
+    /// # Errors
+    /// As all calls.
+    pub fn put_artefact(&self, name: &str, digest: Digest, payload: Payload) -> Result<(), Halt> {
+        self.put(&[(digest, payload)])?;
+        self.call("naming a result", |server| {
+            server.put_artefact(&self.grip, name, digest)
+        })
+    }
+}

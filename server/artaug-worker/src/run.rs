@@ -1,0 +1,153 @@
+//! The worker's loop: claim a job, work on it, give it back, ask for the next.
+
+mod command;
+mod job;
+mod renew;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use concord_artaug::setup::SetupError;
+use concord_common::{Clock, job::artaug::ArtaugSpec};
+use concord_proto::v1;
+
+pub use self::command::RunArgs;
+use crate::{
+    brake::Stop,
+    limits::MemoryLimit,
+    remote::{CallError, Claim, Pace, Server},
+    stages::Parts,
+};
+
+/// Longest wait after a job that something outside held up.
+const LONGEST_TROUBLE: Duration = Duration::from_mins(5);
+
+/// Why a job cannot be set up on this worker.
+#[derive(Debug, thiserror::Error)]
+pub enum PartsError {
+    /// A part that needs no engine.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    /// The model, or a setting that does not fit it.
+    #[error("`{key}`: {what}")]
+    Model {
+        /// The key of the specification.
+        key: &'static str,
+        /// Why not, and what to do.
+        what: String,
+    },
+}
+
+/// Makes what a job works with.
+pub trait Workshop: Send + Sync {
+    /// The engine, advisor and scorers of a specification.
+    ///
+    /// # Errors
+    /// What this worker lacks, or what the job may not have, with what to do.
+    fn parts(&self, spec: &ArtaugSpec) -> Result<Parts, PartsError>;
+}
+
+/// How a worker works.
+#[derive(Debug, Clone)]
+pub struct Habits {
+    /// Folder of all jobs' folders.
+    pub jobs: PathBuf,
+    /// What all jobs' folders together may hold.
+    pub disk: u64,
+    /// What the process may hold.
+    pub memory: MemoryLimit,
+    /// Threads beside the engine's.
+    pub helpers: usize,
+    /// How long a gentle halt waits for what is under way.
+    pub stop_within: Duration,
+    /// Between two attempts.
+    pub pace: Pace,
+    /// End when no job has come for so long.
+    pub exit_when_idle: Option<Duration>,
+}
+
+/// A worker.
+pub struct Worker {
+    /// The server.
+    pub server: Arc<dyn Server>,
+    /// Makes what jobs work with.
+    pub workshop: Box<dyn Workshop>,
+    /// How it works.
+    pub habits: Habits,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Its stop.
+    pub stop: Arc<Stop>,
+}
+
+impl std::fmt::Debug for Worker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Worker")
+            .field("habits", &self.habits)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Worker {
+    /// Works until it is told to stop, or no job has come for long enough. A server that cannot be reached is no error, and a job that
+    /// goes wrong ends that job alone.
+    pub fn run(&self) {
+        let pace = self.habits.pace;
+        let (mut failures, mut troubles) = (pace.delays(), pace.delays());
+        let mut idle_since = Instant::now();
+        while !self.stop.is_told() {
+            let wait = match self.server.claim() {
+                Ok(Claim::Job(lease)) => {
+                    failures = pace.delays();
+                    let held_up = self.take_up(&lease);
+                    idle_since = Instant::now();
+                    if !held_up {
+                        troubles = pace.delays();
+                        continue;
+                    }
+                    // The same job would be claimed at once, and held up again.
+                    let delay = troubles.next().unwrap_or(LONGEST_TROUBLE);
+                    self.stop.wait(delay.min(LONGEST_TROUBLE));
+                    continue;
+                }
+                Ok(Claim::Nothing(wait)) => {
+                    failures = pace.delays();
+                    wait.min(pace.longest)
+                }
+                Err(error) => {
+                    let own = failures.next().unwrap_or(pace.longest);
+                    let delay = own.max(wish(&error).min(pace.longest));
+                    tracing::warn!(%error, ?delay, "no job can be claimed; trying again");
+                    delay
+                }
+            };
+            let is_idle = |idle: Duration| idle_since.elapsed() >= idle;
+            if self.habits.exit_when_idle.is_some_and(is_idle) {
+                tracing::info!("no job has come for long enough");
+                return;
+            }
+            self.stop.wait(wait);
+        }
+    }
+
+    /// Works on a claimed job; true if something outside held it up.
+    fn take_up(&self, lease: &v1::WorkerLease) -> bool {
+        tracing::info!(job.id = %lease.job_id, attempt = lease.attempt, lines = lease.journal_lines, "job claimed");
+        job::work(self, lease)
+    }
+}
+
+fn wish(error: &CallError) -> Duration {
+    match error {
+        CallError::Unavailable {
+            retry_after: Some(wish),
+            ..
+        } => *wish,
+        _ => Duration::ZERO,
+    }
+}

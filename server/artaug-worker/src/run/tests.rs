@@ -1,0 +1,554 @@
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use concord_common::Digest;
+use concord_proto::v1::{self, JobRelease, WorkerCommand};
+
+use super::*;
+use crate::{
+    limits::MemoryLimit,
+    testing::{FakeServer, FakeWorkshop, Loss, SPEC, spec_with, worker},
+};
+
+/// Runs a job to its end without a disturbance.
+fn undisturbed(spec: &str) -> Arc<FakeServer> {
+    let server = Arc::new(FakeServer::new(spec));
+    let folder = tempfile::tempdir().unwrap();
+    worker(&server, folder.path()).run();
+    server
+}
+
+fn succeeded(server: &FakeServer) {
+    let (release, reason) = server.released();
+    assert_eq!(release, JobRelease::Succeeded, "{reason}");
+}
+
+#[test]
+fn a_job_runs_to_its_end_and_leaves_its_results() {
+    let server = undisturbed(SPEC);
+    succeeded(&server);
+    let results = server.results();
+    let names: Vec<&str> = results.keys().map(String::as_str).collect();
+    for name in [
+        "MODEL_CARD.md",
+        "fused/model_index.json",
+        "fused/unet/weights",
+        "gallery.html",
+        "ledger.json",
+        "lora/iteration-1/diffusers.safetensors",
+        "lora/iteration-2/kohya.safetensors",
+        "lora/merged/diffusers.safetensors",
+        "lora/merged/kohya.safetensors",
+        "lora/reduced/diffusers.safetensors",
+        "losses/iteration-2-train-control.csv",
+        "manifest-1.jsonl",
+        "manifest-2.jsonl",
+        "metrics.csv",
+        "metrics.jsonl",
+    ] {
+        assert!(names.contains(&name), "{name}: {names:?}");
+    }
+    let text = |name: &str| String::from_utf8(results[name].clone()).unwrap();
+    assert_eq!(text("metrics.jsonl").lines().count(), 2);
+    assert_eq!(text("manifest-2.jsonl").lines().count(), 10);
+    assert!(text("ledger.json").contains("peak_memory"));
+    assert!(text("gallery.html").contains("data:image/png;base64,"));
+    // Both LoRA_2 are in the merged one, and the seconds are in none.
+    let merged = text("lora/merged/diffusers.safetensors");
+    assert_eq!(merged.matches("+12").count(), 2, "{merged}");
+    assert!(merged.contains("concord.seed") && !merged.contains("second"));
+    // The signs of life told of the stages, and nothing of the worker's folder is left.
+    let state = server.state();
+    let stages: BTreeSet<&str> = state.progress.iter().map(|p| p.stage.as_str()).collect();
+    assert!(!stages.is_empty());
+    let last = state.releases.last().unwrap().progress.clone().unwrap();
+    assert_eq!((last.stage.as_str(), last.iteration), ("done", 2));
+    assert!(last.peak_memory > 0 && last.bytes_kept > 0);
+    assert_eq!(last.last_images.len(), 4);
+}
+
+#[test]
+fn a_job_is_the_same_with_one_helper_and_with_many() {
+    let one = Arc::new(FakeServer::new(SPEC));
+    let folder = tempfile::tempdir().unwrap();
+    let mut alone = worker(&one, folder.path());
+    alone.habits.helpers = 1;
+    alone.run();
+    let many = Arc::new(FakeServer::new(SPEC));
+    let mut crowd = worker(&many, folder.path());
+    crowd.habits.helpers = 8;
+    crowd.run();
+    assert_eq!(one.lasting_results(), many.lasting_results());
+}
+
+/// Every lease ends after a few writes; what comes out must be as if none had.
+fn killed_again_and_again(loss: Loss, same_folder: bool) {
+    let wanted = undisturbed(SPEC).lasting_results();
+    let server = Arc::new(FakeServer::new(SPEC));
+    server.state().loss = loss;
+    if same_folder {
+        let folder = tempfile::tempdir().unwrap();
+        worker(&server, folder.path()).run();
+    } else {
+        // Each time another machine.
+        while server.state().releases.is_empty() {
+            let folder = tempfile::tempdir().unwrap();
+            server.state().grants = 1;
+            worker(&server, folder.path()).run();
+        }
+    }
+    succeeded(&server);
+    assert_eq!(server.lasting_results(), wanted);
+    assert_eq!(server.state().releases.len(), 1);
+}
+
+#[test]
+fn a_job_killed_before_every_second_write_ends_in_the_same_bytes() {
+    killed_again_and_again(Loss::Before(2), true);
+}
+
+#[test]
+fn a_job_killed_after_every_third_write_unheard_ends_in_the_same_bytes() {
+    killed_again_and_again(Loss::After(3), true);
+}
+
+#[test]
+fn a_job_handed_from_machine_to_machine_ends_in_the_same_bytes() {
+    killed_again_and_again(Loss::After(11), false);
+}
+
+#[test]
+fn a_job_killed_while_it_brings_its_results_ends_in_the_same_bytes() {
+    let wanted = undisturbed(SPEC).lasting_results();
+    for at in [1, 2, 5, 12, 20, 24, 31] {
+        let server = Arc::new(FakeServer::new(SPEC));
+        server.state().loss = Loss::AtResult(at);
+        let folder = tempfile::tempdir().unwrap();
+        worker(&server, folder.path()).run();
+        succeeded(&server);
+        assert_eq!(server.state().loss, Loss::Never, "{at}");
+        assert_eq!(server.lasting_results(), wanted);
+    }
+}
+
+#[test]
+fn a_worker_that_has_lost_its_lease_writes_nothing_more() {
+    for at in [1, 9, 40, 75] {
+        let server = Arc::new(FakeServer::new(SPEC));
+        {
+            let mut state = server.state();
+            state.loss = Loss::Before(at);
+            state.grants = 1;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        worker(&server, folder.path()).run();
+        let state = server.state();
+        assert!(state.releases.is_empty());
+        // Helpers that were in the middle of a call may each find the door closed once.
+        assert!(state.fenced <= 4, "{}", state.fenced);
+    }
+}
+
+#[test]
+fn a_folder_with_other_lines_than_the_servers_is_brought_in_step() {
+    let wanted = undisturbed(SPEC).lasting_results();
+    let server = Arc::new(FakeServer::new(SPEC));
+    {
+        let mut state = server.state();
+        state.loss = Loss::Before(60);
+        state.grants = 1;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    worker(&server, folder.path()).run();
+    let journal = folder.path().join("jobs/job-1/journal.jsonl");
+    let text = std::fs::read_to_string(&journal).unwrap();
+    assert!(text.lines().count() > 10);
+    // Lines that the server never saw, and damaged objects.
+    let poisoned = text.replace("\"forwards\":10", "\"forwards\":99");
+    assert_ne!(poisoned, text);
+    std::fs::write(&journal, poisoned + "{\"n\":1}\nrubbish").unwrap();
+    for entry in std::fs::read_dir(folder.path().join("jobs/job-1/objects")).unwrap() {
+        std::fs::write(entry.unwrap().path(), b"poison").unwrap();
+    }
+    {
+        let mut state = server.state();
+        state.loss = Loss::Never;
+        state.grants = 1;
+    }
+    worker(&server, folder.path()).run();
+    succeeded(&server);
+    assert_eq!(server.lasting_results(), wanted);
+}
+
+#[test]
+fn a_lost_checkpoint_costs_its_steps_and_nothing_else() {
+    let wanted = undisturbed(SPEC).lasting_results();
+    let server = Arc::new(FakeServer::new(SPEC));
+    loop {
+        {
+            let mut state = server.state();
+            state.loss = Loss::After(1);
+            state.grants = 1;
+            let last = state
+                .lines
+                .last()
+                .map(|line| String::from_utf8_lossy(line).into_owned());
+            if let Some(last) = last.filter(|line| line.contains("checkpointed")) {
+                let entry: serde_json::Value = serde_json::from_str(&last).unwrap();
+                let digest: Digest = entry["event"]["result"]["state"]
+                    .as_str()
+                    .unwrap()
+                    .parse()
+                    .unwrap();
+                state.objects.remove(&digest).unwrap();
+                state.loss = Loss::Never;
+            }
+        }
+        let folder = tempfile::tempdir().unwrap();
+        worker(&server, folder.path()).run();
+        if !server.state().releases.is_empty() {
+            break;
+        }
+    }
+    succeeded(&server);
+    assert_eq!(server.lasting_results(), wanted);
+}
+
+#[test]
+fn a_paused_job_is_saved_and_goes_on_when_resumed() {
+    let wanted = undisturbed(SPEC).lasting_results();
+    for lines in [2, 30, 45, 60] {
+        let server = Arc::new(FakeServer::new(SPEC));
+        server.state().command_at = Some((lines, WorkerCommand::Pause));
+        let folder = tempfile::tempdir().unwrap();
+        worker(&server, folder.path()).run();
+        let (release, _) = server.released();
+        // So small a job may be over before it hears of the pause.
+        if release == JobRelease::Paused {
+            assert!(server.state().lines.len() >= lines);
+            server.resume();
+            worker(&server, folder.path()).run();
+        }
+        succeeded(&server);
+        assert_eq!(server.lasting_results(), wanted);
+    }
+}
+
+#[test]
+fn a_cancelled_job_is_dropped() {
+    let server = Arc::new(FakeServer::new(SPEC));
+    server.state().command_at = Some((1, WorkerCommand::Cancel));
+    let folder = tempfile::tempdir().unwrap();
+    worker(&server, folder.path()).run();
+    let (release, reason) = server.released();
+    assert_eq!(
+        (release, reason.as_str()),
+        (JobRelease::Stopped, "cancelled")
+    );
+    assert!(!folder.path().join("jobs/job-1").exists());
+    assert!(!server.state().artefacts.contains_key("metrics.csv"));
+}
+
+#[test]
+fn a_stopped_worker_gives_the_job_back() {
+    let server = Arc::new(FakeServer::new(SPEC));
+    let folder = tempfile::tempdir().unwrap();
+    let stopped = worker(&server, folder.path());
+    stopped.stop.tell();
+    stopped.run();
+    assert!(server.state().releases.is_empty(), "nothing was claimed");
+
+    let stopped = worker(&server, folder.path());
+    let stop = Arc::clone(&stopped.stop);
+    let ended = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let is_early = || {
+                let state = server.state();
+                state.lines.len() < 20 && state.releases.is_empty()
+            };
+            while is_early() {
+                std::thread::yield_now();
+            }
+            stop.tell();
+        });
+        stopped.run();
+        server.released()
+    });
+    assert_eq!(ended.0, JobRelease::Stopped);
+    worker(&server, folder.path()).run();
+    succeeded(&server);
+    assert_eq!(
+        server.lasting_results(),
+        undisturbed(SPEC).lasting_results()
+    );
+}
+
+#[test]
+fn a_review_is_waited_for_and_its_words_are_kept() {
+    let spec = spec_with(&[
+        ("seed = 7", "seed = 7\nreview = true"),
+        ("iterations = 2", "iterations = 1"),
+    ]);
+    let server = Arc::new(FakeServer::new(&spec));
+    let folder = tempfile::tempdir().unwrap();
+    worker(&server, folder.path()).run();
+    let (release, _) = server.released();
+    assert_eq!(release, JobRelease::WaitsForReview);
+    let (waiting, reviews) = {
+        let state = server.state();
+        let last = state.releases.last().unwrap();
+        (last.waiting.clone(), last.reviews)
+    };
+    assert_eq!((waiting.len(), reviews), (4, 0));
+    let page = server.results()["review/iteration-1.html"].clone();
+    assert!(
+        String::from_utf8(page)
+            .unwrap()
+            .contains("concord artaug review")
+    );
+
+    let say = |words: &[(u32, bool)]| {
+        let mut state = server.state();
+        for (item, accepted) in words {
+            let number = state.words.len() as u64 + 1;
+            state.words.push(v1::PairReview {
+                number,
+                iteration: 1,
+                item: *item,
+                accepted: *accepted,
+            });
+        }
+    };
+    // A later word on the same pair replaces an earlier one, and words on other pairs mean nothing.
+    say(&[
+        (waiting[0], true),
+        (waiting[0], false),
+        (999, true),
+        (waiting[1], true),
+    ]);
+    worker(&server, folder.path()).run();
+    let still = server.state().releases.last().unwrap().clone();
+    assert_eq!(still.release(), JobRelease::WaitsForReview);
+    assert_eq!(
+        (still.waiting.as_slice(), still.reviews),
+        (&waiting[2..], 4)
+    );
+
+    say(&[(waiting[2], true), (waiting[3], true)]);
+    worker(&server, folder.path()).run();
+    succeeded(&server);
+    let manifest = String::from_utf8(server.results()["manifest-1.jsonl"].clone()).unwrap();
+    assert_eq!(manifest.matches("\"reason\":\"review\"").count(), 1);
+    assert_eq!(manifest.matches("\"verdict\":\"kept\"").count(), 3);
+}
+
+#[test]
+fn a_fault_of_the_engine_ends_the_job_and_not_the_worker() {
+    for (fault, word) in [
+        ("draw", "draw is broken"),
+        ("fit", "fit is broken"),
+        ("export", "export is broken"),
+        ("panic", "fault of its own"),
+    ] {
+        let server = Arc::new(FakeServer::new(SPEC));
+        let folder = tempfile::tempdir().unwrap();
+        let mut worker = worker(&server, folder.path());
+        worker.workshop = Box::new(FakeWorkshop {
+            fault: Some(fault),
+            ..FakeWorkshop::default()
+        });
+        worker.run();
+        let (release, reason) = server.released();
+        assert_eq!(release, JobRelease::Failed);
+        assert!(reason.contains(word), "{reason}");
+        assert!(!folder.path().join("jobs/job-1").exists());
+    }
+}
+
+#[test]
+fn what_a_job_may_not_have_fails_it_with_a_sentence() {
+    for (spec, word) in [
+        (
+            spec_with(&[("folder = \"m\"", "folder = \"missing\"")]),
+            "[endpoints.vision]",
+        ),
+        (spec_with(&[("seed = 7", "sead = 7")]), "sead"),
+    ] {
+        let server = undisturbed(&spec);
+        let (release, reason) = server.released();
+        assert_eq!(release, JobRelease::Failed);
+        assert!(reason.contains(word), "{reason}");
+    }
+}
+
+#[test]
+fn a_job_that_fills_its_disk_is_ended() {
+    let server = Arc::new(FakeServer::new(SPEC));
+    let folder = tempfile::tempdir().unwrap();
+    let mut full = worker(&server, folder.path());
+    full.habits.disk = 2000;
+    full.run();
+    let (release, reason) = server.released();
+    assert_eq!(release, JobRelease::Failed);
+    assert!(reason.contains("limits.disk"), "{reason}");
+}
+
+#[test]
+fn a_job_that_holds_too_much_memory_is_ended() {
+    let server = Arc::new(FakeServer::new(SPEC));
+    let folder = tempfile::tempdir().unwrap();
+    let mut small = worker(&server, folder.path());
+    small.habits.memory = MemoryLimit(1);
+    small.run();
+    let (release, reason) = server.released();
+    assert_eq!(release, JobRelease::Failed);
+    assert!(reason.contains("limits.memory"), "{reason}");
+}
+
+#[test]
+fn a_job_whose_time_is_up_ends_with_what_it_has() {
+    let spec = spec_with(&[("[output]", "[limits]\ntime = \"1s\"\n[output]")]);
+    let server = Arc::new(FakeServer::new(&spec));
+    let folder = tempfile::tempdir().unwrap();
+    let mut late = worker(&server, folder.path());
+    late.clock = Arc::new(Hurried::default());
+    late.run();
+    succeeded(&server);
+    let card = String::from_utf8(server.results()["MODEL_CARD.md"].clone()).unwrap();
+    assert!(card.contains("time of 1 s is used up"), "{card}");
+}
+
+/// A clock that goes on by 20 ms with every look.
+#[derive(Debug, Default)]
+struct Hurried(std::sync::atomic::AtomicI64);
+
+impl Clock for Hurried {
+    fn now(&self) -> concord_common::Timestamp {
+        concord_common::Timestamp(self.0.fetch_add(20, Ordering::SeqCst))
+    }
+}
+
+#[test]
+fn an_advisor_or_scorer_that_is_away_for_a_while_changes_nothing() {
+    let wanted = undisturbed(SPEC).lasting_results();
+    let server = Arc::new(FakeServer::new(SPEC));
+    let folder = tempfile::tempdir().unwrap();
+    let mut worker = worker(&server, folder.path());
+    let workshop = FakeWorkshop::default();
+    workshop.outage.advisor.store(3, Ordering::SeqCst);
+    workshop.outage.scorers.store(3, Ordering::SeqCst);
+    worker.workshop = Box::new(workshop);
+    worker.run();
+    succeeded(&server);
+    assert_eq!(server.lasting_results(), wanted);
+}
+
+#[test]
+fn an_advisor_that_stays_away_holds_the_job_up_and_one_that_refuses_fails_it() {
+    let server = Arc::new(FakeServer::new(SPEC));
+    server.state().grants = 2;
+    let folder = tempfile::tempdir().unwrap();
+    let mut away = worker(&server, folder.path());
+    let workshop = FakeWorkshop::default();
+    workshop.outage.advisor.store(usize::MAX, Ordering::SeqCst);
+    away.workshop = Box::new(workshop);
+    away.run();
+    assert_eq!(server.state().releases.len(), 2);
+    let (release, reason) = server.released();
+    assert_eq!(release, JobRelease::Stopped);
+    assert!(reason.contains("connection refused"), "{reason}");
+    assert!(folder.path().join("jobs/job-1").exists());
+
+    server.state().grants = 1;
+    let workshop = FakeWorkshop::default();
+    workshop.outage.key.store(usize::MAX, Ordering::SeqCst);
+    let mut refused = worker(&server, folder.path());
+    refused.workshop = Box::new(workshop);
+    refused.run();
+    let (release, reason) = server.released();
+    assert_eq!(release, JobRelease::Failed);
+    assert!(reason.contains("the key is refused"), "{reason}");
+}
+
+#[test]
+fn a_server_that_is_busy_is_asked_again_and_one_that_refuses_ends_the_job() {
+    let server = Arc::new(FakeServer::new(SPEC));
+    server.state().busy = 7;
+    let folder = tempfile::tempdir().unwrap();
+    worker(&server, folder.path()).run();
+    succeeded(&server);
+
+    let server = Arc::new(FakeServer::new(SPEC));
+    server.state().refused = Some("put_object");
+    worker(&server, folder.path()).run();
+    let (release, reason) = server.released();
+    assert_eq!(release, JobRelease::Failed);
+    assert!(reason.contains("no put_object"), "{reason}");
+}
+
+#[test]
+fn a_journal_of_another_job_is_not_gone_on_with() {
+    let server = undisturbed(SPEC);
+    let lines = server.state().lines.clone();
+    let other = Arc::new(FakeServer::new(&spec_with(&[("seed = 7", "seed = 8")])));
+    other.state().lines = lines;
+    let folder = tempfile::tempdir().unwrap();
+    worker(&other, folder.path()).run();
+    let (release, reason) = other.released();
+    assert_eq!(release, JobRelease::Failed);
+    assert!(reason.contains("another specification"), "{reason}");
+}
+
+#[test]
+fn a_job_id_that_leads_out_of_the_folder_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Arc::new(FakeServer::new(SPEC));
+    let worker = worker(&server, folder.path());
+    for id in ["../escape", "/etc/x", "", "a/b"] {
+        let lease = v1::WorkerLease {
+            job_id: id.to_owned(),
+            ..v1::WorkerLease::default()
+        };
+        assert!(!job::work(&worker, &lease));
+    }
+    let names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
+    assert!(names.is_empty(), "{names:?}");
+}
+
+#[test]
+fn copies_of_other_jobs_make_room() {
+    let server = Arc::new(FakeServer::new(SPEC));
+    let folder = tempfile::tempdir().unwrap();
+    let old = folder.path().join("jobs/job-0");
+    std::fs::create_dir_all(old.join("objects")).unwrap();
+    std::fs::write(old.join("objects/x"), vec![0; 5000]).unwrap();
+    let mut worker = worker(&server, folder.path());
+    worker.run();
+    succeeded(&server);
+    assert!(old.exists(), "there was room");
+    // Now the jobs together may hold no more than this one may take.
+    let server = Arc::new(FakeServer::new(&spec_with(&[(
+        "[output]",
+        "[limits]\ndisk = \"1 MiB\"\n[output]",
+    )])));
+    worker.server = Arc::clone(&server) as _;
+    worker.habits.disk = 1 << 20;
+    worker.run();
+    succeeded(&server);
+    assert!(!Path::new(&old).exists());
+}
+
+#[test]
+fn a_worker_without_a_job_ends_after_its_patience() {
+    let server = Arc::new(FakeServer::new(SPEC));
+    server.state().grants = 0;
+    let folder = tempfile::tempdir().unwrap();
+    let mut idle = worker(&server, folder.path());
+    idle.habits.exit_when_idle = Some(Duration::from_millis(10));
+    idle.run();
+    assert!(server.state().releases.is_empty());
+}

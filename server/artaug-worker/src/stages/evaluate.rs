@@ -1,0 +1,231 @@
+//! Held-out images of every arm, with the same prompts and seeds, and what they are worth.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use concord_artaug::{
+    advisor::rewrite,
+    engine::Order,
+    image::Image,
+    machine::{Advised, Arm, Evaluated, Event, Machine, Work},
+    photometry,
+    prompts::held_out_seed,
+};
+
+use super::{
+    Job, Studio, items,
+    line::{self, Batch, Chore, Line, Piece},
+};
+use crate::{brake::Halt, desk::Done};
+
+/// Batches from the first unfinished one on for which advice is asked in the rewriting arm: a crash costs no more of it.
+const AHEAD: usize = 4;
+
+/// Draws and scores the held-out images of an arm.
+pub(super) fn run(job: &Job<'_>, studio: &mut Studio<'_>, arm: Arm) -> Result<(), Halt> {
+    let (iteration, lora) = job
+        .desk
+        .look(|machine| (machine.iteration(), machine.lora_of(arm)));
+    studio.open(lora)?;
+    let held_out = HeldOut {
+        job,
+        iteration,
+        arm,
+        advice: Mutex::default(),
+    };
+    line::run(job.desk, studio, &held_out, job.helpers)
+}
+
+/// Measures how unlike each other an arm's images are.
+pub(super) fn diversity(job: &Job<'_>, arm: Arm) -> Result<(), Halt> {
+    let (iteration, stored) = job.desk.look(|machine| {
+        let stored: Vec<_> = machine
+            .evaluated(arm)
+            .map(|(_, result)| result.image)
+            .collect();
+        (machine.iteration(), stored)
+    });
+    let images: Vec<Image> = stored
+        .into_iter()
+        .map(|digest| job.desk.image(digest))
+        .collect::<Result<_, _>>()?;
+    let value = photometry::diversity(&images)
+        .ok_or_else(|| job.desk.fail("too few held-out images to compare"))?;
+    let event = Event::Diversity {
+        iteration,
+        arm,
+        value,
+    };
+    job.desk.record(vec![Done::plain(event)])
+}
+
+/// The prompt of a held-out item: they are gone through in order, again and again with other seeds.
+pub(crate) fn held_out_prompt(prompts: &[String], item: u32) -> &str {
+    &prompts[item as usize % prompts.len()]
+}
+
+struct HeldOut<'a> {
+    job: &'a Job<'a>,
+    iteration: u32,
+    arm: Arm,
+    /// Advice on the base's images that is not recorded yet.
+    advice: Mutex<BTreeMap<u32, Advised>>,
+}
+
+impl HeldOut<'_> {
+    fn advice(&self) -> MutexGuard<'_, BTreeMap<u32, Advised>> {
+        self.advice.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn prompt(&self, item: u32) -> &str {
+        held_out_prompt(&self.job.tools.held_out, item)
+    }
+
+    /// The prompt that an item is drawn from in this arm; none while there is no advice on it.
+    fn drawn_from(&self, item: u32, recorded: Option<&Evaluated>) -> Option<String> {
+        if self.arm != Arm::Rewriting {
+            return Some(self.prompt(item).to_owned());
+        }
+        if let Some(recorded) = recorded {
+            return Some(recorded.prompt.clone());
+        }
+        let advice = self.advice();
+        let advised = advice.get(&item)?;
+        // Without usable advice the prompt stays as it is.
+        let regions = match advised.error {
+            None => advised.advice.regions.as_slice(),
+            Some(_) => &[],
+        };
+        Some(rewrite(self.prompt(item), regions))
+    }
+
+    fn left(&self, machine: &Machine) -> Vec<Batch> {
+        match machine.work() {
+            Work::Evaluate(arm, left) if arm == self.arm => left
+                .into_iter()
+                .map(|group| Batch {
+                    enhanced: false,
+                    group,
+                })
+                .collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn evaluate(&self, piece: &Piece) -> Result<Done, Halt> {
+        let Piece {
+            item,
+            ref image,
+            forwards,
+            seconds,
+        } = *piece;
+        let tools = self.job.tools;
+        let prompt = self
+            .drawn_from(item, None)
+            .ok_or_else(|| self.job.desk.fail(format!("item {item} has no prompt")))?;
+        // Judged by what was asked for, not by what the advice made of it.
+        let asked = self.prompt(item);
+        let judged = self.job.score(&tools.evaluation, image, asked)?;
+        let filter = self.job.score(&tools.filter, image, asked)?;
+        let mut usage = judged.usage;
+        usage += filter.usage;
+        let (digest, png) = items::packed(self.job, piece)?;
+        Ok(Done {
+            event: Event::Evaluated {
+                iteration: self.iteration,
+                arm: self.arm,
+                item,
+                result: Evaluated {
+                    prompt,
+                    image: digest,
+                    scores: judged.scores,
+                    filter_scores: filter.scores,
+                    failures: judged.failures.into_iter().chain(filter.failures).collect(),
+                    advice: self.advice().get(&item).cloned(),
+                    forwards,
+                    seconds,
+                    usage,
+                },
+            },
+            objects: vec![png],
+        })
+    }
+}
+
+impl Line for HeldOut<'_> {
+    fn batches(&self, machine: &Machine) -> Vec<Batch> {
+        let is_ready = |batch: &Batch| {
+            batch.group.members.iter().all(|item| {
+                self.drawn_from(*item, machine.evaluated_item(self.arm, *item))
+                    .is_some()
+            })
+        };
+        let mut left = self.left(machine);
+        left.retain(is_ready);
+        left
+    }
+
+    fn orders(&self, batch: &Batch) -> Result<Vec<Order>, Halt> {
+        let job = self.job;
+        batch
+            .group
+            .members
+            .iter()
+            .map(|item| {
+                let prompt = job
+                    .desk
+                    .look(|machine| self.drawn_from(*item, machine.evaluated_item(self.arm, *item)))
+                    .ok_or_else(|| job.desk.fail(format!("item {item} has no prompt")))?;
+                Ok(Order {
+                    prompt,
+                    seed: held_out_seed(job.seed(), *item),
+                    regions: Vec::new(),
+                })
+            })
+            .collect()
+    }
+
+    fn chores(&self, machine: &Machine) -> Vec<Chore> {
+        if self.arm != Arm::Rewriting {
+            return Vec::new();
+        }
+        let advice = self.advice();
+        self.left(machine)
+            .into_iter()
+            .take(AHEAD)
+            .flat_map(|batch| batch.group.missing)
+            .filter(|item| !advice.contains_key(item))
+            .map(Chore::Advise)
+            .collect()
+    }
+
+    fn keep(&self, batch: &Batch, pieces: Vec<Piece>) -> Result<(), Halt> {
+        let mut done = Vec::new();
+        for piece in &pieces {
+            if batch.group.missing.contains(&piece.item) {
+                done.push(self.evaluate(piece)?);
+            }
+        }
+        self.job.desk.record(done)
+    }
+
+    fn act(&self, chore: Chore) -> Result<(), Halt> {
+        // Scores are made when a batch is put down.
+        let Chore::Advise(item) = chore else {
+            return Ok(());
+        };
+        let desk = self.job.desk;
+        let base = desk
+            .look(|machine| {
+                machine
+                    .evaluated_item(Arm::Base, item)
+                    .map(|result| result.image)
+            })
+            .ok_or_else(|| desk.fail(format!("the held-out item {item} has no base image")))?;
+        let advised = self.job.advise(&desk.image(base)?, self.prompt(item))?;
+        self.advice().insert(item, advised);
+        Ok(())
+    }
+}

@@ -1,0 +1,229 @@
+//! Training of the adapters, and joining them.
+
+use std::time::Instant;
+
+use concord_artaug::{
+    engine::{EngineError, Fit, Go, Lesson, Saved, Watch},
+    losses,
+    machine::{Checkpoint, Event, Fused, Machine, Stage, Trained, Training},
+};
+use concord_common::Digest;
+
+use super::{Job, Studio};
+use crate::{brake::Halt, desk::Done};
+
+/// Trains one adapter of the iteration under way, from its checkpoint if there is one.
+pub(super) fn train(
+    job: &Job<'_>,
+    studio: &mut Studio<'_>,
+    training: Training,
+    from: Option<&Checkpoint>,
+) -> Result<(), Halt> {
+    let desk = job.desk;
+    let (iteration, current, control, first) = desk.look(|machine| {
+        let first = machine.trained(Training::First);
+        (
+            machine.iteration(),
+            machine.current(),
+            machine.control(),
+            first.map(|first| first.lora),
+        )
+    });
+    let (on, below) = match training {
+        Training::First => (current, None),
+        Training::Second => (current, first),
+        Training::Control => (control, None),
+    };
+    let lessons = lessons(job, training)?;
+    let below = below.map(|digest| desk.object(digest)).transpose()?;
+    // A lost state costs the steps behind it: from the beginning they end in the same bytes.
+    let state = match from {
+        Some(checkpoint) => desk.find(checkpoint.state)?,
+        None => None,
+    };
+    if let (Some(checkpoint), None) = (from, &state) {
+        tracing::warn!(
+            step = checkpoint.step,
+            "the checkpoint is lost; the training begins anew"
+        );
+    }
+    studio.open(on)?;
+    let stage = Stage::from(training).name();
+    let mut watcher = Watcher {
+        job,
+        iteration,
+        training,
+        recorded: from.map_or(0, |checkpoint| checkpoint.step),
+        before: from.map_or(0.0, |checkpoint| checkpoint.seconds),
+        start: Instant::now(),
+        ended: None,
+    };
+    let fit = Fit {
+        training,
+        lessons: &lessons,
+        below: below.as_deref(),
+        seed: job.seed().derive(&format!("artaug {stage} {iteration}")),
+        from: state.as_deref(),
+    };
+    let fitted = match (studio.fit(&fit, &mut watcher), &watcher.ended) {
+        (Ok(fitted), _) => fitted,
+        // The state is kept; what to do about the time is decided by the caller's loop.
+        (Err(_), Some(Ended::Time)) => return Ok(()),
+        (Err(_), Some(Ended::Halt(halt))) => return Err(halt.clone()),
+        (Err(error), None) => return Err(studio.halt(error)),
+    };
+    let lora = Digest::of(&fitted.lora);
+    let packed = losses::pack(&fitted.losses);
+    let event = Event::Trained {
+        iteration,
+        training,
+        result: Trained {
+            lora,
+            losses: Digest::of(&packed),
+            steps: desk.look(|machine| machine.steps_of(training)),
+            final_loss: losses::final_mean(&fitted.losses),
+            seconds: watcher.before + watcher.start.elapsed().as_secs_f64(),
+        },
+    };
+    desk.record(vec![Done {
+        event,
+        objects: vec![fitted.lora.into(), packed.into()],
+    }])
+}
+
+/// The kept pairs, X or X'.
+fn lessons(job: &Job<'_>, training: Training) -> Result<Vec<Lesson>, Halt> {
+    let kept = job.desk.look(|machine| {
+        let of = |item: u32| {
+            let base = machine.generated(item)?;
+            let image = match training {
+                Training::First => base.image,
+                Training::Second | Training::Control => machine.regenerated(item)?.image,
+            };
+            Some((item, base.prompt.clone(), image))
+        };
+        machine
+            .kept()
+            .into_iter()
+            .map(of)
+            .collect::<Option<Vec<_>>>()
+    });
+    let kept = kept.ok_or_else(|| job.desk.fail("a kept pair lacks an image"))?;
+    kept.into_iter()
+        .map(|(item, prompt, image)| {
+            Ok(Lesson {
+                item,
+                prompt,
+                image: job.desk.image(image)?,
+            })
+        })
+        .collect()
+}
+
+/// Puts checkpoints down and listens to the brake.
+struct Watcher<'a> {
+    job: &'a Job<'a>,
+    iteration: u32,
+    training: Training,
+    /// Step of the newest checkpoint that is recorded.
+    recorded: u64,
+    /// Seconds spent before this resumption.
+    before: f64,
+    start: Instant,
+    /// Why the fit was ended from here.
+    ended: Option<Ended>,
+}
+
+enum Ended {
+    Halt(Halt),
+    Time,
+}
+
+impl Watch for Watcher<'_> {
+    fn stepped(&mut self, step: u64, loss: f64) -> Go {
+        let desk = self.job.desk;
+        tracing::trace!(step, loss, "trained");
+        desk.stepped(step);
+        desk.check_memory();
+        if let Err(halt) = desk.brake().check_now() {
+            self.ended = Some(Ended::Halt(halt));
+            return Go::Stop;
+        }
+        Go::On
+    }
+
+    fn save(&mut self, saved: Saved) -> Result<Go, EngineError> {
+        let desk = self.job.desk;
+        // Of a training that began anew the first states are known.
+        if saved.step > self.recorded {
+            let event = Event::Checkpointed {
+                iteration: self.iteration,
+                training: self.training,
+                result: Checkpoint {
+                    step: saved.step,
+                    state: Digest::of(&saved.state),
+                    loss: saved.loss,
+                    seconds: self.before + self.start.elapsed().as_secs_f64(),
+                },
+            };
+            let done = Done {
+                event,
+                objects: vec![saved.state.into()],
+            };
+            if let Err(halt) = desk.record(vec![done]) {
+                self.ended = Some(Ended::Halt(halt));
+                return Err(EngineError::Stopped);
+            }
+            self.recorded = saved.step;
+        }
+        self.ended = match desk.check() {
+            Err(halt) => Some(Ended::Halt(halt)),
+            Ok(()) if desk.is_out_of_time() => Some(Ended::Time),
+            Ok(()) => return Ok(Go::On),
+        };
+        Ok(Go::Stop)
+    }
+}
+
+/// Joins what was learned in this iteration to what was learned before.
+pub(super) fn fuse(job: &Job<'_>, studio: &mut Studio<'_>) -> Result<(), Halt> {
+    let desk = job.desk;
+    let lora =
+        |training| desk.look(|machine| machine.trained(training).map(|trained| trained.lora));
+    let Some(second) = lora(Training::Second) else {
+        return Err(desk.fail("there is no trained LoRA to join"));
+    };
+    let joined = join(job, studio, desk.look(Machine::current), second)?;
+    let control = lora(Training::Control)
+        .map(|control| join(job, studio, desk.look(Machine::control), control))
+        .transpose()?;
+    let result = Fused {
+        merged: Digest::of(&joined.merged),
+        reduced: joined.reduced.as_deref().map(Digest::of),
+        control: control.as_ref().map(|control| Digest::of(&control.merged)),
+    };
+    let event = Event::Fused {
+        iteration: desk.look(Machine::iteration),
+        result,
+    };
+    let objects = [
+        Some(joined.merged),
+        joined.reduced,
+        control.map(|control| control.merged),
+    ];
+    desk.record(vec![Done {
+        event,
+        objects: objects.into_iter().flatten().map(Into::into).collect(),
+    }])
+}
+
+fn join(
+    job: &Job<'_>,
+    studio: &mut Studio<'_>,
+    before: Option<Digest>,
+    fitted: Digest,
+) -> Result<concord_artaug::engine::Joined, Halt> {
+    let before = before.map(|digest| job.desk.object(digest)).transpose()?;
+    let fitted = job.desk.object(fitted)?;
+    studio.join(before.as_deref(), &fitted)
+}

@@ -1,0 +1,84 @@
+//! The engine with the model that it has open.
+
+use std::time::Instant;
+
+use concord_artaug::engine::{Drawn, Engine, EngineError, Fit, Fitted, Joined, Order, Watch};
+use concord_common::Digest;
+
+use super::Opened;
+use crate::{brake::Halt, desk::Desk};
+
+/// The engine of a job. One thread has it.
+pub(crate) struct Studio<'a> {
+    engine: Box<dyn Engine>,
+    desk: &'a Desk<'a>,
+    opened: Opened,
+}
+
+impl<'a> Studio<'a> {
+    /// An engine with what it has open.
+    pub(crate) fn new(engine: Box<dyn Engine>, opened: Opened, desk: &'a Desk<'a>) -> Self {
+        Self {
+            engine,
+            desk,
+            opened,
+        }
+    }
+
+    /// Opens the base with a joined `LoRA` out of the store.
+    pub(crate) fn open(&mut self, joined: Option<Digest>) -> Result<(), Halt> {
+        if self.opened == Opened::Model(joined) {
+            return Ok(());
+        }
+        let bytes = joined.map(|digest| self.desk.object(digest)).transpose()?;
+        self.opened = Opened::Nothing;
+        let opened = self.engine.open(bytes.as_deref());
+        opened.map_err(|error| self.halt(error))?;
+        self.opened = Opened::Model(joined);
+        Ok(())
+    }
+
+    /// Draws a batch with the model that is open; gives the seconds that it took too.
+    pub(crate) fn draw(&mut self, orders: &[Order]) -> Result<(Drawn, f64), Halt> {
+        let desk = self.desk;
+        let start = Instant::now();
+        let drawn = self.engine.draw(orders, &mut || desk.brake().go());
+        let drawn = drawn.map_err(|error| self.halt(error))?;
+        if drawn.images.len() != orders.len() {
+            return Err(desk.fail(format!(
+                "the engine drew {} images where {} were ordered",
+                drawn.images.len(),
+                orders.len()
+            )));
+        }
+        Ok((drawn, start.elapsed().as_secs_f64()))
+    }
+
+    /// Trains on the model that is open. What an error means is for the caller, who may have ended the fit: see [`Studio::halt`].
+    pub(crate) fn fit(
+        &mut self,
+        fit: &Fit<'_>,
+        watch: &mut dyn Watch,
+    ) -> Result<Fitted, EngineError> {
+        self.engine.fit(fit, watch)
+    }
+
+    /// See [`Engine::join`].
+    pub(crate) fn join(&mut self, before: Option<&[u8]>, fitted: &[u8]) -> Result<Joined, Halt> {
+        let joined = self.engine.join(before, fitted);
+        joined.map_err(|error| self.halt(error))
+    }
+
+    /// The engine, for what needs no open model, and leaves none of which this studio would know.
+    pub(crate) fn engine(&mut self) -> &mut dyn Engine {
+        self.opened = Opened::Nothing;
+        self.engine.as_mut()
+    }
+
+    /// What an error of the engine's means.
+    pub(crate) fn halt(&self, error: EngineError) -> Halt {
+        let halt = self.desk.brake().of_engine(error);
+        self.desk.brake().pull(halt.clone());
+        halt
+    }
+}

@@ -1,0 +1,112 @@
+//! A made-up engine, advisor, scorers and server, so that whole jobs run in a moment.
+
+mod engine;
+mod server;
+mod tools;
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use concord_artaug::setup::SetupError;
+use concord_common::{SystemClock, job::artaug::ArtaugSpec};
+
+pub(crate) use self::{
+    engine::FakeEngine,
+    server::{FakeServer, Loss},
+    tools::{Outage, tools},
+};
+use crate::{
+    brake::Stop,
+    limits::MemoryLimit,
+    remote::Pace,
+    run::{Habits, PartsError, Worker, Workshop},
+    stages::{Opened, Parts},
+};
+
+/// A whole job in few and small steps.
+pub(crate) const SPEC: &str = r#"
+kind = "artaug"
+name = "test job"
+seed = 7
+[model]
+folder = "m"
+[prompts]
+texts = ["red apple", "blue car", "green tree", "grey cat", "old house"]
+[held_out]
+texts = ["white dog", "black boat", "small lamp"]
+[advisor]
+kind = "rules"
+[scorers]
+filter = [{ kind = "photometry", least_gain = 0.01 }]
+evaluation = [{ kind = "statistics" }]
+[counts]
+iterations = 2
+pairs = 10
+kept = 4
+least_kept = 2
+held_out = 7
+[sampler]
+batch = 4
+steps = 2
+[lora]
+first_steps = 25
+second_steps = 15
+batch = 2
+checkpoint_every = 10
+reduced_rank = 4
+[evaluation]
+resamples = 200
+[output]
+fused = true
+"#;
+
+/// The job with something else in it.
+pub(crate) fn spec_with(changes: &[(&str, &str)]) -> String {
+    changes.iter().fold(SPEC.to_owned(), |text, (from, to)| {
+        assert!(text.contains(from), "{from}");
+        text.replace(from, to)
+    })
+}
+
+/// A workshop of made-up parts.
+#[derive(Debug, Default)]
+pub(crate) struct FakeWorkshop {
+    /// How the engine fails, if so.
+    pub(crate) fault: Option<&'static str>,
+    /// When advisor and scorers cannot be asked.
+    pub(crate) outage: Arc<Outage>,
+}
+
+impl Workshop for FakeWorkshop {
+    fn parts(&self, spec: &ArtaugSpec) -> Result<Parts, PartsError> {
+        if spec.model.folder == "missing" {
+            return Err(SetupError::NoEndpoint("vision".to_owned()).into());
+        }
+        Ok(Parts {
+            engine: Box::new(FakeEngine::new(spec, self.fault)),
+            opened: Opened::Nothing,
+            tools: tools(spec, &self.outage),
+        })
+    }
+}
+
+/// A worker of a made-up server that ends when there is nothing to do.
+pub(crate) fn worker(server: &Arc<FakeServer>, folder: &Path) -> Worker {
+    Worker {
+        server: Arc::clone(server) as _,
+        workshop: Box::new(FakeWorkshop::default()),
+        habits: Habits {
+            jobs: folder.join("jobs"),
+            disk: 20 << 30,
+            memory: MemoryLimit(u64::MAX),
+            helpers: 3,
+            stop_within: Duration::from_mins(1),
+            pace: Pace {
+                first: Duration::from_millis(1),
+                longest: Duration::from_millis(5),
+            },
+            exit_when_idle: Some(Duration::ZERO),
+        },
+        clock: Arc::new(SystemClock),
+        stop: Arc::new(Stop::default()),
+    }
+}

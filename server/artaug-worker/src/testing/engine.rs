@@ -1,0 +1,189 @@
+//! An engine without a model: what it gives is a hash of its arguments with a little order in it.
+//!
+//! As with a real one, every image depends on which others are in its batch, and what is trained on every image and on what is open.
+
+use concord_artaug::{
+    engine::{Drawn, Engine, EngineError, Fit, Fitted, Go, Joined, Order, Saved, Watch},
+    image::Image,
+    machine::Training,
+};
+use concord_common::{Digest, job::artaug::ArtaugSpec};
+
+/// Side of its images.
+const SIDE: u32 = 8;
+
+#[derive(Debug)]
+pub(crate) struct FakeEngine {
+    first_steps: u64,
+    second_steps: u64,
+    every: u64,
+    reduced: bool,
+    fault: Option<&'static str>,
+    opened: Option<Vec<u8>>,
+}
+
+impl FakeEngine {
+    pub(crate) fn new(spec: &ArtaugSpec, fault: Option<&'static str>) -> Self {
+        Self {
+            first_steps: u64::from(spec.lora.first_steps),
+            second_steps: u64::from(spec.lora.second_steps),
+            every: u64::from(spec.lora.checkpoint_every),
+            reduced: spec.lora.reduced_rank.is_some(),
+            fault,
+            opened: None,
+        }
+    }
+
+    fn fail(&self, at: &str) -> Result<(), EngineError> {
+        match self.fault {
+            Some("panic") if at == "fit" => panic!("out of cheese"),
+            Some(fault) if fault == at => Err(EngineError::Failed(format!("{at} is broken"))),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn hash(parts: &[&[u8]]) -> Digest {
+    let mut hasher = blake3::Hasher::new();
+    for part in parts {
+        hasher.update(&(part.len() as u64).to_le_bytes());
+        hasher.update(part);
+    }
+    hasher.finalize().into()
+}
+
+/// How much brighter a joined adapter makes images: the sum of the numbers after each `+`.
+fn gain(lora: &[u8]) -> u32 {
+    let text = std::str::from_utf8(lora).expect("adapters here are text");
+    text.split('+')
+        .skip(1)
+        .map(|part| part.split(' ').next().unwrap().parse::<u32>().unwrap())
+        .sum()
+}
+
+fn draw(order: &Order, opened: &[u8], all: &Digest) -> Image {
+    let place = hash(&[order.prompt.as_bytes(), &order.seed.0.to_le_bytes()]);
+    let own = hash(&[place.as_bytes(), opened, all.as_bytes()]);
+    let mut pixels = Vec::new();
+    for cell in 0..SIDE * SIDE {
+        // The pattern is the item's own, the light is what is to be learned, and the last bits depend on the company.
+        let pattern = u32::from(place.as_bytes()[(cell % 32) as usize]) / 4;
+        let enhanced = if order.regions.is_empty() { 0 } else { 30 };
+        let company = u32::from(own.as_bytes()[(cell % 32) as usize]) % 3;
+        let light = 60 + pattern + gain(opened) + enhanced + company;
+        pixels.extend([light.min(255) as u8; 3]);
+    }
+    Image::new(SIDE, SIDE, pixels).unwrap()
+}
+
+impl Engine for FakeEngine {
+    fn open(&mut self, joined: Option<&[u8]>) -> Result<(), EngineError> {
+        self.fail("open")?;
+        self.opened = Some(joined.unwrap_or_default().to_vec());
+        Ok(())
+    }
+
+    fn draw(&mut self, orders: &[Order], go: &mut dyn FnMut() -> Go) -> Result<Drawn, EngineError> {
+        self.fail("draw")?;
+        if go() == Go::Stop {
+            return Err(EngineError::Stopped);
+        }
+        let opened = self.opened.as_deref().expect("nothing is open");
+        let all = hash(&[format!("{orders:?}").as_bytes()]);
+        Ok(Drawn {
+            images: orders
+                .iter()
+                .map(|order| draw(order, opened, &all))
+                .collect(),
+            forwards: 10 * orders.len() as u64 + 1,
+        })
+    }
+
+    fn fit(&mut self, fit: &Fit<'_>, watch: &mut dyn Watch) -> Result<Fitted, EngineError> {
+        self.fail("fit")?;
+        let opened = self.opened.as_deref().expect("nothing is open");
+        assert_eq!(fit.below.is_some(), fit.training == Training::Second);
+        let lessons = format!("{:?}", fit.lessons);
+        let own = hash(&[
+            format!("{:?} {:?}", fit.training, fit.seed).as_bytes(),
+            opened,
+            fit.below.unwrap_or_default(),
+            lessons.as_bytes(),
+        ]);
+        let steps = if fit.training == Training::First {
+            self.first_steps
+        } else {
+            self.second_steps
+        };
+        let mut done = 0;
+        if let Some(state) = fit.from {
+            let text = String::from_utf8(state.to_vec()).unwrap();
+            let (step, of) = text.split_once(' ').unwrap();
+            if of != own.to_string() {
+                return Err(EngineError::Unusable("a state of another fit".to_owned()));
+            }
+            done = step.parse().unwrap();
+        }
+        let loss = |step: u64| 1.0 / (step + 1) as f64;
+        while done < steps {
+            done += 1;
+            if watch.stepped(done, loss(done)) == Go::Stop {
+                return Err(EngineError::Stopped);
+            }
+            if done.is_multiple_of(self.every) && done < steps {
+                let saved = Saved {
+                    step: done,
+                    state: format!("{done} {own}").into_bytes(),
+                    loss: loss(done),
+                };
+                if watch.save(saved)? == Go::Stop {
+                    return Err(EngineError::Stopped);
+                }
+            }
+        }
+        let gain = match fit.training {
+            Training::First => 0,
+            Training::Second => 12,
+            Training::Control => 3,
+        };
+        Ok(Fitted {
+            lora: format!("+{gain} {own}\n").into_bytes(),
+            losses: (1..=steps).map(loss).collect(),
+        })
+    }
+
+    fn join(&mut self, before: Option<&[u8]>, fitted: &[u8]) -> Result<Joined, EngineError> {
+        self.fail("join")?;
+        let merged = [before.unwrap_or_default(), fitted].concat();
+        Ok(Joined {
+            reduced: self
+                .reduced
+                .then(|| format!("reduced {}\n", Digest::of(&merged)).into_bytes()),
+            merged,
+        })
+    }
+
+    fn export(
+        &mut self,
+        joined: &[u8],
+        facts: &[(String, String)],
+    ) -> Result<Vec<(String, Vec<u8>)>, EngineError> {
+        self.fail("export")?;
+        let file = |layout: &str| {
+            let bytes = format!("{layout} {facts:?}\n").into_bytes();
+            (
+                format!("{layout}.safetensors"),
+                [bytes.as_slice(), joined].concat(),
+            )
+        };
+        Ok(vec![file("diffusers"), file("kohya")])
+    }
+
+    fn export_fused(&mut self, joined: &[u8], folder: &std::path::Path) -> Result<(), EngineError> {
+        let failed = |error: std::io::Error| EngineError::Failed(error.to_string());
+        std::fs::create_dir(folder).map_err(failed)?;
+        std::fs::create_dir(folder.join("unet")).map_err(failed)?;
+        std::fs::write(folder.join("model_index.json"), b"{}").map_err(failed)?;
+        std::fs::write(folder.join("unet/weights"), joined).map_err(failed)
+    }
+}

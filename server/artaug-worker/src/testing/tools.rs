@@ -1,0 +1,144 @@
+//! An advisor and scorers that look at the light of an image.
+
+use std::{
+    marker::PhantomData,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use concord_artaug::{
+    advisor::{Advice, Advisor, AdvisorError, Question, Region, RegionPrompt, RejectedReply},
+    card::CardFacts,
+    endpoint::EndpointError,
+    image::Image,
+    region::Area,
+    scorer::{ForEvaluation, ForFilter, ScoreError, Scorer, Use},
+    setup::GUARD,
+};
+use concord_common::job::artaug::ArtaugSpec;
+
+use crate::stages::Tools;
+
+/// Calls that fail before one succeeds again.
+#[derive(Debug, Default)]
+pub(crate) struct Outage {
+    /// Of the advisor, for now.
+    pub(crate) advisor: AtomicUsize,
+    /// Of the scorers, for now.
+    pub(crate) scorers: AtomicUsize,
+    /// Of the advisor, for ever: its key is refused.
+    pub(crate) key: AtomicUsize,
+}
+
+fn taken(counter: &AtomicUsize) -> bool {
+    counter
+        .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
+            left.checked_sub(1)
+        })
+        .is_ok()
+}
+
+fn away() -> EndpointError {
+    EndpointError::Connection {
+        url: "http://vision".to_owned(),
+        what: "connection refused".to_owned(),
+    }
+}
+
+fn refused() -> EndpointError {
+    EndpointError::Setting {
+        key: "key_file",
+        what: "the key is refused".to_owned(),
+    }
+}
+
+struct FakeAdvisor(Arc<Outage>);
+
+impl Advisor for FakeAdvisor {
+    fn name(&self) -> String {
+        "light".to_owned()
+    }
+
+    fn advise(&self, question: &Question<'_>) -> Result<Advice, AdvisorError> {
+        if taken(&self.0.advisor) {
+            return Err(away().into());
+        }
+        if taken(&self.0.key) {
+            return Err(refused().into());
+        }
+        // What it says of an image depends on nothing else.
+        let number = question.image.digest().as_bytes()[0] % 8;
+        if number == 0 {
+            let reply = RejectedReply {
+                raw: "<script>".to_owned(),
+                code: "no-json".to_owned(),
+                reason: "the answer holds no JSON".to_owned(),
+            };
+            return Err(AdvisorError::NoUsableReply(Box::new(Advice {
+                rejected_replies: vec![reply],
+                ..Advice::default()
+            })));
+        }
+        let region = Region {
+            area: Area::WHOLE,
+            prompt: RegionPrompt::new(&format!("{}, well lit", question.prompt)).unwrap(),
+            confidence: 0.5,
+        };
+        let regions = if number == 1 { vec![] } else { vec![region] };
+        Ok(Advice {
+            regions,
+            ..Advice::default()
+        })
+    }
+}
+
+struct Light<U> {
+    name: &'static str,
+    outage: Arc<Outage>,
+    purpose: PhantomData<fn() -> U>,
+}
+
+impl<U: Use> Scorer for Light<U> {
+    type Use = U;
+
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn score(&self, image: &Image, _prompt: &str) -> Result<f64, ScoreError> {
+        if taken(&self.outage.scorers) {
+            return Err(ScoreError::Unavailable {
+                scorer: self.name.to_owned(),
+                source: away().into(),
+            });
+        }
+        if self.name == GUARD {
+            return Ok(0.5);
+        }
+        let sum: u32 = image.pixels().iter().map(|value| u32::from(*value)).sum();
+        Ok(f64::from(sum) / image.pixels().len() as f64 / 255.0)
+    }
+}
+
+pub(crate) fn tools(spec: &ArtaugSpec, outage: &Arc<Outage>) -> Tools {
+    fn light<U: Use>(name: &'static str, outage: &Arc<Outage>) -> Box<dyn Scorer<Use = U>> {
+        Box::new(Light {
+            name,
+            outage: Arc::clone(outage),
+            purpose: PhantomData,
+        })
+    }
+    Tools {
+        advisor: Box::new(FakeAdvisor(Arc::clone(outage))),
+        filter: vec![light::<ForFilter>("photometry", outage)],
+        evaluation: vec![
+            light::<ForEvaluation>("statistics", outage),
+            light::<ForEvaluation>(GUARD, outage),
+        ],
+        prompts: spec.prompts.texts.clone(),
+        held_out: spec.held_out.texts.clone(),
+        card: CardFacts::default(),
+    }
+}
