@@ -31,9 +31,9 @@ pub struct TrainImageText {
     /// MiniLM's folder (<cache>/backbones/all-minilm-l6-v2).
     #[arg(long)]
     text: PathBuf,
-    /// File that keeps what the towers saw, for another run on the same data.
+    /// Folder that keeps what the towers saw, for another run on the same data.
     #[arg(long)]
-    features: Option<PathBuf>,
+    keep: Option<PathBuf>,
     /// File for the data's description in JSON: subjects, renderings, texts.
     #[arg(long)]
     dataset: Option<PathBuf>,
@@ -77,7 +77,7 @@ impl TrainImageText {
             &settings,
             !self.without_looks,
             (&vision, &text),
-            self.features.as_deref(),
+            self.keep.as_deref(),
             &mut |line| say(format!("{:6.0} s  {line}", started.elapsed().as_secs_f64())),
         )?;
         std::fs::create_dir_all(&self.out).map_err(ImageTextError::io(&self.out))?;

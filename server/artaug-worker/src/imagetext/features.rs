@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 use concord_artaug::{
     data::{DATA_VERSION, Rendering, example},
     image::Image,
-    words::{Level, Statement, describe},
+    words::{Level, Statement},
 };
 use concord_common::{Digest, seed::Seed};
 use concord_learning::{
@@ -72,10 +72,9 @@ pub struct Shown {
     pub truth: Vec<Statement>,
     /// Its prompt without a word on looks, as a place in [`Dataset::texts`].
     pub plain: usize,
-    /// Its caption, with some of the statements.
+    /// Its caption, with some of the statements; the plain prompt again where nothing is learned from the caption, because the rendering is kept for
+    /// judging or its subject is none of the base model's.
     pub caption: usize,
-    /// With all statements.
-    pub full: usize,
 }
 
 /// Renderings and texts, by number.
@@ -108,10 +107,8 @@ pub struct Features {
 struct Fingerprint {
     data: u32,
     recipe: Recipe,
-    vision: Digest,
-    text: Digest,
-    shown: usize,
-    texts: usize,
+    tower: Digest,
+    rows: usize,
 }
 
 impl Dataset {
@@ -149,7 +146,6 @@ impl Dataset {
             for (icon, raster) in icons {
                 for (number, rendering, check) in numbers.clone() {
                     let made = example(icon, raster, rendering, seed, number)?;
-                    let full = describe(&made.subject, &made.truth);
                     let mut place = |text: String| {
                         let next = dataset.texts.len();
                         *places.entry(text.clone()).or_insert_with(|| {
@@ -157,8 +153,12 @@ impl Dataset {
                             next
                         })
                     };
-                    let (plain, caption, full) =
-                        (place(made.subject), place(made.caption), place(full));
+                    let plain = place(made.subject);
+                    let caption = if check || !drawings.in_base(name) {
+                        plain
+                    } else {
+                        place(made.caption)
+                    };
                     dataset.shown.push(Shown {
                         subject: dataset.subjects.len(),
                         style: icon.set.clone(),
@@ -167,7 +167,6 @@ impl Dataset {
                         truth: made.truth,
                         plain,
                         caption,
-                        full,
                     });
                     images.push(made.image);
                 }
@@ -177,55 +176,111 @@ impl Dataset {
         Ok((dataset, images))
     }
 
-    /// Looks at all of it, or reads what was seen from `file` if that is of the same data and towers. `progress` is told how many images are done.
+    /// Looks at all of it and reads all of it; what `folder` keeps of the same data and towers is not done again. `progress` is told how many images are
+    /// done.
     ///
     /// # Errors
-    /// If a tower fails or the file cannot be written.
+    /// If a tower fails or a file cannot be written.
     pub fn see(
         &self,
         images: &[Image],
         recipe: &Recipe,
         (vision, text): (&EfficientNetLite0, &TextTower),
-        file: Option<&Path>,
+        folder: Option<&Path>,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Features, ImageTextError> {
-        let wanted = Fingerprint {
+        let fingerprint = |tower: &Digest, rows: usize| Fingerprint {
             data: DATA_VERSION,
             recipe: recipe.clone(),
-            vision: *vision.digest(),
-            text: *text.digest(),
-            shown: self.shown.len(),
-            texts: self.texts.len(),
+            tower: *tower,
+            rows,
         };
-        if let Some(file) = file.filter(|file| file.is_file()) {
-            let bytes = std::fs::read(file).map_err(ImageTextError::io(file))?;
-            if let Some(features) = Features::from_bytes(&bytes, &wanted) {
-                return Ok(features);
+        let file = |name: &str| folder.map(|folder| folder.join(name));
+        let wanted = fingerprint(vision.digest(), images.len());
+        let mut seen = kept(file("images.safetensors").as_deref(), &wanted, &mut || {
+            let (mut features, mut looks): (Option<Rows>, Option<Rows>) = (None, None);
+            for (number, batch) in images.chunks(BATCH).enumerate() {
+                let pictures: Vec<Picture<'_>> = batch.iter().map(picture).collect();
+                let (first, second) = vision.see(&pictures, recipe.seen_at)?;
+                add(&mut features, first)?;
+                add(&mut looks, second)?;
+                progress(number * BATCH + batch.len());
             }
+            let nothing = || ImageTextError::Unusable("there is nothing to look at".to_owned());
+            Ok(vec![
+                features.ok_or_else(nothing)?,
+                looks.ok_or_else(nothing)?,
+            ])
+        })?;
+        let wanted = fingerprint(text.digest(), self.texts.len());
+        let mut read = kept(file("texts.safetensors").as_deref(), &wanted, &mut || {
+            let texts: Vec<&str> = self.texts.iter().map(String::as_str).collect();
+            Ok(vec![text.read(&texts)?])
+        })?;
+        match (seen.pop(), seen.pop(), read.pop()) {
+            (Some(looks), Some(features), Some(texts)) => Ok(Features::new(features, looks, texts)),
+            _ => Err(ImageTextError::Unusable(
+                "the kept features are not those of images and texts".to_owned(),
+            )),
         }
-        let mut seen: Option<(Rows, Rows)> = None;
-        for (number, batch) in images.chunks(BATCH).enumerate() {
-            let pictures: Vec<Picture<'_>> = batch.iter().map(picture).collect();
-            let (features, looks) = vision.see(&pictures, recipe.seen_at)?;
-            match &mut seen {
-                Some((all_features, all_looks)) => {
-                    all_features.append(&features)?;
-                    all_looks.append(&looks)?;
-                }
-                none => *none = Some((features, looks)),
-            }
-            progress(number * BATCH + batch.len());
-        }
-        let (features, looks) =
-            seen.ok_or_else(|| ImageTextError::Unusable("there is nothing to look at".to_owned()))?;
-        let texts: Vec<&str> = self.texts.iter().map(String::as_str).collect();
-        let features = Features::new(features, looks, text.read(&texts)?);
-        if let Some(file) = file {
-            let bytes = features.to_bytes(&wanted)?;
-            std::fs::write(file, bytes).map_err(ImageTextError::io(file))?;
-        }
-        Ok(features)
     }
+}
+
+fn add(all: &mut Option<Rows>, more: Rows) -> Result<(), ImageTextError> {
+    match all {
+        Some(all) => all.append(&more)?,
+        none => *none = Some(more),
+    }
+    Ok(())
+}
+
+/// What `file` keeps, if it is of the same, or what `make` gives, which is then kept there.
+fn kept(
+    file: Option<&Path>,
+    wanted: &Fingerprint,
+    make: &mut dyn FnMut() -> Result<Vec<Rows>, ImageTextError>,
+) -> Result<Vec<Rows>, ImageTextError> {
+    if let Some(file) = file.filter(|file| file.is_file()) {
+        let bytes = std::fs::read(file).map_err(ImageTextError::io(file))?;
+        if let Some(rows) = from_bytes(&bytes, wanted) {
+            return Ok(rows);
+        }
+    }
+    let rows = make()?;
+    if let Some(file) = file {
+        std::fs::write(file, to_bytes(&rows, wanted)?).map_err(ImageTextError::io(file))?;
+    }
+    Ok(rows)
+}
+
+fn to_bytes(all: &[Rows], fingerprint: &Fingerprint) -> Result<Vec<u8>, ImageTextError> {
+    let mut tensors = NamedTensors::new();
+    for (number, rows) in all.iter().enumerate() {
+        let tensor = HostTensor {
+            shape: vec![rows.len(), rows.width()],
+            values: rows.values().to_vec(),
+        };
+        tensors.insert(format!("rows.{number}"), tensor);
+    }
+    let facts = serde_json::to_string(fingerprint)
+        .map_err(|error| ImageTextError::Unusable(error.to_string()))?;
+    Ok(to_safetensors(&tensors, &facts)?)
+}
+
+/// None if the file is of something else, or damaged: then all is made again.
+fn from_bytes(bytes: &[u8], wanted: &Fingerprint) -> Option<Vec<Rows>> {
+    let (tensors, facts) = from_safetensors(bytes).ok()?;
+    if serde_json::from_str::<Fingerprint>(&facts).ok()? != *wanted {
+        return None;
+    }
+    // The names are in their order.
+    tensors
+        .into_values()
+        .map(|tensor| match tensor.shape.as_slice() {
+            &[rows, width] if rows == wanted.rows => Rows::new(width, tensor.values).ok(),
+            _ => None,
+        })
+        .collect()
 }
 
 impl Features {
@@ -255,44 +310,6 @@ impl Features {
         } else {
             Ok(self.features.clone())
         }
-    }
-
-    fn to_bytes(&self, fingerprint: &Fingerprint) -> Result<Vec<u8>, ImageTextError> {
-        let mut tensors = NamedTensors::new();
-        for (name, rows) in [
-            ("features", &self.features),
-            ("looks", &self.looks),
-            ("texts", &self.texts),
-        ] {
-            let tensor = HostTensor {
-                shape: vec![rows.len(), rows.width()],
-                values: rows.values().to_vec(),
-            };
-            tensors.insert(name.to_owned(), tensor);
-        }
-        let facts = serde_json::to_string(fingerprint)
-            .map_err(|error| ImageTextError::Unusable(error.to_string()))?;
-        Ok(to_safetensors(&tensors, &facts)?)
-    }
-
-    /// None if the file is of something else, or damaged: then all is looked at again.
-    fn from_bytes(bytes: &[u8], wanted: &Fingerprint) -> Option<Self> {
-        let (mut tensors, facts) = from_safetensors(bytes).ok()?;
-        if serde_json::from_str::<Fingerprint>(&facts).ok()? != *wanted {
-            return None;
-        }
-        let mut rows = |name: &str, count: usize| {
-            let tensor = tensors.remove(name)?;
-            let (&[rows, width], values) = (tensor.shape.as_slice(), tensor.values) else {
-                return None;
-            };
-            (rows == count).then(|| Rows::new(width, values).ok())?
-        };
-        Some(Self::new(
-            rows("features", wanted.shown)?,
-            rows("looks", wanted.shown)?,
-            rows("texts", wanted.texts)?,
-        ))
     }
 }
 

@@ -1,6 +1,9 @@
 //! What projections are good for: on subjects that a first fit was not trained on, and on new renderings of subjects that the final one knows.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use concord_artaug::words::{Dimension, Level, Place, Statement, describe};
 use concord_learning::vision::{Alignment, Rows, TextTower, cosine};
@@ -9,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::{Dataset, Drawings, ImageTextError, Shown, features::is_fault};
 
 /// Most renderings on which words about looks are measured.
-const LOOKED_AT: usize = 600;
+const LOOKED_AT: usize = 300;
 
 /// How often the right subject is found.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -85,27 +88,33 @@ impl Figures {
         let clean = choose(&|shown| shown.clean && shown.check && held_out(shown));
         let damaged = choose(&|shown| !shown.clean && shown.check && held_out(shown));
         let checks = choose(&|shown| shown.check);
+        let known: RefCell<BTreeMap<String, Vec<f32>>> = RefCell::default();
         let ask = |alignment: &Alignment, places: &[usize]| {
-            let read = Reader { alignment, tower };
             let images = alignment.project_images(rows)?;
-            recognised(dataset, &images, &names, places, &read)
+            let reader = Reader {
+                alignment,
+                tower,
+                known: &known,
+            };
+            recognised(dataset, &images, &names, places, &reader)
         };
-        let (known, mut own, wrong) = ask(last, &clean)?;
+        let (known_subjects, mut own, wrong) = ask(last, &clean)?;
         own.sort_by(f64::total_cmp);
         let quantile = |part: f64| {
             let place = (part * own.len() as f64) as usize;
             own.get(place).copied().unwrap_or(0.0)
         };
         let images = last.project_images(rows)?;
-        let read = Reader {
+        let reader = Reader {
             alignment: last,
             tower,
+            known: &known,
         };
         Ok(Self {
             unknown_subjects: ask(first, &unknown)?.0,
-            known_subjects: known,
+            known_subjects,
             known_subjects_damaged: ask(last, &damaged)?.0,
-            words: words(dataset, &images, &checks, &read)?,
+            words: words(dataset, &images, &checks, &reader)?,
             low: quantile(0.05),
             typical: quantile(0.5),
             wrong,
@@ -113,23 +122,35 @@ impl Figures {
     }
 }
 
-/// Texts into the common space.
+/// Texts into the common space. What the tower read is remembered, because every projection is asked about the same texts.
 struct Reader<'a> {
     alignment: &'a Alignment,
     tower: &'a TextTower,
+    known: &'a RefCell<BTreeMap<String, Vec<f32>>>,
 }
 
 impl Reader<'_> {
     fn read(&self, texts: &BTreeSet<String>) -> Result<BTreeMap<String, Vec<f32>>, ImageTextError> {
-        let list: Vec<&str> = texts.iter().map(String::as_str).collect();
-        if list.is_empty() {
+        if texts.is_empty() {
             return Ok(BTreeMap::new());
         }
-        let rows = self.alignment.project_texts(&self.tower.read(&list)?)?;
-        Ok(list
+        let mut known = self.known.borrow_mut();
+        let new: Vec<&str> = texts
+            .iter()
+            .map(String::as_str)
+            .filter(|text| !known.contains_key(*text))
+            .collect();
+        let rows = self.tower.read(&new)?;
+        for (row, text) in new.iter().enumerate() {
+            known.insert((*text).to_owned(), rows.row(row).to_vec());
+        }
+        let values = texts.iter().flat_map(|text| known[text].clone()).collect();
+        let rows = Rows::new(self.tower.width(), values)?;
+        let projected = self.alignment.project_texts(&rows)?;
+        Ok(texts
             .iter()
             .enumerate()
-            .map(|(row, text)| ((*text).to_owned(), rows.row(row).to_vec()))
+            .map(|(row, text)| (text.clone(), projected.row(row).to_vec()))
             .collect())
     }
 }

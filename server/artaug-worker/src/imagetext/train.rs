@@ -21,7 +21,7 @@ pub struct Trained {
     pub dataset: Dataset,
 }
 
-/// Trains and judges projections: once without the held-out subjects, only to measure, then with all of them. Equal drawings, towers and settings give equal projections on one machine with one number of threads. `say` is told
+/// Trains and judges projections: once without the held-out subjects, only to measure, then with all of them. Equal drawings, towers and settings give equal projections on one machine with one number of threads. What the towers saw is kept in the folder `keep`, if one is given. `say` is told
 /// how far it is.
 ///
 /// # Errors
@@ -32,7 +32,7 @@ pub fn train(
     settings: &AlignmentSettings,
     looks: bool,
     towers: (&EfficientNetLite0, &TextTower),
-    features_file: Option<&Path>,
+    keep: Option<&Path>,
     say: &mut dyn FnMut(String),
 ) -> Result<Trained, ImageTextError> {
     let (dataset, images) = Dataset::render(drawings, recipe)?;
@@ -43,7 +43,7 @@ pub fn train(
         dataset.texts.len()
     ));
     let total = images.len();
-    let features = dataset.see(&images, recipe, towers, features_file, &mut |done| {
+    let features = dataset.see(&images, recipe, towers, keep, &mut |done| {
         if done % 1600 == 0 {
             say(format!("looked at {done} of {total}"));
         }
@@ -107,14 +107,14 @@ fn facts(
     }
 }
 
-/// Every rendering of the wanted subjects that is not kept for judging, with its plain prompt, its caption and its full description.
+/// Every rendering of the wanted subjects that is not kept for judging, with its plain prompt and its caption.
 fn pairs(dataset: &Dataset, wanted: &dyn Fn(&str) -> bool) -> Vec<Pair> {
     let mut pairs = Vec::new();
     for (image, shown) in dataset.shown.iter().enumerate() {
         if shown.check || !wanted(dataset.subjects[shown.subject].as_str()) {
             continue;
         }
-        for text in [shown.plain, shown.caption, shown.full] {
+        for text in [shown.plain, shown.caption] {
             pairs.push(Pair {
                 subject: shown.subject,
                 image,
