@@ -46,6 +46,7 @@ fn every_command_has_help_that_says_what_it_does() {
         "concord-server",
         "concord",
         "concord-client",
+        "concord-artaug",
         "concord-loadgen",
     ] {
         for (command, help) in helps(program) {
@@ -66,6 +67,8 @@ fn every_command_has_help_that_says_what_it_does() {
         "concord job list",
         "concord job show",
         "concord job watch",
+        "concord job pause",
+        "concord job resume",
         "concord job cancel",
         "concord round list",
         "concord round show",
@@ -73,6 +76,9 @@ fn every_command_has_help_that_says_what_it_does() {
         "concord silo approve",
         "concord silo suspend",
         "concord silo revoke",
+        "concord artaug review",
+        "concord artaug artefacts",
+        "concord artaug fetch",
         "concord-client run",
         "concord-client status",
         "concord-client check-config",
@@ -80,6 +86,7 @@ fn every_command_has_help_that_says_what_it_does() {
         "concord-client evaluate",
         "concord-client export",
         "concord-client simulate",
+        "concord-artaug run",
     ] {
         assert!(
             commands.contains(expected),
@@ -94,6 +101,7 @@ fn every_program_tells_its_version() {
         "concord-server",
         "concord",
         "concord-client",
+        "concord-artaug",
         "concord-loadgen",
     ] {
         let output = run(program, Path::new("."), &["--version"]).unwrap();
@@ -105,7 +113,7 @@ fn every_program_tells_its_version() {
 }
 
 /// Runs `concord` against the server with an operator's certificate.
-fn concord(
+pub(super) fn concord(
     federation: &Federation,
     arguments: &[&str],
 ) -> concord_integration_tests::harness::Output {
