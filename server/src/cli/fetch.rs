@@ -426,33 +426,33 @@ impl Part {
 
 /// A bar on standard error that shows itself only when fetching takes a while.
 struct Bar {
-    bar: ProgressBar,
+    shown: ProgressBar,
     since: Instant,
     waits: bool,
 }
 
 impl Bar {
-    fn new(total: u64, shown: bool) -> Self {
+    fn new(total: u64, may_show: bool) -> Self {
         let template = "fetching {bar:30} {decimal_bytes}/{decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left";
         let style =
             ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden());
         Self {
-            bar: bar.with_style(style),
+            shown: bar.with_style(style),
             since: Instant::now(),
-            waits: shown,
+            waits: may_show,
         }
     }
 
     fn advance(&mut self, bytes: u64) {
-        self.bar.inc(bytes);
+        self.shown.inc(bytes);
         if self.waits && self.since.elapsed() >= BAR_AFTER {
             self.waits = false;
-            self.bar.set_draw_target(ProgressDrawTarget::stderr());
+            self.shown.set_draw_target(ProgressDrawTarget::stderr());
         }
     }
 
     fn finish(self) {
-        self.bar.finish_and_clear();
+        self.shown.finish_and_clear();
     }
 }

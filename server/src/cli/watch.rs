@@ -259,3 +259,65 @@ fn stage_line(job: &Job) -> String {
     let said: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
     said.join("  ")
 }
+
+#[cfg(test)]
+mod tests {
+    use indicatif::ProgressDrawTarget;
+
+    use super::*;
+
+    fn state(done: u64, total: u64, waits_for_review: bool) -> JobState {
+        let mut job = v1::Job {
+            job_id: "icons-1".to_owned(),
+            name: "icons".to_owned(),
+            kind: "artaug".to_owned(),
+            worker: "gpu-1".to_owned(),
+            waits_for_review,
+            artaug: Some(v1::ArtaugProgress {
+                iteration: 1,
+                iterations: 3,
+                stage: "generate".to_owned(),
+                done,
+                total,
+                per_second: 2.0,
+                last_images: vec![vec![0xab; 32]],
+                ..v1::ArtaugProgress::default()
+            }),
+            ..v1::Job::default()
+        };
+        job.set_state(v1::JobState::Running);
+        JobState::from(v1::WatchJobResponse {
+            job: Some(job),
+            ..v1::WatchJobResponse::default()
+        })
+    }
+
+    #[test]
+    fn an_artaug_job_has_a_bar_for_its_stage_and_a_line_for_its_images() {
+        let mut view = View::default();
+        view.bars.set_draw_target(ProgressDrawTarget::hidden());
+        view.show(&state(40, 120, false));
+        let stage = view.stage.as_ref().unwrap();
+        assert_eq!((stage.bar.position(), stage.bar.length()), (40, Some(120)));
+        assert_eq!(stage.bar.prefix(), "icons");
+        assert_eq!(
+            stage.bar.message(),
+            "running  iteration 1/3 generate  2.0/s  on gpu-1"
+        );
+        assert_eq!(stage.images.message(), "last images abababab");
+        assert!(view.rounds.is_none() && view.silos.is_empty());
+        // Counts that make no sense do not overflow the bar, and those without an end have none.
+        view.show(&state(7, 5, false));
+        view.show(&state(9, 0, false));
+        assert_eq!(view.stage.as_ref().unwrap().bar.position(), 9);
+        view.close();
+    }
+
+    #[test]
+    fn that_pairs_wait_is_said_once_each_time() {
+        let mut view = View::default();
+        let mut said = |waits| view.news(&state(0, 0, waits).job).is_some();
+        let said: Vec<bool> = [false, true, true, false, true].map(&mut said).into();
+        assert_eq!(said, [false, true, false, false, true]);
+    }
+}

@@ -59,6 +59,7 @@ impl From<v1::ArtaugProgress> for Progress {
 
 /// The answer to `artaug review` without words.
 #[derive(Debug, Clone, Serialize)]
+#[expect(clippy::struct_field_names, reason = "the names of the JSON fields")]
 pub(in crate::cli) struct Waiting {
     pub(in crate::cli) job_id: String,
     /// None if no pair waits.

@@ -123,13 +123,14 @@ pub(in crate::cli) fn waiting(answer: &Waiting) -> String {
         answer.waiting.len(),
         Ranges(&answer.waiting)
     );
-    text.push_str(&match &answer.page {
-        Some(page) => format!("their page is {page}\n"),
-        None => format!(
-            "see them with  concord artaug review {} --gallery FOLDER\n",
-            answer.job_id
-        ),
-    });
+    match &answer.page {
+        Some(page) => text.extend(["their page is ", page, "\n"]),
+        None => text.extend([
+            "see them with  concord artaug review ",
+            &answer.job_id,
+            " --gallery FOLDER\n",
+        ]),
+    }
     text.extend([
         "then say which  concord artaug review ",
         &answer.job_id,

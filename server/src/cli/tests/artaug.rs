@@ -398,12 +398,17 @@ mod against_a_server {
         )
         .await;
 
+        fetches_its_results(&world, job, &lora).await;
+    }
+
+    /// The results of an ended job, of which the adapter is `lora`, into a folder.
+    async fn fetches_its_results(world: &World, job: &str, lora: &Bytes) {
         let into = world.folder.path().join("results");
         let folder = into.to_str().unwrap();
         let fetch = ["artaug", "fetch", job, folder];
         let named = |pattern: &'static str| [&fetch[..], &["--name", pattern]].concat();
         expect(
-            &world,
+            world,
             &[
                 (
                     &["artaug", "artefacts", job],
@@ -418,9 +423,9 @@ mod against_a_server {
         assert!(!into.join("review").exists());
         assert_eq!(
             std::fs::read(into.join("lora/merged.safetensors")).unwrap(),
-            lora
+            *lora
         );
-        let (exit, text) = concord(&world, &[&fetch[..], &["--json"]].concat()).await;
+        let (exit, text) = concord(world, &[&fetch[..], &["--json"]].concat()).await;
         assert_eq!(exit, Exit::Done, "{text}");
         let files = &json(&text)["files"];
         assert_eq!(files[0]["name"], "lora/merged.safetensors");
@@ -429,7 +434,7 @@ mod against_a_server {
             (&false.into(), &true.into())
         );
         std::fs::write(into.join("lora/merged.safetensors"), "mine").unwrap();
-        expect(&world, &[(&fetch, Exit::Usage, "other content")]).await;
+        expect(world, &[(&fetch, Exit::Usage, "other content")]).await;
     }
 
     #[tokio::test]
