@@ -92,15 +92,17 @@ def compare(program, name, parts):
     return good
 
 
-def median(count, warm, call):
-    """Milliseconds."""
+def measured(count, warm, call):
+    """The middle of the times and the mean of the processor's, in milliseconds."""
+    for _ in range(warm):
+        call()
     times = []
-    for place in range(count + warm):
+    busy = time.process_time()
+    for _ in range(count):
         start = time.perf_counter()
         call()
-        if place >= warm:
-            times.append((time.perf_counter() - start) * 1e3)
-    return sorted(times)[len(times) // 2]
+        times.append((time.perf_counter() - start) * 1e3)
+    return sorted(times)[len(times) // 2], (time.process_time() - busy) * 1e3 / count
 
 
 def bench(program):
@@ -134,12 +136,13 @@ def bench(program):
                 pipe(PROMPT, negative_prompt="", height=64, width=64, latents=noise.clone(), num_inference_steps=20,
                      guidance_scale=7.5, output_type="latent")
 
-            theirs = {"pass": median(7, 3, one_pass), "sample": median(3, 1, steps)}
+            theirs = {"pass": measured(7, 3, one_pass), "sample": measured(3, 1, steps)}
             text = subprocess.run([program, "bench", folder, str(threads)], check=True, capture_output=True, text=True)
             for line in text.stdout.splitlines():
-                what, ours = line.split()
-                print(f"{threads} threads, {what}: concord {ours} ms, diffusers {theirs[what]:.1f} ms, "
-                      f"{theirs[what] / float(ours):.2f} times as fast")
+                what, *ours = line.split()
+                for clock, mine, other in zip(("clock", "processor"), map(float, ours), theirs[what]):
+                    print(f"{threads} threads, {what}, {clock}: concord {mine:.0f} ms, diffusers {other:.0f} ms, "
+                          f"{other / mine:.2f} times as fast")
 
 
 def main():

@@ -114,9 +114,8 @@ impl Parts {
     }
 
     fn name(&self, which: Index) -> String {
-        which
-            .get(&self.header.keys().collect::<Vec<_>>())
-            .to_string()
+        let names: Vec<&String> = self.header.keys().collect();
+        (*which.get(&names)).clone()
     }
 
     /// Gives a tensor another number of bytes and moves those behind it.
