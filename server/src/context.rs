@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     blobs::BlobStore, config::ServerConfig, datastore::Datastore, digests::RecentPieces,
     error::Failure, hub::Hub, ids::Ids, objects::ObjectStore, service::transfer::TransferGate,
-    spool::Spool,
+    specs::RecentSpecs, spool::Spool,
 };
 
 /// Long works on payloads at the same time. The program has a few threads for them more, which the syncs need: see the
@@ -38,6 +38,8 @@ pub struct Context {
     pub blobs: BlobStore,
     /// Digests of the pieces that are being sent.
     pub pieces: RecentPieces,
+    /// Specifications of the jobs that silos ask about.
+    pub specs: RecentSpecs,
     /// Uploads.
     pub spool: Arc<Spool>,
     /// What workers keep for their jobs.
@@ -110,6 +112,7 @@ impl Context {
             datastore,
             blobs,
             pieces: RecentPieces::default(),
+            specs: RecentSpecs::default(),
             spool: Arc::new(spool),
             objects: Arc::new(objects),
             objects_gate,

@@ -8,17 +8,19 @@ use std::{marker::PhantomData, path::Path, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use sqlx::{
-    Connection as _, Sqlite, SqlitePool, Transaction,
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+    Connection as _, SqliteConnection,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
 };
 
 use crate::{config::Durability, metrics};
 
+mod connections;
 mod durable;
 mod jobs;
 mod journal;
 mod leases;
 mod migrations;
+mod notices;
 mod objects;
 mod reports;
 mod reviews;
@@ -33,6 +35,7 @@ mod workers;
 
 pub use jobs::{JobRecord, JobSiloRecord, NewJob};
 pub use leases::LeaseRecord;
+pub use notices::NoticeRecord;
 pub use objects::ArtefactRecord;
 pub use reports::ReportRecord;
 pub use rounds::{RoundRecord, RoundSiloRecord};
@@ -41,12 +44,15 @@ pub use uploads::UploadRecord;
 pub use versions::VersionRecord;
 pub use workers::{WorkerJobRecord, WorkerLease};
 
+use connections::{Connections, Lent};
 use durable::LogSync;
 
 /// How often a transaction is tried while another one is in its way.
 const MAX_ATTEMPTS: u32 = 8;
 /// How long SQLite itself waits for another process before a transaction counts as busy.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+/// Rows that one statement inserts: each statement is a trip to the connection's thread.
+const ROWS_AT_ONCE: usize = 64;
 /// Connections that only read; each has a cache of up to 2 MB.
 const READERS: u32 = 2;
 
@@ -97,21 +103,48 @@ impl Retryable for DatastoreError {
 /// The database.
 #[derive(Debug, Clone)]
 pub struct Datastore {
-    writer: SqlitePool,
-    readers: SqlitePool,
+    writer: Connections,
+    readers: Connections,
     /// None if only the process's end must be survived.
     log: Option<Arc<LogSync>>,
 }
 
 /// One open transaction. `'e` is the time during which whatever the closure borrows lives.
 pub struct Tx<'e> {
-    inner: Transaction<'static, Sqlite>,
+    lent: Lent,
+    /// Statements that it may still run; any number if absent.
+    statements: Option<u32>,
     scope: PhantomData<&'e ()>,
 }
 
 impl Tx<'_> {
-    fn conn(&mut self) -> &mut sqlx::SqliteConnection {
-        &mut self.inner
+    fn conn(&mut self) -> &mut SqliteConnection {
+        if let Some(left) = &mut self.statements {
+            debug_assert!(*left > 0, "two statements need a transaction around them");
+            *left = left.saturating_sub(1);
+        }
+        self.lent.connection()
+    }
+}
+
+/// What stands around the statements of a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Frame {
+    /// It may write from the start, so that none has to be run again because another one came between its reads and its writes.
+    Write,
+    /// It sees one state of the database.
+    Read,
+    /// Nothing: a single statement is a transaction by itself.
+    Alone,
+}
+
+impl Frame {
+    fn begin(self) -> Option<&'static str> {
+        match self {
+            Self::Write => Some("BEGIN IMMEDIATE"),
+            Self::Read => Some("BEGIN"),
+            Self::Alone => None,
+        }
     }
 }
 
@@ -134,24 +167,18 @@ impl Datastore {
             Durability::Process => None,
         };
         // One writer, so that transactions of this process queue in order instead of colliding.
-        let writer = SqlitePoolOptions::new()
-            .max_connections(1)
-            .acquire_timeout(Duration::from_mins(1))
-            .connect_with(options.clone())
-            .await?;
+        let writer = Connections::new(options.clone(), 1);
+        let mut first = writer.lend().await?;
         if let Some(log) = &log {
-            settle_log(&writer).await?;
-            migrations::run(&writer).await?;
+            settle_log(first.connection()).await?;
+            migrations::run(first.connection()).await?;
             log.commit();
             log.wait().await.map_err(DatastoreError::Sync)?;
         } else {
-            migrations::run(&writer).await?;
+            migrations::run(first.connection()).await?;
         }
-        let readers = SqlitePoolOptions::new()
-            .max_connections(READERS)
-            .acquire_timeout(Duration::from_mins(1))
-            .connect_with(options.pragma("query_only", "ON"))
-            .await?;
+        first.give_back();
+        let readers = Connections::new(options.pragma("query_only", "ON"), READERS);
         Ok(Self {
             writer,
             readers,
@@ -185,7 +212,31 @@ impl Datastore {
         F: for<'t> Fn(&'t mut Tx<'e>) -> BoxFuture<'t, Result<T, E>>,
         E: From<DatastoreError> + Retryable,
     {
-        let value = run(&self.writer, "BEGIN IMMEDIATE", name, work).await?;
+        self.write(Frame::Write, name, work).await
+    }
+
+    /// The same for work that is a single statement, which needs no transaction around it.
+    ///
+    /// # Errors
+    /// The closure's error, or the database's.
+    pub async fn run_statement_unsynced<'e, T, E, F>(
+        &self,
+        name: &'static str,
+        work: F,
+    ) -> Result<T, E>
+    where
+        F: for<'t> Fn(&'t mut Tx<'e>) -> BoxFuture<'t, Result<T, E>>,
+        E: From<DatastoreError> + Retryable,
+    {
+        self.write(Frame::Alone, name, work).await
+    }
+
+    async fn write<'e, T, E, F>(&self, frame: Frame, name: &'static str, work: F) -> Result<T, E>
+    where
+        F: for<'t> Fn(&'t mut Tx<'e>) -> BoxFuture<'t, Result<T, E>>,
+        E: From<DatastoreError> + Retryable,
+    {
+        let value = run(&self.writer, frame, name, work).await?;
         if let Some(log) = &self.log {
             log.commit();
         }
@@ -222,7 +273,19 @@ impl Datastore {
         F: for<'t> Fn(&'t mut Tx<'e>) -> BoxFuture<'t, Result<T, E>>,
         E: From<DatastoreError> + Retryable,
     {
-        run(&self.readers, "BEGIN", name, work).await
+        run(&self.readers, Frame::Read, name, work).await
+    }
+
+    /// The same for work that is a single statement, which sees one state of the database by itself.
+    ///
+    /// # Errors
+    /// The closure's error, or the database's.
+    pub async fn read_statement<'e, T, E, F>(&self, name: &'static str, work: F) -> Result<T, E>
+    where
+        F: for<'t> Fn(&'t mut Tx<'e>) -> BoxFuture<'t, Result<T, E>>,
+        E: From<DatastoreError> + Retryable,
+    {
+        run(&self.readers, Frame::Alone, name, work).await
     }
 
     /// Asks the database for a sign of life.
@@ -230,7 +293,9 @@ impl Datastore {
     /// # Errors
     /// If it gives none.
     pub async fn ping(&self) -> Result<(), DatastoreError> {
-        self.readers.acquire().await?.ping().await?;
+        let mut lent = self.readers.lend().await?;
+        lent.connection().ping().await?;
+        lent.give_back();
         Ok(())
     }
 
@@ -243,7 +308,7 @@ impl Datastore {
 
 /// Moves what an earlier process left in the write-ahead log into the database, durably: that process may have ended because
 /// a sync of the log had failed, and no sync of ours would tell.
-async fn settle_log(writer: &SqlitePool) -> Result<(), DatastoreError> {
+async fn settle_log(writer: &mut SqliteConnection) -> Result<(), DatastoreError> {
     let (busy, _, _): (i64, i64, i64) = sqlx::query_as("PRAGMA wal_checkpoint(TRUNCATE)")
         .fetch_one(writer)
         .await?;
@@ -257,8 +322,8 @@ async fn settle_log(writer: &SqlitePool) -> Result<(), DatastoreError> {
 }
 
 async fn run<'e, T, E, F>(
-    pool: &SqlitePool,
-    begin: &'static str,
+    connections: &Connections,
+    frame: Frame,
     name: &'static str,
     work: F,
 ) -> Result<T, E>
@@ -268,7 +333,7 @@ where
 {
     let mut attempt = 1;
     loop {
-        let result = run_once(pool, begin, &work).await;
+        let result = run_once(connections, frame, &work).await;
         match result {
             Ok(value) => {
                 metrics::transaction(name, "committed");
@@ -289,27 +354,48 @@ where
     }
 }
 
-async fn run_once<'e, T, E, F>(pool: &SqlitePool, begin: &'static str, work: &F) -> Result<T, E>
+/// Dropped in the middle, or if the end of the transaction fails, it leaves the connection to be closed, which rolls back.
+async fn run_once<'e, T, E, F>(connections: &Connections, frame: Frame, work: &F) -> Result<T, E>
 where
     F: for<'t> Fn(&'t mut Tx<'e>) -> BoxFuture<'t, Result<T, E>>,
     E: From<DatastoreError>,
 {
-    let inner = pool.begin_with(begin).await.map_err(DatastoreError::from)?;
+    let lent = connections.lend().await.map_err(DatastoreError::from)?;
     let mut tx = Tx {
-        inner,
+        lent,
+        statements: (frame == Frame::Alone).then_some(1),
         scope: PhantomData,
     };
-    match work(&mut tx).await {
-        Ok(value) => {
-            tx.inner.commit().await.map_err(DatastoreError::from)?;
-            Ok(value)
+    if let Some(begin) = frame.begin() {
+        tx.execute(begin).await?;
+    }
+    let result = work(&mut tx).await;
+    let ended = match (frame, &result) {
+        (Frame::Alone, Ok(_)) => Ok(()),
+        // The statement may have failed because its connection is lost.
+        (Frame::Alone, Err(_)) => tx.lent.connection().ping().await.map_err(Into::into),
+        (_, Ok(_)) => tx.execute("COMMIT").await,
+        (_, Err(_)) => tx.execute("ROLLBACK").await,
+    };
+    match (ended, result) {
+        (Ok(()), result) => {
+            tx.lent.give_back();
+            result
         }
-        Err(error) => {
-            // Rolling back can only fail if the connection is lost, and then nothing was written either.
-            if let Err(rollback) = tx.inner.rollback().await {
-                tracing::warn!(error = %rollback, "rollback failed");
-            }
+        (Err(error), Ok(_)) => Err(error.into()),
+        (Err(end), Err(error)) => {
+            // Nothing was written: the connection is closed.
+            tracing::warn!(error = %end, "rollback failed");
             Err(error)
         }
+    }
+}
+
+impl Tx<'_> {
+    async fn execute(&mut self, statement: &'static str) -> Result<(), DatastoreError> {
+        sqlx::query(statement)
+            .execute(self.lent.connection())
+            .await?;
+        Ok(())
     }
 }

@@ -45,6 +45,8 @@ pub struct Change {
     pub published: Option<AdapterVersion>,
     /// When to look again, for a job that waits for silos.
     pub wait_until: Option<Timestamp>,
+    /// True if the round is to be looked at earlier or later than before.
+    pub deadline_moved: bool,
 }
 
 impl Change {
@@ -75,6 +77,14 @@ impl Change {
             hub.rounds_changed();
         }
         hub.job_changed(job_id);
+        // A contribution of many leaves the driver with nothing to do but to wait for the others.
+        let goes_on = self.record.is_some()
+            && self.phases.is_empty()
+            && self.job_state.is_none()
+            && !self.deadline_moved;
+        if !goes_on {
+            hub.job_due(job_id);
+        }
     }
 }
 
@@ -140,7 +150,7 @@ pub(crate) async fn apply(
     {
         enrolled(&silo.silo_id, silo.enrollment)?;
     }
-    let before = round.phase();
+    let (before, deadline_before) = (round.phase(), round.next_deadline());
     let effects = round.apply(event, now)?;
     let mut change = Change::default();
     let mut failure = None;
@@ -161,6 +171,7 @@ pub(crate) async fn apply(
             Effect::CloseForAggregation { .. } | Effect::Cancel => {}
         }
     }
+    change.deadline_moved = round.next_deadline() != deadline_before;
     let phase = round.phase();
     if phase != before {
         let ended_at = phase.is_over().then_some(now);
@@ -313,9 +324,7 @@ async fn open_round(
         )
         .into());
     };
-    for silo in &cohort {
-        tx.add_job_silo(&job.job_id, silo).await?;
-    }
+    tx.add_job_silos(&job.job_id, &cohort).await?;
     let round = Round::new(RoundSpec {
         job: job.job_id.clone(),
         number,

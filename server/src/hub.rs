@@ -18,6 +18,7 @@ pub struct Hub {
     silos: Board<SiloId>,
     enrollments: Board<SiloId>,
     jobs: Board<JobId>,
+    due: Board<JobId>,
     queue: Notify,
     work: watch::Sender<()>,
 }
@@ -36,6 +37,11 @@ impl Hub {
     /// Changes of a job, from now on.
     pub fn watch_job(&self, job: &JobId) -> watch::Receiver<()> {
         self.jobs.watch(job)
+    }
+
+    /// Changes of a job after which its driver has something to look at, from now on.
+    pub fn watch_due(&self, job: &JobId) -> watch::Receiver<()> {
+        self.due.watch(job)
     }
 
     /// True while someone watches for a silo.
@@ -64,9 +70,14 @@ impl Hub {
         self.jobs.bump(|watched| watched == job);
     }
 
+    /// There may be something to do in a job.
+    pub fn job_due(&self, job: &JobId) {
+        self.due.bump(|watched| watched == job);
+    }
+
     /// A silo came or may take part again: jobs that wait for silos should look.
     pub fn roster_changed(&self) {
-        self.jobs.bump(|_| true);
+        self.due.bump(|_| true);
     }
 
     /// Changes after which there may be work for a worker, from now on.

@@ -31,6 +31,7 @@ mod metrics;
 pub mod objects;
 pub mod ops;
 pub mod service;
+pub mod specs;
 pub mod spool;
 #[cfg(test)]
 mod tests;

@@ -78,7 +78,7 @@ async fn admit(context: &Arc<Context>, silo_id: &SiloId) -> Result<(), Failure> 
     let now = context.now();
     let known = context
         .datastore
-        .run_read("check_enrollment", |tx| {
+        .read_statement("check_enrollment", |tx| {
             Box::pin(async move { Ok::<_, Failure>(tx.silo(silo_id).await?) })
         })
         .await?;

@@ -3,9 +3,9 @@
 use concord_common::{
     ErrorCode, JobId, RoundNumber, SiloId, Timestamp, adapter::AdapterVersion, round::job::JobState,
 };
-use sqlx::sqlite::SqliteRow;
+use sqlx::{QueryBuilder, sqlite::SqliteRow};
 
-use super::{DatastoreError, Tx, row};
+use super::{DatastoreError, ROWS_AT_ONCE, Tx, row};
 
 /// A job to be queued.
 #[derive(Clone, Debug)]
@@ -197,37 +197,6 @@ impl Tx<'_> {
             .collect()
     }
 
-    /// Jobs that a silo is part of and that still run, and the newest `ended` of those that ended at `since` or later without
-    /// its having declined; oldest first.
-    ///
-    /// # Errors
-    /// If the database fails.
-    pub async fn jobs_of_silo(
-        &mut self,
-        silo_id: &SiloId,
-        since: Timestamp,
-        ended: u32,
-    ) -> Result<Vec<JobRecord>, DatastoreError> {
-        sqlx::query(
-            "SELECT * FROM jobs WHERE seq IN (
-                 SELECT seq FROM jobs JOIN job_silos USING (job_id)
-                 WHERE silo_id = $1 AND round > 0 AND ended_at IS NULL
-             ) OR seq IN (
-                 SELECT seq FROM jobs JOIN job_silos USING (job_id)
-                 WHERE silo_id = $1 AND round > 0 AND ended_at >= $2 AND declined_code IS NULL
-                 ORDER BY seq DESC LIMIT $3
-             ) ORDER BY seq",
-        )
-        .bind(silo_id.as_str())
-        .bind(since.as_millis())
-        .bind(i64::from(ended))
-        .fetch_all(self.conn())
-        .await?
-        .iter()
-        .map(JobRecord::read)
-        .collect()
-    }
-
     /// Marks a queued job as running with its first adapter.
     ///
     /// # Errors
@@ -335,23 +304,29 @@ impl Tx<'_> {
         })
     }
 
-    /// Makes a silo part of a job; nothing changes if it already is.
+    /// Makes silos part of a job; nothing changes for those that already are.
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn add_job_silo(
+    pub async fn add_job_silos(
         &mut self,
         job_id: &JobId,
-        silo_id: &SiloId,
+        silos: impl IntoIterator<Item = &SiloId>,
     ) -> Result<(), DatastoreError> {
-        sqlx::query(
-            "INSERT INTO job_silos (job_id, silo_id, bytes_up, bytes_down) VALUES ($1, $2, 0, 0)
-             ON CONFLICT (job_id, silo_id) DO NOTHING",
-        )
-        .bind(job_id.as_str())
-        .bind(silo_id.as_str())
-        .execute(self.conn())
-        .await?;
+        let silos: Vec<_> = silos.into_iter().collect();
+        for silos in silos.chunks(ROWS_AT_ONCE) {
+            QueryBuilder::new("INSERT INTO job_silos (job_id, silo_id, bytes_up, bytes_down) ")
+                .push_values(silos, |mut row, silo_id| {
+                    row.push_bind(job_id.as_str())
+                        .push_bind(silo_id.as_str())
+                        .push("0")
+                        .push("0");
+                })
+                .push(" ON CONFLICT (job_id, silo_id) DO NOTHING")
+                .build()
+                .execute(self.conn())
+                .await?;
+        }
         Ok(())
     }
 

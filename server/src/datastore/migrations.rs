@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use sqlx::{
-    SqlSafeStr as _, SqlitePool,
+    SqlSafeStr as _, SqliteConnection,
     migrate::{Migration, MigrationType, Migrator},
 };
 
@@ -23,7 +23,7 @@ const SQLITE: &[(i64, &str, &str)] = &[
     ),
 ];
 
-pub(super) async fn run(pool: &SqlitePool) -> Result<(), DatastoreError> {
+pub(super) async fn run(connection: &mut SqliteConnection) -> Result<(), DatastoreError> {
     let migrations = SQLITE
         .iter()
         .map(|&(version, name, sql)| {
@@ -36,6 +36,9 @@ pub(super) async fn run(pool: &SqlitePool) -> Result<(), DatastoreError> {
             )
         })
         .collect();
-    Migrator::with_migrations(migrations).run(pool).await?;
+    // What `run` does with a connection; its own bounds do not hold for a borrowed one inside a future that is sent elsewhere.
+    Migrator::with_migrations(migrations)
+        .run_direct(None, connection, false)
+        .await?;
     Ok(())
 }

@@ -7,9 +7,9 @@ use concord_common::{
     adapter::AdapterVersion,
     round::{Outcome, ParticipationWindow, Record, Round, RoundPhase, RoundSpec},
 };
-use sqlx::sqlite::SqliteRow;
+use sqlx::{QueryBuilder, sqlite::SqliteRow};
 
-use super::{DatastoreError, Tx, jobs::require_one, row};
+use super::{DatastoreError, ROWS_AT_ONCE, Tx, jobs::require_one, row};
 
 /// A round without its cohort.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -72,16 +72,9 @@ pub struct RoundSiloRecord {
 
 impl RoundSiloRecord {
     fn read(row: &SqliteRow) -> Result<Self, DatastoreError> {
-        let outcome = match row::get::<Option<&str>>(row, "outcome")? {
-            None => None,
-            Some(name) => Some(
-                Outcome::from_parts(name, row::get(row, "reason")?)
-                    .map_err(|error| row::bad("outcome", error.to_string()))?,
-            ),
-        };
         Ok(Self {
             silo_id: row::parse(row, "silo_id")?,
-            outcome,
+            outcome: outcome(row)?,
             recorded_at: row::time_opt(row, "recorded_at")?,
             digest: row::version_opt(row, "payload_digest")?.map(|version| version.0),
             examples: row::unsigned(row, "examples")?,
@@ -92,6 +85,16 @@ impl RoundSiloRecord {
             },
         })
     }
+}
+
+/// What became of a silo's part.
+pub(super) fn outcome(row: &SqliteRow) -> Result<Option<Outcome>, DatastoreError> {
+    let Some(name) = row::get::<Option<&str>>(row, "outcome")? else {
+        return Ok(None);
+    };
+    Outcome::from_parts(name, row::get(row, "reason")?)
+        .map(Some)
+        .map_err(|error| row::bad("outcome", error.to_string()))
 }
 
 const ROUND: &str = "SELECT rounds.*, count(*) AS cohort, count(*) FILTER (WHERE outcome = 'accepted') AS accepted
@@ -121,11 +124,15 @@ impl Tx<'_> {
         .bind(spec.opened_at.as_millis())
         .execute(self.conn())
         .await?;
-        for silo_id in &spec.cohort {
-            sqlx::query("INSERT INTO round_silos (job_id, round, silo_id) VALUES ($1, $2, $3)")
-                .bind(spec.job.as_str())
-                .bind(i64::from(spec.number.0))
-                .bind(silo_id.as_str())
+        let cohort: Vec<_> = spec.cohort.iter().collect();
+        for silos in cohort.chunks(ROWS_AT_ONCE) {
+            QueryBuilder::new("INSERT INTO round_silos (job_id, round, silo_id) ")
+                .push_values(silos, |mut row, silo_id| {
+                    row.push_bind(spec.job.as_str())
+                        .push_bind(i64::from(spec.number.0))
+                        .push_bind(silo_id.as_str());
+                })
+                .build()
                 .execute(self.conn())
                 .await?;
         }
@@ -336,20 +343,25 @@ impl Tx<'_> {
     /// # Errors
     /// If the database fails.
     pub async fn release_contributions(&mut self) -> Result<Vec<[u8; 16]>, DatastoreError> {
-        let rows = sqlx::query(
+        let files = sqlx::query(
             "SELECT upload_id FROM round_silos JOIN rounds USING (job_id, round)
              WHERE upload_id IS NOT NULL AND rounds.ended_at IS NOT NULL",
         )
         .fetch_all(self.conn())
-        .await?;
-        let mut files = Vec::with_capacity(rows.len());
-        for row in &rows {
-            let id = row::token(row, "upload_id")?;
-            sqlx::query("UPDATE round_silos SET upload_id = NULL WHERE upload_id = $1")
-                .bind(&id[..])
-                .execute(self.conn())
-                .await?;
-            files.push(id);
+        .await?
+        .iter()
+        .map(|row| row::token(row, "upload_id"))
+        .collect::<Result<Vec<_>, _>>()?;
+        if !files.is_empty() {
+            sqlx::query(
+                "UPDATE round_silos SET upload_id = NULL
+                 WHERE upload_id IS NOT NULL AND EXISTS (
+                     SELECT 1 FROM rounds WHERE rounds.job_id = round_silos.job_id AND rounds.round = round_silos.round
+                         AND rounds.ended_at IS NOT NULL
+                 )",
+            )
+            .execute(self.conn())
+            .await?;
         }
         Ok(files)
     }

@@ -135,9 +135,7 @@ async fn running_job(datastore: &Datastore) -> (JobId, RoundNumber) {
     tx!(datastore, |tx| {
         tx.insert_job(job).await?;
         tx.start_job(&job.job_id, version("base"), T).await?;
-        for silo in &round.spec().cohort {
-            tx.add_job_silo(&job.job_id, silo).await?;
-        }
+        tx.add_job_silos(&job.job_id, &round.spec().cohort).await?;
         tx.insert_round(round).await?;
         tx.set_job_round(&job.job_id, RoundNumber(1)).await?;
     });
@@ -178,13 +176,15 @@ async fn a_database_of_a_newer_version_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("test.db");
     let datastore = Datastore::open(&path, Durability::Power).await.unwrap();
+    let mut writer = datastore.writer.lend().await.unwrap();
     sqlx::query(
         "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
          VALUES (999, 'later', TRUE, x'00', 0)",
     )
-    .execute(&datastore.writer)
+    .execute(writer.connection())
     .await
     .unwrap();
+    writer.give_back();
     datastore.close().await;
     let error = Datastore::open(&path, Durability::Power).await.unwrap_err();
     assert!(matches!(error, DatastoreError::Migrate(_)), "{error}");

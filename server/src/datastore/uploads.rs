@@ -3,7 +3,7 @@
 use concord_common::{Digest, JobId, RoundNumber, SiloId, Timestamp};
 use sqlx::sqlite::SqliteRow;
 
-use super::{DatastoreError, Tx, jobs::require_one, row};
+use super::{DatastoreError, Tx, row};
 
 /// An announced contribution whose bytes are on their way.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -115,6 +115,23 @@ impl Tx<'_> {
             .collect()
     }
 
+    /// All uploads of a silo.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn uploads_of(
+        &mut self,
+        silo_id: &SiloId,
+    ) -> Result<Vec<UploadRecord>, DatastoreError> {
+        sqlx::query("SELECT * FROM uploads WHERE silo_id = $1 ORDER BY touched_at")
+            .bind(silo_id.as_str())
+            .fetch_all(self.conn())
+            .await?
+            .iter()
+            .map(UploadRecord::read)
+            .collect()
+    }
+
     /// Number of uploads and the sum of their payloads' sizes.
     ///
     /// # Errors
@@ -131,32 +148,32 @@ impl Tx<'_> {
         ))
     }
 
-    /// Notes that an upload goes on.
+    /// Notes that an upload goes on; false if there is no such upload.
     ///
     /// # Errors
-    /// If there is no such upload, or the database fails.
+    /// If the database fails.
     pub async fn touch_upload(
         &mut self,
         upload_id: &[u8; 16],
         now: Timestamp,
-    ) -> Result<(), DatastoreError> {
+    ) -> Result<bool, DatastoreError> {
         let done = sqlx::query("UPDATE uploads SET touched_at = $2 WHERE upload_id = $1")
             .bind(&upload_id[..])
             .bind(now.as_millis())
             .execute(self.conn())
             .await?;
-        require_one(done.rows_affected(), || "such upload".to_owned())
+        Ok(done.rows_affected() == 1)
     }
 
-    /// Forgets an upload; nothing happens if there is none.
+    /// Forgets an upload; false if there was none.
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn delete_upload(&mut self, upload_id: &[u8; 16]) -> Result<(), DatastoreError> {
-        sqlx::query("DELETE FROM uploads WHERE upload_id = $1")
+    pub async fn delete_upload(&mut self, upload_id: &[u8; 16]) -> Result<bool, DatastoreError> {
+        let done = sqlx::query("DELETE FROM uploads WHERE upload_id = $1")
             .bind(&upload_id[..])
             .execute(self.conn())
             .await?;
-        Ok(())
+        Ok(done.rows_affected() == 1)
     }
 }

@@ -35,7 +35,7 @@ enum Next {
 /// Drives a job to its end. Faults of the server are logged and tried again.
 pub(super) async fn drive(context: Arc<Context>, job_id: JobId) {
     let _level = level();
-    let mut changes = context.hub.watch_job(&job_id);
+    let mut changes = context.hub.watch_due(&job_id);
     let mut disk_faults = 0;
     let mut verified = false;
     loop {

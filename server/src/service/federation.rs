@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{admit, notice, silo_of, transfer::TransferGate, upload};
 use crate::{
     context::Context,
-    datastore::{LeaseRecord, Tx},
+    datastore::{JobRecord, LeaseRecord, Tx},
     decide,
     error::{Failure, refuse},
     metrics::Level,
@@ -192,8 +192,14 @@ impl Federation {
             .datastore
             .run_tx_unsynced("claim_lease", |tx| {
                 Box::pin(async move {
-                    let job = open_job(tx, job_id, silo_id).await?;
-                    check_current_round(tx, job_id, round, job.round, silo_id).await?;
+                    let asked = tx.round_silo(job_id, round, silo_id).await?.is_some();
+                    let job = if asked {
+                        decide::job(tx, job_id).await?
+                    } else {
+                        job_of_silo(tx, job_id, silo_id).await?
+                    };
+                    check_open(&job)?;
+                    check_current_round(tx, &job, round, silo_id, asked).await?;
                     let held = tx.lease(job_id, round, silo_id).await?;
                     let lease = renew(held, fresh, now + lease_time, now);
                     tx.put_lease(job_id, round, silo_id, &lease).await?;
@@ -202,8 +208,8 @@ impl Federation {
             })
             .await?;
         context.hub.job_changed(job_id);
-        let spec = decide::spec(&job)?;
-        let layout = spec.adapter_shape().layout()?;
+        let known = context.specs.of(&job)?;
+        let layout = &known.layout;
         let Some(base) = job.adapter_version else {
             return refuse(ErrorCode::Internal, "the job runs without an adapter");
         };
@@ -323,7 +329,7 @@ async fn job_of_silo(
     tx: &mut Tx<'_>,
     job_id: &JobId,
     silo_id: &SiloId,
-) -> Result<crate::datastore::JobRecord, Failure> {
+) -> Result<JobRecord, Failure> {
     let job = decide::job(tx, job_id).await?;
     if tx.is_job_silo(job_id, silo_id).await? {
         return Ok(job);
@@ -337,18 +343,23 @@ async fn open_job(
     tx: &mut Tx<'_>,
     job_id: &JobId,
     silo_id: &SiloId,
-) -> Result<crate::datastore::JobRecord, Failure> {
+) -> Result<JobRecord, Failure> {
     let job = job_of_silo(tx, job_id, silo_id).await?;
-    if job.state != JobState::Running {
-        return refuse(
-            ErrorCode::JobEnded,
-            format!(
-                "job `{job_id}` is not running any more: it has {}",
-                job.state
-            ),
-        );
-    }
+    check_open(&job)?;
     Ok(job)
+}
+
+fn check_open(job: &JobRecord) -> Result<(), Failure> {
+    if job.state == JobState::Running {
+        return Ok(());
+    }
+    refuse(
+        ErrorCode::JobEnded,
+        format!(
+            "job `{}` is not running any more: it has {}",
+            job.job_id, job.state
+        ),
+    )
 }
 
 fn unknown_round<T>(job_id: &JobId, round: RoundNumber) -> Result<T, Failure> {
@@ -361,11 +372,12 @@ fn unknown_round<T>(job_id: &JobId, round: RoundNumber) -> Result<T, Failure> {
 /// Checks that a round is the current one, is open, and has the silo in its cohort.
 async fn check_current_round(
     tx: &mut Tx<'_>,
-    job_id: &JobId,
+    job: &JobRecord,
     round: RoundNumber,
-    current: u32,
     silo_id: &SiloId,
+    asked: bool,
 ) -> Result<(), Failure> {
+    let (job_id, current) = (&job.job_id, job.round);
     if round.0 > current {
         return unknown_round(job_id, round);
     }
@@ -387,7 +399,7 @@ async fn check_current_round(
             ),
         );
     }
-    if tx.round_silo(job_id, round, silo_id).await?.is_none() {
+    if !asked {
         return refuse(
             ErrorCode::NotInCohort,
             format!("silo `{silo_id}` is not in the cohort of round {round}; wait to be asked"),

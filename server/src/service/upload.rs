@@ -124,12 +124,8 @@ async fn throw_away(
 async fn announced(context: &Context, silo_id: &SiloId) -> Result<Vec<UploadRecord>, Failure> {
     context
         .datastore
-        .run_read("list_announced_uploads", |tx| {
-            Box::pin(async move {
-                let mut uploads = tx.uploads().await?;
-                uploads.retain(|upload| upload.silo_id == *silo_id);
-                Ok::<_, Failure>(uploads)
-            })
+        .read_statement("list_announced_uploads", |tx| {
+            Box::pin(async move { Ok::<_, Failure>(tx.uploads_of(silo_id).await?) })
         })
         .await
 }
@@ -137,23 +133,29 @@ async fn announced(context: &Context, silo_id: &SiloId) -> Result<Vec<UploadReco
 /// Renews the upload's row and says what its payload must be.
 async fn renew(context: &Context, upload: &UploadRecord) -> Result<Expected, Failure> {
     let (now, upload_id) = (context.now(), &upload.upload_id);
-    let job = context
+    let there = context
         .datastore
-        .run_tx_unsynced("resume_upload", |tx| {
-            Box::pin(async move {
-                if tx.upload(upload_id).await?.is_none() {
-                    return no_such_upload();
-                }
-                tx.touch_upload(upload_id, now).await?;
-                decide::job(tx, &upload.job_id).await
-            })
+        .run_statement_unsynced("resume_upload", |tx| {
+            Box::pin(async move { Ok::<_, Failure>(tx.touch_upload(upload_id, now).await?) })
         })
         .await?;
-    let spec = decide::spec(&job)?;
+    if !there {
+        return no_such_upload();
+    }
+    let known = match context.specs.known(&upload.job_id) {
+        Some(known) => known,
+        None => {
+            let job = context
+                .datastore
+                .read_statement("find_job", |tx| Box::pin(decide::job(tx, &upload.job_id)))
+                .await?;
+            context.specs.of(&job)?
+        }
+    };
     Ok(Expected {
-        layout: spec.adapter_shape().layout()?,
+        layout: known.layout.clone(),
         digest: upload.payload_digest,
-        max_norm: spec.limits.max_update_norm,
+        max_norm: known.spec.limits.max_update_norm,
     })
 }
 
@@ -183,12 +185,20 @@ async fn take_in(
     // A payload that is whole already needs no chunk.
     let mut next = first.chunk;
     loop {
-        if let Some(chunk) = next {
-            session = push(session, chunk).await?;
-        }
-        let message = tokio::select! {
-            message = next_message(stream, idle) => message?,
-            () = cut.cancelled() => return refuse(ErrorCode::Busy, "another call goes on with this upload"),
+        let message = async {
+            tokio::select! {
+                message = next_message(stream, idle) => message,
+                () = cut.cancelled() => refuse(ErrorCode::Busy, "another call goes on with this upload"),
+            }
+        };
+        // The next chunk comes in while this one is taken in.
+        let message = match next {
+            None => message.await?,
+            Some(chunk) => {
+                let (pushed, message) = tokio::try_join!(push(session, chunk), message)?;
+                session = pushed;
+                message
+            }
         };
         match message {
             None => break,
@@ -256,7 +266,10 @@ async fn forget(context: &Arc<Context>, upload: &UploadRecord) -> Result<(), Fai
     context
         .datastore
         .run_tx("forget_upload", |tx| {
-            Box::pin(async move { Ok::<_, Failure>(tx.delete_upload(id).await?) })
+            Box::pin(async move {
+                tx.delete_upload(id).await?;
+                Ok::<_, Failure>(())
+            })
         })
         .await?;
     delete_file(context, *id).await
@@ -284,12 +297,11 @@ pub(crate) async fn record(context: &Context, upload: &UploadRecord) -> Result<C
                 let id = upload.upload_id;
                 let (job_id, silo_id) = (&upload.job_id, &upload.silo_id);
                 // Another contribution may have been announced in its place meanwhile, and then its bytes are deleted.
-                if tx.upload(&id).await?.is_none() {
+                if !tx.delete_upload(&id).await? {
                     return no_such_upload();
                 }
                 let change =
                     decide::apply(tx, signer, job_id, upload.round, event, Some(id), now).await?;
-                tx.delete_upload(&id).await?;
                 tx.count_bytes(job_id, silo_id, upload.payload_bytes, 0)
                     .await?;
                 Ok::<_, Failure>(change)

@@ -31,7 +31,7 @@ pub(super) async fn jobs_of_a_silo_end_with_their_time_or_its_no(datastore: &Dat
     let (job, _) = &running_job(datastore).await;
     let (a, b) = (&silo("a"), &silo("b"));
     let seen = async |silo: &SiloId, since: Timestamp| {
-        tx!(datastore, |tx| tx.jobs_of_silo(silo, since, 50).await?).len()
+        tx!(datastore, |tx| tx.notices_of_silo(silo, since, 50).await?).len()
     };
     tx!(datastore, |tx| tx
         .decline_job(job, b, ErrorCode::UnknownTask, "no such task")
@@ -76,7 +76,7 @@ pub(super) async fn jobs_of_a_silo_are_cut_to_the_newest_ended_ones_and_never_le
             let id = &job.job_id;
             tx.insert_job(job).await?;
             tx.start_job(id, version("base"), T).await?;
-            tx.add_job_silo(id, a).await?;
+            tx.add_job_silos(id, [a]).await?;
             tx.insert_round(round).await?;
             tx.set_job_round(id, RoundNumber(1)).await?;
             // The first one goes on.
@@ -90,7 +90,7 @@ pub(super) async fn jobs_of_a_silo_are_cut_to_the_newest_ended_ones_and_never_le
         (0, vec!["j0"]),
         (9, vec!["j0", "j1", "j2", "j3", "j4", "j5"]),
     ] {
-        let jobs = tx!(datastore, |tx| tx.jobs_of_silo(a, T, ended).await?);
+        let jobs = tx!(datastore, |tx| tx.notices_of_silo(a, T, ended).await?);
         let names: Vec<_> = jobs.iter().map(|job| job.job_id.as_str()).collect();
         assert_eq!(names, expected);
     }

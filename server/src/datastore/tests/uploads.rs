@@ -29,16 +29,19 @@ pub(super) async fn an_upload_exists_once_per_job_round_and_silo(datastore: &Dat
         .await;
     assert!(again.is_err());
     assert_eq!(tx!(datastore, |tx| tx.upload_load().await?), (2, 200));
-    tx!(datastore, |tx| tx
-        .touch_upload(&[1; 16], T + Duration::from_secs(1))
-        .await?);
+    let later = T + Duration::from_secs(1);
+    assert!(tx!(datastore, |tx| tx.touch_upload(&[1; 16], later).await?));
+    assert!(!tx!(datastore, |tx| tx.touch_upload(&[3; 16], later).await?));
     let order = tx!(datastore, |tx| tx.uploads().await?);
     assert_eq!(order[0], *other);
     let found = tx!(datastore, |tx| tx
         .upload_of(job, *number, &silo("a"))
         .await?);
     assert_eq!(found.unwrap().upload_id, [1; 16]);
-    tx!(datastore, |tx| tx.delete_upload(&[1; 16]).await?);
+    let of_b = tx!(datastore, |tx| tx.uploads_of(&silo("b")).await?);
+    assert_eq!(of_b.as_slice(), std::slice::from_ref(other));
+    assert!(tx!(datastore, |tx| tx.delete_upload(&[1; 16]).await?));
+    assert!(!tx!(datastore, |tx| tx.delete_upload(&[1; 16]).await?));
     assert_eq!(tx!(datastore, |tx| tx.upload(&[1; 16]).await?), None);
     assert_eq!(
         tx!(datastore, |tx| tx.upload(&[2; 16]).await?).as_ref(),

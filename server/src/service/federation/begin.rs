@@ -7,7 +7,6 @@ use concord_common::{
     adapter::AdapterVersion,
     chunk::Expected,
     code::Refusal,
-    job::TrainingSpec,
     round::{Contribution, Event, Round},
     wire,
 };
@@ -20,6 +19,7 @@ use crate::{
     decide::{self, Change},
     error::{Failure, refuse},
     service::upload::{decode_receipt, reject},
+    specs::KnownSpec,
     spool::UploadId,
 };
 
@@ -149,11 +149,20 @@ async fn decide_begin(
     fresh: UploadId,
 ) -> Result<Begun, Failure> {
     let (job_id, number, silo_id) = (&header.job_id, header.round, header.silo_id);
-    let job = job_of_silo(tx, job_id, silo_id).await?;
-    let Some(round) = tx.round_machine(job_id, number).await? else {
+    let round = tx.round_machine(job_id, number).await?;
+    let asked = round
+        .as_ref()
+        .is_some_and(|round| round.spec().cohort.contains(silo_id));
+    let job = if asked {
+        decide::job(tx, job_id).await?
+    } else {
+        job_of_silo(tx, job_id, silo_id).await?
+    };
+    let Some(round) = round else {
         return unknown_round(job_id, number);
     };
-    if let Some(recorded) = tx.round_silo(job_id, number, silo_id).await?
+    if round.record(silo_id).is_some()
+        && let Some(recorded) = tx.round_silo(job_id, number, silo_id).await?
         && let Some(receipt) = recorded_receipt(&recorded, header)?
     {
         return Ok(Begun::Recorded(receipt));
@@ -169,8 +178,7 @@ async fn decide_begin(
     }
     let unexpired = held.filter(|lease| lease.expires_at > now);
     require_lease(unexpired.as_ref(), header)?;
-    let spec = decide::spec(&job)?;
-    check_header(&spec, &round, header)?;
+    check_header(&*context.specs.of(&job)?, &round, header)?;
     place(tx, context, header, fresh).await
 }
 
@@ -218,7 +226,7 @@ fn require_lease(held: Option<&LeaseRecord>, header: &Header<'_>) -> Result<(), 
 }
 
 /// Checks what the header says about the payload against the round and the job.
-fn check_header(spec: &TrainingSpec, round: &Round, header: &Header<'_>) -> Result<(), Failure> {
+fn check_header(known: &KnownSpec, round: &Round, header: &Header<'_>) -> Result<(), Failure> {
     let base = round.spec().base;
     if header.base != base {
         return refuse(
@@ -231,9 +239,8 @@ fn check_header(spec: &TrainingSpec, round: &Round, header: &Header<'_>) -> Resu
             ),
         );
     }
-    let layout = spec.adapter_shape().layout()?;
-    layout.check_same(header.layout)?;
-    let most = spec.limits.max_examples;
+    known.layout.check_same(header.layout)?;
+    let most = known.spec.limits.max_examples;
     if header.examples == 0 || header.examples > most {
         return refuse(
             ErrorCode::BadWeight,
@@ -244,7 +251,7 @@ fn check_header(spec: &TrainingSpec, round: &Round, header: &Header<'_>) -> Resu
         );
     }
     let expected = Expected {
-        layout,
+        layout: known.layout.clone(),
         digest: header.digest,
         max_norm: None,
     };
