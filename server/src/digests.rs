@@ -1,15 +1,21 @@
-//! Digests of the pieces of adapters that were sent a moment ago: every silo of a round gets the same ones, and hashing is
-//! a good part of what sending costs.
+//! The pieces of adapters that were sent a moment ago: every silo of a round gets the same ones at about the same time, and
+//! reading and hashing them is a good part of what sending costs. Digests are kept for longer than bytes, which only stay while
+//! somebody sends.
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use concord_common::{Digest, adapter::AdapterVersion};
+use concord_proto::v1;
+use tokio::sync::OnceCell;
 
 /// Adapters whose pieces are remembered: what jobs that run side by side send at the same time.
 const ADAPTERS: usize = 16;
+
+/// Most bytes of pieces in memory for those that come to them next, over all adapters.
+const SHARED_BYTES: u64 = 8 << 20;
 
 /// The digests of one adapter's pieces, each computed when it is first sent.
 #[derive(Debug)]
@@ -41,15 +47,88 @@ impl Pieces {
     }
 }
 
+/// A piece that is read once for all who send it at about the same time.
+pub(crate) type SharedPiece = Arc<OnceCell<v1::Chunk>>;
+
 /// The pieces of the adapters that were sent last.
 #[derive(Debug, Default)]
 pub struct RecentPieces {
     adapters: Mutex<VecDeque<(AdapterVersion, Arc<Pieces>)>>,
+    shared: Arc<Mutex<Shared>>,
+}
+
+/// The bytes of pieces, in the order in which they were first wanted.
+#[derive(Debug, Default)]
+struct Shared {
+    senders: usize,
+    pieces: VecDeque<(Arc<Pieces>, u64, SharedPiece)>,
+}
+
+fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Somebody who sends an adapter. Bytes are kept until the last one has ended.
+#[derive(Debug)]
+pub(crate) struct Sender {
+    pieces: Arc<Pieces>,
+    shared: Arc<Mutex<Shared>>,
+}
+
+impl Sender {
+    /// The digests of the adapter's pieces.
+    pub(crate) fn digests(&self) -> &Arc<Pieces> {
+        &self.pieces
+    }
+
+    /// The piece that begins at `offset`; none if no piece begins there.
+    pub(crate) fn piece(&self, offset: u64) -> Option<SharedPiece> {
+        let size = self.pieces.size;
+        if !offset.is_multiple_of(size) {
+            return None;
+        }
+        let mut shared = lock(&self.shared);
+        let known = shared
+            .pieces
+            .iter()
+            .find(|(of, at, _)| *at == offset && Arc::ptr_eq(of, &self.pieces));
+        if let Some((_, _, piece)) = known {
+            return Some(Arc::clone(piece));
+        }
+        let most = (SHARED_BYTES / size).max(1) as usize;
+        while shared.pieces.len() >= most {
+            shared.pieces.pop_front();
+        }
+        let piece = SharedPiece::default();
+        let entry = (Arc::clone(&self.pieces), offset, Arc::clone(&piece));
+        shared.pieces.push_back(entry);
+        Some(piece)
+    }
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        let mut shared = lock(&self.shared);
+        shared.senders -= 1;
+        if shared.senders == 0 {
+            shared.pieces = VecDeque::new();
+        }
+    }
 }
 
 impl RecentPieces {
+    /// Begins to send an adapter of `payload_bytes`, cut every `size` bytes; `size` is the same in all calls.
+    pub(crate) fn send(&self, version: AdapterVersion, size: u64, payload_bytes: u64) -> Sender {
+        let pieces = self.of(version, size, payload_bytes);
+        lock(&self.shared).senders += 1;
+        Sender {
+            pieces,
+            shared: Arc::clone(&self.shared),
+        }
+    }
+
     /// The pieces of an adapter of `payload_bytes`, cut every `size` bytes; `size` is the same in all calls.
-    pub(crate) fn of(&self, version: AdapterVersion, size: u64, payload_bytes: u64) -> Arc<Pieces> {
+    fn of(&self, version: AdapterVersion, size: u64, payload_bytes: u64) -> Arc<Pieces> {
         let mut adapters = self.adapters.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, pieces)) = adapters.iter().find(|(known, _)| *known == version) {
             return Arc::clone(pieces);
@@ -60,8 +139,8 @@ impl RecentPieces {
         pieces
     }
 
-    /// Forgets an adapter whose file was written anew. A transfer that began before goes on with the digests of the old file;
-    /// nobody else gets them.
+    /// Forgets an adapter whose file was written anew. A transfer that began before goes on with the pieces and digests of the
+    /// old file; nobody else gets them.
     pub(crate) fn forget(&self, version: AdapterVersion) {
         let mut adapters = self.adapters.lock().unwrap_or_else(PoisonError::into_inner);
         adapters.retain(|(known, _)| *known != version);
@@ -99,6 +178,42 @@ mod tests {
             let data = &mended[offset..offset + 100];
             assert_eq!(new.digest(offset as u64, data), Digest::of(data));
         }
+    }
+
+    #[test]
+    fn senders_of_one_adapter_share_its_pieces_until_the_last_one_ends() {
+        let recent = RecentPieces::default();
+        let version = |name: &[u8]| AdapterVersion(Digest::of(name));
+        let send = || recent.send(version(b"a"), 100, 250);
+        let (first, second) = (send(), send());
+        let piece = first.piece(100).unwrap();
+        assert!(Arc::ptr_eq(&piece, &second.piece(100).unwrap()));
+        assert!(!Arc::ptr_eq(&piece, &second.piece(200).unwrap()));
+        assert!(first.piece(150).is_none(), "it begins inside a piece");
+        let other = recent.send(version(b"b"), 100, 250);
+        assert!(!Arc::ptr_eq(&piece, &other.piece(100).unwrap()));
+        // The file was written anew: who began before goes on with the old one, and nobody else gets it.
+        recent.forget(version(b"a"));
+        assert!(!Arc::ptr_eq(&piece, &send().piece(100).unwrap()));
+        assert!(Arc::ptr_eq(&piece, &first.piece(100).unwrap()));
+
+        drop((first, second));
+        assert!(!lock(&recent.shared).pieces.is_empty());
+        drop(other);
+        assert!(lock(&recent.shared).pieces.is_empty());
+    }
+
+    #[test]
+    fn the_bytes_of_no_more_pieces_are_kept_than_are_allowed() {
+        let recent = RecentPieces::default();
+        let size = SHARED_BYTES / 4;
+        let sender = recent.send(AdapterVersion(Digest::of(b"a")), size, 10 * size);
+        let first = sender.piece(0).unwrap();
+        for index in 1..10 {
+            sender.piece(index * size).unwrap();
+            assert!(lock(&recent.shared).pieces.len() <= 4);
+        }
+        assert!(!Arc::ptr_eq(&first, &sender.piece(0).unwrap()), "it is read again");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use tonic::Status;
 use super::{Federation, job_of_silo, shutting_down};
 use crate::{
     context::Context,
-    digests::Pieces,
+    digests::{Pieces, Sender},
     error::{Failure, refuse},
     metrics,
     service::{
@@ -28,7 +28,7 @@ type Piece = Result<v1::DownloadAdapterResponse, Status>;
 struct Download {
     context: Arc<Context>,
     file: Arc<File>,
-    digests: Arc<Pieces>,
+    adapter: Sender,
     offset: u64,
     end: u64,
     pieces: mpsc::Sender<Piece>,
@@ -71,9 +71,9 @@ pub(super) async fn start(
         turn = service.gate.enter(&silo_id) => turn?,
         () = service.shutdown.token().cancelled_owned() => return Err(shutting_down().into()),
     };
-    // Before the file is opened: what is forgotten when a file is written anew are then the digests of the old one.
+    // Before the file is opened: what is forgotten when a file is written anew are then the pieces of the old one.
     let size = context.config.limits.chunk_size.bytes();
-    let digests = context.pieces.of(version, size, found.payload_bytes);
+    let adapter = context.pieces.send(version, size, found.payload_bytes);
     let blobs = context.blobs.clone();
     let file = tokio::task::spawn_blocking(move || blobs.get(&version.0))
         .await?
@@ -81,7 +81,7 @@ pub(super) async fn start(
     let (pieces, received) = mpsc::channel(1);
     let (fault, ending) = oneshot::channel();
     let download = Download {
-        digests,
+        adapter,
         context,
         file: Arc::new(file),
         offset: request.offset,
@@ -130,23 +130,30 @@ impl Download {
         let size = self.context.config.limits.chunk_size.bytes();
         let idle = self.context.config.limits.transfer_idle;
         while self.offset < self.end {
-            let (file, digests) = (Arc::clone(&self.file), Arc::clone(&self.digests));
-            let offset = self.offset;
-            let length = size.min(self.end - offset) as usize;
-            let chunk =
-                tokio::task::spawn_blocking(move || read_chunk(&file, &digests, offset, length))
-                    .await?
-                    .map_err(Failure::io("cannot read an adapter"))?;
+            let length = size.min(self.end - self.offset);
+            let chunk = match self.adapter.piece(self.offset) {
+                Some(piece) => piece.get_or_try_init(|| self.read(length)).await?.clone(),
+                None => self.read(length).await?,
+            };
             let Some(place) = reserve(&self.pieces, idle).await? else {
                 return Ok(());
             };
             place.send(Ok(v1::DownloadAdapterResponse { chunk: Some(chunk) }));
-            self.offset += length as u64;
-            metrics::transfer_bytes("down", length as u64);
+            self.offset += length;
+            metrics::transfer_bytes("down", length);
         }
         // The turn ends when the last piece is on its way.
         reserve(&self.pieces, idle).await?;
         Ok(())
+    }
+
+    /// Reads the next `length` bytes on a worker thread.
+    async fn read(&self, length: u64) -> Result<v1::Chunk, Failure> {
+        let (file, digests) = (Arc::clone(&self.file), Arc::clone(self.adapter.digests()));
+        let offset = self.offset;
+        tokio::task::spawn_blocking(move || read_chunk(&file, &digests, offset, length as usize))
+            .await?
+            .map_err(Failure::io("cannot read an adapter"))
     }
 }
 
@@ -205,7 +212,7 @@ async fn count(context: &Context, job_id: &JobId, silo_id: &SiloId, bytes: u64) 
     }
     let counted = context
         .datastore
-        .run_tx_unsynced("count_download", |tx| {
+        .run_statement_unsynced("count_download", |tx| {
             Box::pin(
                 async move { Ok::<_, Failure>(tx.count_bytes(job_id, silo_id, 0, bytes).await?) },
             )
