@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail, ensure};
+use bytes::BytesMut;
 use concord_common::{
     Digest, Role, SiloId,
     adapter::{AdapterVersion, decode_f32},
@@ -21,7 +22,7 @@ use tokio::{sync::mpsc, task::JoinSet};
 use crate::{
     harness::{Federation, ServerOptions},
     procfs,
-    silo::{Notice, Silo, added, operator},
+    silo::{Notice, Silo, add, operator},
 };
 
 mod shape;
@@ -254,6 +255,7 @@ impl Worker {
 
     async fn answer_all(&mut self, seen: &mpsc::Sender<u32>) -> anyhow::Result<Option<Kept>> {
         let mut kept = Kept::default();
+        let (mut base, mut buffer) = (Vec::new(), BytesMut::new());
         let mut layout = None;
         let mut watch = self.silo.watch().await?;
         let mut done = 0;
@@ -266,11 +268,11 @@ impl Worker {
                 Notice::Work { round, .. } => {
                     seen.send(round - 1).await?;
                     let lease = self.silo.claim(&self.job_id, round).await?;
-                    let base = self
-                        .silo
-                        .download(&self.job_id, &lease.layout, lease.base)
+                    self.silo
+                        .download_into(&self.job_id, &lease.layout, lease.base, &mut base)
                         .await?;
-                    let delta = added(&base, constant(self.index))?;
+                    add(&base, constant(self.index), &mut buffer)?;
+                    let delta = buffer.freeze();
                     let receipt = self
                         .silo
                         .contribute(&lease, &delta, examples(self.index))
@@ -280,11 +282,11 @@ impl Worker {
                         "the contribution to round {round} was {:?}",
                         receipt.receipt.outcome
                     );
-                    if self.keeps {
-                        if round == 1 {
-                            kept.first_base.clone_from(&base);
-                        }
-                        kept.last_base = base;
+                    // The memory serves all rounds: a silo that trains would not give it back to the system either. It is
+                    // none of ours any more if the connection has not let go of it yet.
+                    buffer = delta.try_into_mut().unwrap_or_default();
+                    if self.keeps && round == 1 {
+                        kept.first_base.clone_from(&base);
                     }
                     layout = Some(lease.layout);
                     done = round;
@@ -298,6 +300,7 @@ impl Worker {
                         return Ok(None);
                     }
                     let layout = layout.context("the job ended before its first round")?;
+                    kept.last_base = base;
                     let version = AdapterVersion(Digest::try_from(version.as_slice())?);
                     kept.last = self.silo.download(&self.job_id, &layout, version).await?;
                     return Ok(Some(kept));

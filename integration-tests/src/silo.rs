@@ -1,7 +1,7 @@
 //! A silo without a model: it speaks the whole protocol over mutual TLS, and adds a constant where a daemon would train.
 
 use anyhow::{Context as _, bail, ensure};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use concord_common::{
     Digest, SiloId,
     adapter::{AdapterLayout, AdapterVersion},
@@ -154,13 +154,31 @@ impl Silo {
         layout: &AdapterLayout,
         version: AdapterVersion,
     ) -> Result<Vec<u8>, Status> {
+        let mut payload = Vec::new();
+        self.download_into(job_id, layout, version, &mut payload)
+            .await?;
+        Ok(payload)
+    }
+
+    /// The same into memory that is there already; what it holds is replaced.
+    ///
+    /// # Errors
+    /// As [`Silo::download`].
+    pub async fn download_into(
+        &mut self,
+        job_id: &str,
+        layout: &AdapterLayout,
+        version: AdapterVersion,
+        payload: &mut Vec<u8>,
+    ) -> Result<(), Status> {
         let request = v1::DownloadAdapterRequest {
             job_id: job_id.to_owned(),
             version: version.0.to_vec(),
             offset: 0,
         };
         let mut stream = self.client.download_adapter(request).await?.into_inner();
-        let mut payload = Vec::with_capacity(layout.payload_bytes() as usize);
+        payload.clear();
+        payload.reserve_exact(layout.payload_bytes() as usize);
         let mut assembler = ChunkAssembler::new(Expected {
             layout: layout.clone(),
             digest: version.0,
@@ -172,7 +190,7 @@ impl Silo {
             payload.extend_from_slice(&chunk.data);
         }
         assembler.finish()?;
-        Ok(payload)
+        Ok(())
     }
 
     /// Uploads a delta; the answer is the server's receipt.
@@ -276,16 +294,26 @@ impl Lease {
 /// # Errors
 /// If `base` is no whole number of elements.
 pub fn added(base: &[u8], constant: f32) -> anyhow::Result<Bytes> {
+    let mut delta = BytesMut::new();
+    add(base, constant, &mut delta)?;
+    Ok(delta.freeze())
+}
+
+/// [`added`] into memory that is there already; what it holds is replaced.
+///
+/// # Errors
+/// As [`added`].
+pub fn add(base: &[u8], constant: f32, delta: &mut BytesMut) -> anyhow::Result<()> {
     let (elements, rest) = base.as_chunks::<4>();
     ensure!(
         rest.is_empty(),
         "{} bytes are no whole number of f32",
         base.len()
     );
-    let mut delta = vec![0; base.len()];
+    delta.resize(base.len(), 0);
     for (delta, value) in delta.as_chunks_mut().0.iter_mut().zip(elements) {
         let value = f32::from_le_bytes(*value);
         *delta = ((value + constant) - value).to_le_bytes();
     }
-    Ok(delta.into())
+    Ok(())
 }
