@@ -2,6 +2,8 @@
 //!
 //! The fields are described in the .proto files; the rules between them stand in `docs/protocol.md`.
 
+pub mod codec;
+
 /// Package `concord.v1`.
 #[expect(
     clippy::all,
