@@ -29,6 +29,18 @@ mod shape;
 
 pub use shape::{LAYERS, TENSORS, shape_for};
 
+/// The unit that the server is shipped with.
+const UNIT: &str = include_str!("../../deploy/systemd/concord-server.service");
+
+/// The allocator's settings in a unit: the server runs here as it does as a service.
+fn allocator(unit: &str) -> BTreeMap<String, String> {
+    unit.lines()
+        .filter_map(|line| line.strip_prefix("Environment=")?.split_once('='))
+        .filter(|(name, _)| name.starts_with("MALLOC_"))
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect()
+}
+
 /// What to run.
 #[derive(Debug, Clone)]
 pub struct Load {
@@ -143,6 +155,7 @@ struct Worker {
 pub async fn run(load: &Load) -> anyhow::Result<Report> {
     let mut federation = Federation::new(&ServerOptions {
         durability: load.durability.clone(),
+        environment: allocator(UNIT),
         ..ServerOptions::default()
     })?;
     federation.start_server()?;
@@ -388,6 +401,12 @@ fn rounded(value: f64, digits: i32) -> f64 {
 mod tests {
     use super::*;
     use concord_common::{adapter::encode_f32, job::JobSpec};
+
+    #[test]
+    fn the_allocator_is_set_as_in_the_unit() {
+        assert_eq!(allocator(UNIT)["MALLOC_ARENA_MAX"], "2");
+        assert!(allocator("Environment=PATH=/bin").is_empty());
+    }
 
     #[test]
     fn the_load_job_is_one_that_the_server_takes() {
