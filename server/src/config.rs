@@ -255,6 +255,15 @@ impl WorkersSection {
     }
 
     fn check(&self) -> Result<(), InvalidConfig> {
+        let value = |key, what| Err(InvalidConfig::Value { key, what });
+        for (key, number, low, high) in [
+            ("workers.max_running", self.max_running as u64, 1, 1000),
+            ("workers.max_disk", self.max_disk.bytes(), 1 << 20, 1 << 50),
+        ] {
+            if !(low..=high).contains(&number) {
+                return value(key, format!("must be from {low} to {high}, is {number}"));
+            }
+        }
         let Some(command) = self.command() else {
             return Ok(());
         };
@@ -263,8 +272,7 @@ impl WorkersSection {
             ("workers.program", &command.program),
         ] {
             if !path.is_file() {
-                let what = format!("must name a file; {} is none", path.display());
-                return Err(InvalidConfig::Value { key, what });
+                return value(key, format!("must name a file; {} is none", path.display()));
             }
         }
         Ok(())
@@ -418,18 +426,6 @@ impl ServerConfig {
             ),
             ("jobs.max_running", self.jobs.max_running as u64, 1, 1000),
             ("jobs.max_queued", self.jobs.max_queued as u64, 1, 1 << 20),
-            (
-                "workers.max_disk",
-                self.workers.max_disk.bytes(),
-                1 << 20,
-                1 << 50,
-            ),
-            (
-                "workers.max_running",
-                self.workers.max_running as u64,
-                1,
-                1000,
-            ),
             // A silo may still be fetching the one before the newest.
             (
                 "retention.versions",

@@ -4,7 +4,7 @@
 //! manager, and the binary `concord` ([`cli`]) is the operator's end.
 //!
 //! From the outside in: [`listener`] and [`ops`] bind and serve, [`service`] validates and answers, [`decide`] is what happens
-//! inside transactions, [`driver`] carries out what follows, [`datastore`], [`blobs`] and [`spool`] keep it.
+//! inside transactions, [`driver`] carries out what follows, [`datastore`], [`blobs`], [`spool`] and [`objects`] keep it.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 

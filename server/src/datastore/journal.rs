@@ -2,7 +2,9 @@
 
 use concord_common::{JobId, Timestamp};
 
-use super::{DatastoreError, Tx, jobs::require_one, row};
+use sqlx::QueryBuilder;
+
+use super::{DatastoreError, ROWS_AT_ONCE, Tx, jobs::require_one, row};
 
 impl Tx<'_> {
     /// Lines of a job's journal from `first` on, in order: at most `lines`, and no more than `bytes` unless it is a single one.
@@ -77,14 +79,17 @@ impl Tx<'_> {
         lines: &[Vec<u8>],
         now: Timestamp,
     ) -> Result<(), DatastoreError> {
-        let mut bytes = 0;
-        for (n, line) in (first..).zip(lines) {
-            bytes += line.len() as u64;
-            sqlx::query("INSERT INTO worker_journal (job_id, n, at, line) VALUES ($1, $2, $3, $4)")
-                .bind(job_id.as_str())
-                .bind(n as i64)
-                .bind(now.as_millis())
-                .bind(&line[..])
+        let bytes: u64 = lines.iter().map(|line| line.len() as u64).sum();
+        let numbered: Vec<_> = (first..).zip(lines).collect();
+        for some in numbered.chunks(ROWS_AT_ONCE) {
+            QueryBuilder::new("INSERT INTO worker_journal (job_id, n, at, line) ")
+                .push_values(some, |mut row, (n, line)| {
+                    row.push_bind(job_id.as_str())
+                        .push_bind(*n as i64)
+                        .push_bind(now.as_millis())
+                        .push_bind(&line[..]);
+                })
+                .build()
                 .execute(self.conn())
                 .await?;
         }

@@ -24,8 +24,17 @@ const SQLITE: &[(i64, &str, &str)] = &[
 ];
 
 pub(super) async fn run(connection: &mut SqliteConnection) -> Result<(), DatastoreError> {
+    run_first(connection, SQLITE.len()).await
+}
+
+/// The same for the first few.
+pub(super) async fn run_first(
+    connection: &mut SqliteConnection,
+    count: usize,
+) -> Result<(), DatastoreError> {
     let migrations = SQLITE
         .iter()
+        .take(count)
         .map(|&(version, name, sql)| {
             Migration::new(
                 version,

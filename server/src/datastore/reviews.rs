@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use concord_common::{JobId, Timestamp};
 use concord_proto::v1;
+use sqlx::QueryBuilder;
 
-use super::{DatastoreError, Tx, jobs::require_one, row};
+use super::{DatastoreError, ROWS_AT_ONCE, Tx, jobs::require_one, row};
 
 impl Tx<'_> {
     /// The job waits for words on these pairs of an iteration, beyond those that its worker has acted on.
@@ -19,10 +20,13 @@ impl Tx<'_> {
         items: &BTreeSet<u32>,
     ) -> Result<(), DatastoreError> {
         self.stop_asking(job_id).await?;
-        for &item in items {
-            sqlx::query("INSERT INTO worker_waiting (job_id, item) VALUES ($1, $2)")
-                .bind(job_id.as_str())
-                .bind(i64::from(item))
+        let items: Vec<u32> = items.iter().copied().collect();
+        for some in items.chunks(ROWS_AT_ONCE) {
+            QueryBuilder::new("INSERT INTO worker_waiting (job_id, item) ")
+                .push_values(some, |mut row, item| {
+                    row.push_bind(job_id.as_str()).push_bind(i64::from(*item));
+                })
+                .build()
                 .execute(self.conn())
                 .await?;
         }
@@ -95,30 +99,34 @@ impl Tx<'_> {
         .collect()
     }
 
-    /// Records an operator's word.
+    /// Records an operator's words.
     ///
     /// # Errors
-    /// If there is one of this number, or the database fails.
-    pub async fn insert_review(
+    /// If there is one of the same number, or the database fails.
+    pub async fn insert_reviews(
         &mut self,
         job_id: &JobId,
-        word: &v1::PairReview,
+        words: &[v1::PairReview],
         operator: &str,
         now: Timestamp,
     ) -> Result<(), DatastoreError> {
-        sqlx::query(
-            "INSERT INTO worker_reviews (job_id, number, iteration, item, accepted, operator, at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7)",
-        )
-        .bind(job_id.as_str())
-        .bind(word.number as i64)
-        .bind(i64::from(word.iteration))
-        .bind(i64::from(word.item))
-        .bind(word.accepted)
-        .bind(operator)
-        .bind(now.as_millis())
-        .execute(self.conn())
-        .await?;
+        for some in words.chunks(ROWS_AT_ONCE) {
+            QueryBuilder::new(
+                "INSERT INTO worker_reviews (job_id, number, iteration, item, accepted, operator, at) ",
+            )
+            .push_values(some, |mut row, word| {
+                row.push_bind(job_id.as_str())
+                    .push_bind(word.number as i64)
+                    .push_bind(i64::from(word.iteration))
+                    .push_bind(i64::from(word.item))
+                    .push_bind(word.accepted)
+                    .push_bind(operator)
+                    .push_bind(now.as_millis());
+            })
+            .build()
+            .execute(self.conn())
+            .await?;
+        }
         Ok(())
     }
 

@@ -189,3 +189,40 @@ async fn a_database_of_a_newer_version_is_refused() {
     let error = Datastore::open(&path, Durability::Power).await.unwrap_err();
     assert!(matches!(error, DatastoreError::Migrate(_)), "{error}");
 }
+
+#[tokio::test]
+async fn a_database_from_before_there_were_workers_is_brought_up_to_date() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("test.db");
+    let options = SqliteConnectOptions::new()
+        .filename(&path)
+        .create_if_missing(true);
+    let mut old = SqliteConnection::connect_with(&options).await.unwrap();
+    migrations::run_first(&mut old, 1).await.unwrap();
+    sqlx::query(
+        "INSERT INTO jobs (job_id, request_id, submitted_by, submitted_at, spec_toml, state, reason, round)
+         VALUES ('old', 'request', 'olga', 1, 'spec', 'running', '', 0)",
+    )
+    .execute(&mut old)
+    .await
+    .unwrap();
+    old.close().await.unwrap();
+
+    let datastore = Datastore::open(&path, Durability::Power).await.unwrap();
+    let old = tx!(&datastore, |tx| tx
+        .jobs_in_state(JobState::Running, FEDERATED)
+        .await?);
+    assert_eq!(old.len(), 1);
+    assert_eq!(old[0].job_id, job_id("old"));
+    assert!(tx!(&datastore, |tx| tx.worker_job(&job_id("old")).await?).is_none());
+    let new = &NewJob {
+        kind: "artaug",
+        ..new_job("new")
+    };
+    let waiting = tx!(&datastore, |tx| {
+        tx.insert_job(new).await?;
+        tx.insert_worker_job(&new.job_id, 7).await?;
+        tx.claimable_job("artaug", T).await?
+    });
+    assert_eq!(waiting.unwrap().job_id, new.job_id);
+}

@@ -381,15 +381,16 @@ pub(crate) async fn review(
             format!("{what} of job `{job_id}` waits for no word; list what waits and try again"),
         );
     }
-    for (number, &(item, accepted)) in (worker.reviews + 1..).zip(words) {
-        let word = v1::PairReview {
+    let words: Vec<_> = (worker.reviews + 1..)
+        .zip(words)
+        .map(|(number, &(item, accepted))| v1::PairReview {
             number,
             iteration,
             item,
             accepted,
-        };
-        tx.insert_review(job_id, &word, operator, now).await?;
-    }
+        })
+        .collect();
+    tx.insert_reviews(job_id, &words, operator, now).await?;
     let open = tx.asked_pairs(job_id).await?;
     let open = open.iter().filter(|(_, answered)| !answered).count();
     let mut change = WorkerChange::new(job_id);

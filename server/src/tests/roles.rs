@@ -85,14 +85,13 @@ async fn health_and_reflection_are_for_every_member() {
     let world = World::start().await;
     for role in [Role::Silo, Role::Operator, Role::Worker] {
         let channel = world.channel(role, "x");
-        let request = HealthCheckRequest {
-            service: "concord.v1.FederationService".to_owned(),
-        };
-        let answer = HealthClient::new(channel.clone())
-            .check(request)
-            .await
-            .unwrap();
-        assert_eq!(answer.into_inner().status, 1);
+        for service in ["FederationService", "OperatorService", "WorkerService"] {
+            let request = HealthCheckRequest {
+                service: format!("concord.v1.{service}"),
+            };
+            let answer = HealthClient::new(channel.clone()).check(request).await;
+            assert_eq!(answer.unwrap().into_inner().status, 1);
+        }
         let mut reflection =
             tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient::new(
                 channel,
@@ -160,6 +159,8 @@ async fn metrics_and_probes_are_served_on_a_listener_of_their_own() {
         "concord_tls_handshakes_refused_total{reason=\"unknown_ca\"}",
         "concord_datastore_transactions_total{name=\"record_contribution\",outcome=\"committed\"}",
         "concord_transfer_bytes_total{direction=\"up\"}",
+        "concord_worker_leases_total{outcome=\"expired\"}",
+        "concord_worker_journal_lines_total",
         "concord_process_resident_memory_bytes",
         "# HELP concord_round_seconds",
     ] {
