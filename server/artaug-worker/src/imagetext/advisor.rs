@@ -1,6 +1,6 @@
 //! Advice on the subject: where an image does not show what its prompt says, the middle is asked for it.
 
-use std::{cmp::Ordering, sync::Arc};
+use std::sync::Arc;
 
 use concord_artaug::{
     advisor::{Advice, Advisor, AdvisorError, Question, Region, RegionPrompt, RejectedReply},
@@ -12,7 +12,7 @@ use super::ImageText;
 /// Another advisor's advice, and a region in the middle for images whose alignment with their prompt is below what 19 in 20 clean drawings reach.
 ///
 /// The region's prompt is the image's own with the words for a clear, sharp and centred subject. It is a simple rule: it cannot say what is wrong with
-/// the subject, only that little of it is recognised.
+/// the subject, only that little of it is recognised. So it takes the last place, and none if the other advice fills them all.
 pub struct SubjectAdvisor {
     inner: Box<dyn Advisor>,
     model: Arc<ImageText>,
@@ -79,15 +79,15 @@ impl Advisor for SubjectAdvisor {
             }
         };
         let facts = self.model.facts();
-        if let Some(region) = emphasis(alignment, (facts.low, facts.typical), question.prompt) {
+        if advice.regions.len() < question.max_regions
+            && let Some(mut region) =
+                emphasis(alignment, (facts.low, facts.typical), question.prompt)
+        {
+            // Measured faults come first: they say where they are.
+            if let Some(last) = advice.regions.last() {
+                region.confidence = region.confidence.min(last.confidence);
+            }
             advice.regions.push(region);
-            advice.regions.sort_by(|first, second| {
-                second
-                    .confidence
-                    .partial_cmp(&first.confidence)
-                    .unwrap_or(Ordering::Equal)
-            });
-            advice.regions.truncate(question.max_regions);
         }
         Ok(advice)
     }
