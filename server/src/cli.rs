@@ -42,6 +42,7 @@ pub struct Arguments {
 
 /// How to reach the server.
 #[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Connection")]
 pub struct ConnectionArguments {
     /// The server's host and port [env: CONCORD_SERVER]
     #[arg(long, global = true, value_name = "HOST:PORT")]
