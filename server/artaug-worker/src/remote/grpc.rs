@@ -1,5 +1,8 @@
 //! The server over gRPC and mutual TLS.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     fs::File,
     future::Future,

@@ -112,8 +112,8 @@ fn a_job_killed_before_every_second_write_ends_in_the_same_bytes() {
 }
 
 #[test]
-fn a_job_killed_after_every_third_write_unheard_ends_in_the_same_bytes() {
-    killed_again_and_again(Loss::After(3), true);
+fn a_job_killed_after_every_single_write_unheard_ends_in_the_same_bytes() {
+    killed_again_and_again(Loss::After(1), true);
 }
 
 #[test]
