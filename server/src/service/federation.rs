@@ -1,6 +1,6 @@
 //! What silos call.
 
-use std::{pin::Pin, sync::Arc};
+use std::sync::Arc;
 
 use concord_common::{
     ErrorCode, JobId, RoundNumber, SiloId, Timestamp,
@@ -10,10 +10,10 @@ use concord_common::{
     wire::{self, MetricReport},
 };
 use concord_proto::v1::{self, federation_service_server::FederationService};
-use futures::{Stream, stream};
+use futures::stream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{admit, notice, silo_of, transfer::TransferGate, upload};
+use super::{BoxStream, admit, notice, silo_of, transfer::TransferGate, upload};
 use crate::{
     context::Context,
     datastore::{JobRecord, LeaseRecord, Tx},
@@ -52,8 +52,6 @@ pub(super) fn shutting_down() -> Refusal {
     Refusal::new(ErrorCode::ShuttingDown, "the server is stopping; try again")
         .retry_after(std::time::Duration::from_secs(2))
 }
-
-type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl FederationService for Federation {

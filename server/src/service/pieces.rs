@@ -118,7 +118,7 @@ async fn send_all<T>(
 }
 
 /// A place for the next piece; none if the receiver is gone.
-async fn reserve<T>(
+pub(super) async fn reserve<T>(
     pieces: &mpsc::Sender<T>,
     idle: Duration,
 ) -> Result<Option<mpsc::Permit<'_, T>>, Refusal> {

@@ -1,9 +1,9 @@
 //! An adapter's payload, piece by piece out of its file.
 
-use std::{fs::File, os::unix::fs::FileExt as _, sync::Arc, time::Duration};
+use std::{fs::File, os::unix::fs::FileExt as _, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
-use concord_common::{ErrorCode, JobId, SiloId, code::Refusal, wire};
+use concord_common::{ErrorCode, JobId, SiloId, wire};
 use concord_proto::v1;
 use futures::{Stream, StreamExt as _, future, stream};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -18,6 +18,7 @@ use crate::{
     metrics,
     service::{
         admit,
+        pieces::reserve,
         transfer::{TransferGate, TransferTurn},
     },
 };
@@ -171,23 +172,6 @@ async fn shut_out(
         }
         // The hub lives in the context, so that the sender cannot be gone.
         let _ = enrollment.changed().await;
-    }
-}
-
-/// A place for the next piece; none if the receiver is gone.
-async fn reserve(
-    pieces: &mpsc::Sender<Piece>,
-    idle: Duration,
-) -> Result<Option<mpsc::Permit<'_, Piece>>, Refusal> {
-    match tokio::time::timeout(idle, pieces.reserve()).await {
-        Ok(place) => Ok(place.ok()),
-        Err(_) => Err(Refusal::new(
-            ErrorCode::TooSlow,
-            format!(
-                "nothing was taken for {}; go on from the last whole chunk",
-                humantime::format_duration(idle)
-            ),
-        )),
     }
 }
 
