@@ -64,7 +64,7 @@ impl Brisque {
         let mut take = |name: &str| -> Result<Vec<f64>, LearningError> {
             let tensor = tensors
                 .remove(name)
-                .expect("every tensor that is taken was expected, so it was loaded");
+                .ok_or_else(|| LearningError::weights(path, format!("no tensor {name}")))?;
             let values = HostTensor::from_tensor(&tensor)?.values;
             Ok(values.into_iter().map(f64::from).collect())
         };

@@ -21,7 +21,7 @@ pub use self::{
     drawings::{Drawings, SIDE},
     features::{Dataset, Features, Recipe, Shown},
     figures::{Figures, Recognised},
-    judge::{BaseFigures, Judge},
+    judge::{BaseFigures, Draw, Judge},
     model::{ImageText, ImageTextFiles},
     scorers::ImageTextScorers,
     train::{Trained, train},

@@ -32,6 +32,9 @@ pub struct BaseFigures {
     pub by_style: BTreeMap<String, f64>,
 }
 
+/// What draws an image of each prompt.
+pub type Draw<'a> = dyn FnMut(&[String]) -> Result<Vec<Image>, ImageTextError> + 'a;
+
 /// Something to be recognised.
 struct Asked {
     subject: usize,
@@ -89,7 +92,7 @@ impl<'a> Judge<'a> {
     /// If `draw` or a classifier fails.
     pub fn base(
         &mut self,
-        draw: &mut dyn FnMut(&[String]) -> Result<Vec<Image>, ImageTextError>,
+        draw: &mut Draw<'_>,
         (samples, good_words): (usize, bool),
         seed: Seed,
         say: &mut dyn FnMut(String),

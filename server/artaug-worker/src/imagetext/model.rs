@@ -149,7 +149,7 @@ impl ImageText {
         let vector = self.thread.run_blocking("read a text", move || {
             let towers = locked(&towers);
             let read = towers.text.read(&[&asked])?;
-            first(&towers.alignment.project_texts(&read)?)
+            Ok(first(&towers.alignment.project_texts(&read)?))
         })?;
         remember(&self.texts, text.to_owned(), &vector);
         Ok(vector)
@@ -173,7 +173,7 @@ impl ImageText {
                 }],
                 towers.side,
             )?;
-            first(&seen.0)
+            Ok(first(&seen.0))
         })
     }
 }
@@ -186,12 +186,12 @@ impl Towers {
         } else {
             features
         };
-        first(&self.alignment.project_images(&rows)?)
+        Ok(first(&self.alignment.project_images(&rows)?))
     }
 }
 
-fn first(rows: &Rows) -> Result<Vec<f32>, LearningError> {
-    Ok(rows.row(0).to_vec())
+fn first(rows: &Rows) -> Vec<f32> {
+    rows.row(0).to_vec()
 }
 
 /// What stands behind these locks is whole at every moment, also after a panic.
