@@ -65,6 +65,10 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
     Ok(())
 }
 
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the commands hand their lines over"
+)]
 fn say(line: String) {
     // The reader of a pipe may have gone; the work goes on.
     let _ = writeln!(io::stdout(), "{line}");
