@@ -45,7 +45,7 @@ pub struct TextToImage {
 #[derive(Debug)]
 pub enum Codec {
     /// What an autoencoder makes of images.
-    Latents(Vae),
+    Latents(Box<Vae>),
     /// Images as they are.
     Pixels(Pixels),
     /// Patches of images.
@@ -55,7 +55,7 @@ pub enum Codec {
 impl Codec {
     fn as_dyn(&self) -> &dyn LatentCodec {
         match self {
-            Self::Latents(vae) => vae,
+            Self::Latents(vae) => vae.as_ref(),
             Self::Pixels(pixels) => pixels,
             Self::Patches(patches) => patches,
         }
@@ -76,7 +76,7 @@ impl CodecKind {
         vae: impl FnOnce() -> Result<Vae, LearningError>,
     ) -> Result<Codec, LearningError> {
         Ok(match self {
-            Self::Latents => Codec::Latents(vae()?),
+            Self::Latents => Codec::Latents(Box::new(vae()?)),
             Self::Pixels => Codec::Pixels(Pixels),
             Self::Patches(patches) => Codec::Patches(patches),
         })
@@ -204,6 +204,11 @@ impl TextToImage {
                 .map(move |(name, tensor)| (format!("{part}.{name}"), tensor.shallow_clone()))
         })
         .collect()
+    }
+
+    /// How many weights these are.
+    pub fn size(&self) -> usize {
+        self.weights().values().map(Tensor::numel).sum()
     }
 
     /// The denoising network.

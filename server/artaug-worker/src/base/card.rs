@@ -23,17 +23,16 @@ pub(super) fn text(model: &TextToImage, facts: &StateFacts) -> Result<String, Ba
     let samples = facts.step * batch;
     let drawings = base_subjects().count() * STYLES.len();
     let rendering = Rendering::new(recipe["side"].as_u64().unwrap_or(0) as u32);
-    let weights: usize = model.weights().values().map(|tensor| tensor.numel()).sum();
-    let words: Vec<&str> = Dimension::ALL
+    let weights: usize = model.size();
+    let mut words: Vec<&str> = Dimension::ALL
         .iter()
         .flat_map(|dimension| {
             [Level::Low, Level::Good, Level::High].map(|level| dimension.word(level))
         })
         .collect();
-    let mut words = words;
     words.dedup();
     let backgrounds: Vec<&str> = BACKGROUNDS.iter().map(|(name, _)| *name).collect();
-    let icons: String = STYLES
+    let icons: Vec<String> = STYLES
         .iter()
         .map(|set| {
             format!(
@@ -87,6 +86,7 @@ The model's training saw every combination of subject, style and background. A f
         average = recipe["average"],
         empty = recipe["empty"],
         damaged = rendering.damaged,
+        icons = icons.concat(),
         regional = rendering.regional,
         omitted = rendering.omitted,
     ))

@@ -23,7 +23,7 @@ use super::{
 /// Steps between two checkpoints.
 pub const SAVE_EVERY: u64 = 200;
 /// A slow machine saves more often than that.
-const SAVE_AFTER: Duration = Duration::from_secs(300);
+const SAVE_AFTER: Duration = Duration::from_mins(5);
 /// Steps between two lines of the log.
 const LOG_EVERY: u64 = 100;
 

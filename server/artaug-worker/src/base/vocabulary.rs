@@ -110,11 +110,12 @@ impl Vocabulary {
 
     /// The text of `merges.txt`.
     pub fn merges_text(&self) -> String {
-        let mut text = "#version: 0.2\n".to_owned();
-        for (first, second) in &self.merges {
-            text.push_str(&format!("{first} {second}\n"));
-        }
-        text
+        let lines: Vec<String> = self
+            .merges
+            .iter()
+            .map(|(first, second)| format!("{first} {second}\n"))
+            .collect();
+        format!("#version: 0.2\n{}", lines.concat())
     }
 }
 

@@ -153,7 +153,7 @@ fn a_folder_with_impossible_patches_is_refused() {
         ("\"no_vae\"", "\"vae\"", "both"),
     ] {
         fs::write(&index, text.replace(from, to)).unwrap();
-        let refusal = TextToImage::load(folder.path(), Compute::CPU)
+        let refusal = TextToImage::fresh(folder.path(), Seed(1), Compute::CPU)
             .unwrap_err()
             .to_string();
         assert!(refusal.contains(what), "{refusal}");
