@@ -22,11 +22,11 @@ pub(super) async fn notices(
             })
         })
         .await?;
-    Ok(records.into_iter().filter_map(notice).collect())
+    Ok(records.iter().filter_map(notice).collect())
 }
 
 /// The notice of one job; none if the silo has no part in its present round.
-fn notice(record: NoticeRecord) -> Option<v1::RoundNotice> {
+fn notice(record: &NoticeRecord) -> Option<v1::RoundNotice> {
     let ended = record.state.is_over();
     if !record.asked && !ended {
         return None;

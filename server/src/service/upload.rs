@@ -142,15 +142,14 @@ async fn renew(context: &Context, upload: &UploadRecord) -> Result<Expected, Fai
     if !there {
         return no_such_upload();
     }
-    let known = match context.specs.known(&upload.job_id) {
-        Some(known) => known,
-        None => {
-            let job = context
-                .datastore
-                .read_statement("find_job", |tx| Box::pin(decide::job(tx, &upload.job_id)))
-                .await?;
-            context.specs.of(&job)?
-        }
+    let known = if let Some(known) = context.specs.known(&upload.job_id) {
+        known
+    } else {
+        let job = context
+            .datastore
+            .read_statement("find_job", |tx| Box::pin(decide::job(tx, &upload.job_id)))
+            .await?;
+        context.specs.of(&job)?
     };
     Ok(Expected {
         layout: known.layout.clone(),
