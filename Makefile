@@ -12,15 +12,18 @@ NEXTEST_PROFILE ?= default
 # cargo-nextest where it is installed, `cargo test` elsewhere; nextest leaves doc tests out.
 RUN_TESTS = $(if $(shell command -v cargo-nextest),nextest run --profile $(NEXTEST_PROFILE),test --lib --bins --tests)
 
-.PHONY: help demo test interop bench experiment check libtorch data backbone vision binaries release
+.PHONY: help demo artaug-demo test interop bench experiment check libtorch data backbone icons vision binaries release
 
 help: ## lists the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 14
 
 demo: libtorch data release ## runs a whole federation of six silos and shows the result
 	python3 deploy/demo/run.py
 
-test: libtorch backbone vision binaries ## builds and passes every test
+artaug-demo: libtorch backbone icons vision release ## runs a whole ArtAug job on the embedded base model and shows the result
+	python3 deploy/artaug/demo.py
+
+test: libtorch backbone icons vision binaries ## builds and passes every test
 	$(CARGO) $(RUN_TESTS) --workspace --locked
 	$(CARGO) test --doc --workspace --locked
 	python3 -m unittest discover --start-directory deploy/demo/tests
@@ -51,6 +54,9 @@ data: ## fetches the backbone and the demo's data
 
 backbone: ## fetches the backbone alone
 	python3 deploy/demo/fetch.py --only backbone
+
+icons: ## fetches the icon sets
+	python3 deploy/artaug/fetch.py --only fluent,noto,twemoji
 
 vision: ## fetches the image classifier and the table of BRISQUE
 	python3 deploy/artaug/fetch.py --only efficientnet,brisque
