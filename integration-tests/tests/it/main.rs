@@ -6,6 +6,7 @@
     reason = "all of this crate is tests and their helpers"
 )]
 
+mod artaug;
 mod artaug_cli;
 mod canary;
 mod cli;

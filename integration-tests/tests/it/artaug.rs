@@ -1,0 +1,261 @@
+//! An ArtAug job from its submission to its files, with the real worker process, which is killed again and again.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use concord_common::Role;
+use concord_integration_tests::{
+    harness::{Federation, ServerOptions, program_path, wait_for},
+    procfs,
+};
+use concord_proto::v1::{self, operator_service_client::OperatorServiceClient};
+use tonic::transport::Channel;
+
+use super::{operator_of, runtime};
+
+/// How long a whole job may take on a busy machine.
+const JOB: Duration = Duration::from_mins(8);
+
+/// A worker is killed as soon as its journal has a line with these texts: in every stage that takes time, in its middle.
+const MOMENTS: [[&str; 2]; 9] = [
+    ["generated", ""],
+    ["advised", ""],
+    ["regenerated", ""],
+    ["scored", ""],
+    ["filtered", ""],
+    ["checkpointed", "first"],
+    ["checkpointed", "second"],
+    ["checkpointed", "control"],
+    ["evaluated", ""],
+];
+
+/// Folder of the embedded base model, and of what was fetched to go with it.
+fn model_folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../deploy/artaug")
+}
+
+fn icons() -> PathBuf {
+    let cache = std::env::var_os("CONCORD_CACHE").map_or_else(
+        || {
+            let home = std::env::var_os("HOME").unwrap();
+            PathBuf::from(home).join(".cache/concord")
+        },
+        PathBuf::from,
+    );
+    let icons = cache.join("sources/icons");
+    assert!(
+        icons.join("fluent/icons.json").is_file(),
+        "no icon sets in {}; run `make test`, which fetches them",
+        icons.display()
+    );
+    icons
+}
+
+/// A small job: every stage, one iteration. Strong regions and a narrow interval make sure that there is a gain to train on.
+fn job(name: &str) -> String {
+    format!(
+        r#"kind = "artaug"
+name = "{name}"
+seed = 3
+model = {{ folder = "base" }}
+prompts = {{ file = "training.txt" }}
+held_out = {{ file = "held-out.txt" }}
+advisor = {{ kind = "rules", tail = 0.2, least_excess = 0.05 }}
+counts = {{ iterations = 1, pairs = 40, kept = 6, least_kept = 2, held_out = 6 }}
+sampler = {{ kind = "euler", steps = 6, guidance = 3.0, region_strength = 5.0, batch = 4 }}
+lora = {{ targets = "all-linear", rank = 4, first_steps = 10, second_steps = 10, batch = 4, checkpoint_every = 4 }}
+evaluation = {{ resamples = 200, confidence = 0.5 }}
+limits = {{ least_diversity = 0.1, threads = 1 }}
+
+[scorers]
+guard = "none"
+filter = [{{ kind = "photometry", least_gain = 0.0 }}]
+evaluation = [{{ kind = "statistics" }}]
+"#
+    )
+}
+
+/// A server whose workers have short leases, so that a killed one is replaced soon.
+fn started() -> Federation {
+    let worker = program_path("concord-artaug").unwrap();
+    let options = ServerOptions {
+        extra: format!(
+            "[workers]\nprogram = \"{}\"\nconfig = \"worker.toml\"\nlease = \"2s\"\n",
+            worker.display()
+        ),
+        ..ServerOptions::default()
+    };
+    let mut federation = Federation::new(&options).unwrap();
+    // The server wants to see the file; what stands in it follows once the server has its port.
+    fs::write(federation.path().join("worker.toml"), "").unwrap();
+    federation.start_server().unwrap();
+    let tls = federation.issue(Role::Worker, "local").unwrap();
+    for (file, side) in [("training.txt", None), ("held-out.txt", Some("--held-out"))] {
+        let mut arguments = vec!["base-prompts", "--count", "40", "--seed", "1"];
+        arguments.extend(side);
+        let prompts = concord_integration_tests::harness::run(
+            "concord-artaug",
+            federation.path(),
+            &arguments,
+        )
+        .unwrap()
+        .success()
+        .unwrap();
+        fs::write(federation.path().join(file), prompts).unwrap();
+    }
+    let text = format!(
+        r#"federation = "{name}"
+state_dir = "worker"
+[server]
+address = "{address}"
+max_backoff = "1s"
+[tls]
+certificate = "{certificate}"
+key = "{key}"
+ca = "{ca}"
+[allowed]
+model_folders = ["{models}"]
+prompt_folders = ["{prompts}"]
+[data]
+icons = "{icons}"
+[limits]
+threads = 1
+nice = 0
+"#,
+        name = federation.name(),
+        address = federation.grpc_address(),
+        certificate = tls.certificate.display(),
+        key = tls.key.display(),
+        ca = tls.ca.display(),
+        models = model_folder().canonicalize().unwrap().display(),
+        prompts = federation.path().display(),
+        icons = icons().display(),
+    );
+    fs::write(federation.path().join("worker.toml"), text).unwrap();
+    federation
+}
+
+async fn show(operator: &mut OperatorServiceClient<Channel>, job_id: &str) -> v1::Job {
+    let request = v1::GetJobRequest {
+        job_id: job_id.to_owned(),
+    };
+    let answer = operator.get_job(request).await.unwrap().into_inner();
+    answer.job.unwrap()
+}
+
+/// SIGKILL.
+fn kill(pid: u32) {
+    let status = Command::new("kill")
+        .args(["-KILL", &pid.to_string()])
+        .status();
+    assert!(status.unwrap().success());
+}
+
+/// Names and digests of what a job has produced.
+async fn artefacts(
+    operator: &mut OperatorServiceClient<Channel>,
+    job_id: &str,
+) -> BTreeMap<String, Vec<u8>> {
+    let request = v1::ListArtefactsRequest {
+        job_id: job_id.to_owned(),
+    };
+    let answer = operator.list_artefacts(request).await.unwrap().into_inner();
+    answer
+        .artefacts
+        .into_iter()
+        .map(|artefact| (artefact.name, artefact.digest))
+        .collect()
+}
+
+fn is_over(job: &v1::Job) -> bool {
+    !matches!(
+        job.state(),
+        v1::JobState::Queued | v1::JobState::Running | v1::JobState::Unspecified
+    )
+}
+
+/// The LoRA files among the artefacts: what must be the same to the byte.
+fn loras(artefacts: &BTreeMap<String, Vec<u8>>) -> BTreeMap<String, Vec<u8>> {
+    artefacts
+        .iter()
+        .filter(|(name, _)| name.contains("lora") && name.ends_with(".safetensors"))
+        .map(|(name, digest)| (name.clone(), digest.clone()))
+        .collect()
+}
+
+/// The journals of the worker's copies of jobs, together.
+fn journals(folder: &Path) -> String {
+    let mut text = String::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            text += &journals(&path);
+        } else if path.ends_with("journal.jsonl") {
+            text += &fs::read_to_string(&path).unwrap_or_default();
+        }
+    }
+    text
+}
+
+/// Runs a job to its end and gives its files; `watch` is called again and again meanwhile.
+fn run_job(
+    federation: &Federation,
+    name: &str,
+    mut watch: impl FnMut(),
+) -> BTreeMap<String, Vec<u8>> {
+    let mut operator = operator_of(federation);
+    let job_id = runtime().block_on(submit_as(&mut operator, name));
+    let ended = wait_for("end of the job", JOB, || {
+        watch();
+        let job = runtime().block_on(show(&mut operator, &job_id));
+        Ok(is_over(&job).then_some(job))
+    })
+    .unwrap();
+    assert_eq!(ended.state(), v1::JobState::Succeeded, "{}", ended.reason);
+    runtime().block_on(artefacts(&mut operator, &job_id))
+}
+
+async fn submit_as(operator: &mut OperatorServiceClient<Channel>, name: &str) -> String {
+    let request = v1::SubmitJobRequest {
+        request_id: name.to_owned(),
+        spec_toml: job(name),
+    };
+    let answer = operator.submit_job(request).await.unwrap().into_inner();
+    answer.job.unwrap().job_id
+}
+
+#[test]
+fn a_worker_killed_in_every_stage_ends_in_the_same_lora_bytes() {
+    let federation = started();
+    let whole = loras(&run_job(&federation, "job", || {}));
+    assert!(!whole.is_empty());
+
+    let mut again = started();
+    let server = again.server().unwrap().pid();
+    let mut moments = MOMENTS.to_vec();
+    let folder = again.path().join("worker");
+    let killed = loras(&run_job(&again, "job", || {
+        let journal = journals(&folder);
+        let reached = moments.iter().position(|[event, training]| {
+            journal.lines().any(|line| {
+                line.contains(&format!("\"event\":\"{event}\""))
+                    && (training.is_empty()
+                        || line.contains(&format!("\"training\":\"{training}\"")))
+            })
+        });
+        if let Some(place) = reached {
+            for worker in procfs::children(server).unwrap() {
+                kill(worker);
+                moments.remove(place);
+                return;
+            }
+        }
+    }));
+    assert!(moments.is_empty(), "not killed at {moments:?}");
+    assert_eq!(killed, whole);
+}
