@@ -213,7 +213,10 @@ mod tests {
             sender.piece(index * size).unwrap();
             assert!(lock(&recent.shared).pieces.len() <= 4);
         }
-        assert!(!Arc::ptr_eq(&first, &sender.piece(0).unwrap()), "it is read again");
+        assert!(
+            !Arc::ptr_eq(&first, &sender.piece(0).unwrap()),
+            "it is read again"
+        );
     }
 
     #[test]

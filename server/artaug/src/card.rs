@@ -381,7 +381,10 @@ mod tests {
         job.record(&job.machine().out_of_time(limit)).unwrap();
         let card = model_card(&ArtaugSpec::parse(SAMPLE).unwrap(), &job, &facts());
         assert!(card.contains("Both control arms"), "{card}");
-        assert!(card.contains("because the job's time of 60 s is used up"), "{card}");
+        assert!(
+            card.contains("because the job's time of 60 s is used up"),
+            "{card}"
+        );
     }
 
     #[test]

@@ -337,11 +337,7 @@ async fn job_of_silo(
 }
 
 /// A running job that the silo is part of.
-async fn open_job(
-    tx: &mut Tx<'_>,
-    job_id: &JobId,
-    silo_id: &SiloId,
-) -> Result<JobRecord, Failure> {
+async fn open_job(tx: &mut Tx<'_>, job_id: &JobId, silo_id: &SiloId) -> Result<JobRecord, Failure> {
     let job = job_of_silo(tx, job_id, silo_id).await?;
     check_open(&job)?;
     Ok(job)

@@ -30,8 +30,12 @@ pub(super) async fn an_upload_exists_once_per_job_round_and_silo(datastore: &Dat
     assert!(again.is_err());
     assert_eq!(tx!(datastore, |tx| tx.upload_load().await?), (2, 200));
     let later = T + Duration::from_secs(1);
-    assert!(tx!(datastore, |tx| tx.touch_upload(&[1; 16], later).await?));
-    assert!(!tx!(datastore, |tx| tx.touch_upload(&[3; 16], later).await?));
+    assert!(tx!(datastore, |tx| tx
+        .touch_upload(&[1; 16], later)
+        .await?));
+    assert!(!tx!(datastore, |tx| tx
+        .touch_upload(&[3; 16], later)
+        .await?));
     let order = tx!(datastore, |tx| tx.uploads().await?);
     assert_eq!(order[0], *other);
     let found = tx!(datastore, |tx| tx
