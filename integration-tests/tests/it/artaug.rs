@@ -248,12 +248,10 @@ fn a_worker_killed_in_every_stage_ends_in_the_same_lora_bytes() {
                         || line.contains(&format!("\"training\":\"{training}\"")))
             })
         });
-        if let Some(place) = reached {
-            for worker in procfs::children(server).unwrap() {
-                kill(worker);
-                moments.remove(place);
-                return;
-            }
+        let workers = procfs::children(server).unwrap();
+        if let (Some(place), Some(worker)) = (reached, workers.first()) {
+            kill(*worker);
+            moments.remove(place);
         }
     }));
     assert!(moments.is_empty(), "not killed at {moments:?}");
