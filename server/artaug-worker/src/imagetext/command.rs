@@ -19,16 +19,16 @@ use super::{Drawings, ImageText, ImageTextError, ImageTextFiles, Judge, Recipe, 
 /// Trains the image-text model's projections on renderings of the icon sets.
 #[derive(Debug, clap::Args)]
 pub struct TrainImageText {
-    /// Folder with fluent, noto and twemoji (deploy/artaug/fetch.py makes it: <cache>/sources/icons).
+    /// Folder with fluent, noto and twemoji (deploy/artaug/fetch.py makes it: CACHE/sources/icons).
     #[arg(long)]
     icons: PathBuf,
     /// Where projections.safetensors and figures.json are written.
     #[arg(long)]
     out: PathBuf,
-    /// EfficientNet-Lite0's model.safetensors (<cache>/backbones/efficientnet-lite0).
+    /// EfficientNet-Lite0's model.safetensors (CACHE/backbones/efficientnet-lite0).
     #[arg(long)]
     vision: PathBuf,
-    /// MiniLM's folder (<cache>/backbones/all-minilm-l6-v2).
+    /// MiniLM's folder (CACHE/backbones/all-minilm-l6-v2).
     #[arg(long)]
     text: PathBuf,
     /// Folder that keeps what the towers saw, for another run on the same data.
