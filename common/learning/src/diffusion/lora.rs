@@ -234,7 +234,7 @@ pub fn detach(sites: SiteList<'_>, adapter: &str) -> Result<(), LearningError> {
     known(count, adapter)
 }
 
-/// Adds an adapter's changes to the weights and takes it off; see [`Linear::merge`]. [`current`] is the way to the model of a job's iteration.
+/// Adds an adapter's changes to the weights and takes it off; see [`Linear::merge`]. [`current()`] is the way to the model of a job's iteration.
 ///
 /// # Errors
 /// [`LearningError::Config`] if no layer has it, or one holds a merged change already.

@@ -68,7 +68,7 @@ const STAGES: [Stage; 7] = [
 /// The block after which the second grid is taken, and its channels.
 const GRID_BLOCK: (usize, i64) = (2, 24);
 
-/// Values of [`EfficientNetLite0::looks`]: two early layers, averaged over the cells of a grid.
+/// Values of the looks that [`EfficientNetLite0::see`] gives: two early layers, averaged over the cells of a grid.
 pub const LOOKS: i64 = (STEM + GRID_BLOCK.1) * GRID * GRID;
 
 /// A convolution with its batch normalisation folded in.
