@@ -63,10 +63,10 @@ class Table(unittest.TestCase):
 
 class Settings(unittest.TestCase):
     def test_the_worker_may_use_the_base_model_and_the_prompts_and_nothing_else(self):
-        commands = demo.Commands(Path("/programs"), Path("/work"), Path("/cache"), 1, 2)
-        text = commands.worker_config(Path("/work/prompts"), demo.Settings())
+        commands = demo.Commands(Path("/programs"), Path("/demo"), Path("/cache"), 1, 2)
+        text = commands.worker_config(Path("/demo/prompts"), demo.Settings())
         self.assertIn(f'model_folders = ["{SCRIPT.parent}"]', text)
-        self.assertIn('prompt_folders = ["/work/prompts"]', text)
+        self.assertIn('prompt_folders = ["/demo/prompts"]', text)
 
     def test_the_job_asks_for_what_the_settings_say(self):
         text = demo.job_spec(demo.Settings(iterations=3, pairs=7, held_out=9, seed=5))
