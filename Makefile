@@ -36,7 +36,7 @@ interop: libtorch backbone vision binaries ## compares with Python's torch, tran
 experiment: libtorch data release ## FedMCP against its baselines; QUICK=1 for five minutes
 	python3 deploy/experiment/run.py $(if $(QUICK),--quick)
 
-bench: libtorch data release ## measures coordination and training; beside the peers if CONCORD_PEERS is set
+bench: libtorch data release ## measures coordination and training; beside the peers where their scripts are (docs/benchmarks.md)
 	deploy/bench/coordination.sh
 	deploy/bench/training.sh
 

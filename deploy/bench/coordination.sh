@@ -3,7 +3,8 @@
 # durabilities of the spool. Prints a table, and the lines of JSON that it comes from.
 #
 #   deploy/bench/coordination.sh          ours (needs `make release`)
-#   CONCORD_PEERS=DIR ...                 and Flower and NVIDIA FLARE beside it. DIR holds run_flower.sh and run_nvflare.sh,
+#   CONCORD_PEERS=DIR ...                 and Flower and NVIDIA FLARE beside it. DIR holds run_flower.sh and run_nvflare.sh
+#                                         (default: ../shared/bench beside the checkout, if scripts and environments are there),
 #   FLOWER_VENV=... NVFLARE_VENV=...      and these are the virtual environments they run in (default: DIR/venv-flower, ...)
 #   ROUNDS=7                              timed rounds of ours; the peers get 3
 #   CASES="2x28 10x28 ..."                silos x MB; 28 stands for 7,000,000 and 3.6 for 900,000 parameters
@@ -33,9 +34,19 @@ run() {
   printf '%s\n' "$line" >>"$results"
 }
 
+# there DIR: whether the peers' scripts and their virtual environments are there.
+there() {
+  [[ -x $1/run_flower.sh && -x $1/run_nvflare.sh ]] &&
+    [[ -x ${FLOWER_VENV:-$1/venv-flower}/bin/python && -x ${NVFLARE_VENV:-$1/venv-nvflare}/bin/python ]]
+}
+
 peers=${CONCORD_PEERS:-}
-if [[ -z $peers ]]; then
-  echo "bench: CONCORD_PEERS is not set: the peers are not measured, and the table has ours alone" >&2
+if [[ -n $peers ]]; then
+  there "$peers" || { echo "bench: CONCORD_PEERS=$peers lacks run_flower.sh, run_nvflare.sh or a virtual environment; see docs/benchmarks.md" >&2; exit 1; }
+elif there "$PWD/../shared/bench"; then
+  peers=$(cd ../shared/bench && pwd)
+else
+  echo "bench: the peers are not measured, and the table has ours alone; docs/benchmarks.md says how to add them" >&2
 fi
 
 for case in "${cases[@]}"; do
