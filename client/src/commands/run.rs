@@ -1,10 +1,11 @@
 //! `concord-client run`: the daemon.
 
-use std::{future::pending, io, path::Path, sync::Arc, time::Duration};
+use std::{fs, future::pending, io, path::Path, sync::Arc, time::Duration};
 
 use concord_common::{
     Clock, Role, SiloId, SystemClock,
     config::environment,
+    fsutil::sweep_unfinished,
     lifecycle::{Notifier, Shutdown, StopOutcome, reload_signals},
     telemetry::init_logging,
     tls::{ChannelOptions, TlsReload, connect_channel},
@@ -52,6 +53,7 @@ pub async fn run(path: &Path) -> Result<(), CommandError> {
     let (tls, silo, federation) = identity(&config, clock.as_ref())?;
     private_folder(&config.state.folder)?;
     let _alone = lock(&config.state.folder).await?;
+    sweep(&config.state.folder).map_err(|error| CommandError::io(&config.state.folder, error))?;
     let notifier =
         Notifier::from_process().map_err(|error| CommandError::io("NOTIFY_SOCKET", error))?;
     let notifier = Arc::new(notifier);
@@ -125,6 +127,25 @@ async fn lock(state_folder: &Path) -> Result<DaemonLock, CommandError> {
         }
     }
     Err(CommandError::Busy(state_folder.to_path_buf()))
+}
+
+/// Deletes what a kill in the middle of a write has left, private bytes among it. Nobody else writes here while the lock is held.
+fn sweep(state_folder: &Path) -> io::Result<()> {
+    let mut swept = sweep_unfinished(state_folder)?;
+    let mut folders = vec![state_folder.join("outbox")];
+    let vault = state_folder.join("vault");
+    if vault.is_dir() {
+        for entry in fs::read_dir(vault)? {
+            folders.push(entry?.path());
+        }
+    }
+    for folder in folders.iter().filter(|folder| folder.is_dir()) {
+        swept += sweep_unfinished(folder)?;
+    }
+    if swept > 0 {
+        tracing::info!(files = swept, "swept files that a kill had left unfinished");
+    }
+    Ok(())
 }
 
 fn session(
@@ -213,6 +234,28 @@ mod tests {
         }
         for failed in [StopOutcome::TaskFailed, StopOutcome::Forced] {
             assert_eq!(ending(failed).unwrap_err().exit_code(), 1);
+        }
+    }
+
+    #[test]
+    fn what_a_kill_left_unfinished_is_gone_at_the_next_start_and_the_rest_stays() {
+        let state = tempfile::tempdir().unwrap();
+        sweep(state.path()).unwrap();
+        let folders = ["", "outbox", "vault/job-1"].map(|folder| state.path().join(folder));
+        for folder in &folders {
+            fs::create_dir_all(folder).unwrap();
+            fs::write(folder.join(".concord-unfinished-aB3xY9"), b"private").unwrap();
+            fs::write(folder.join("whole"), b"whole").unwrap();
+        }
+        sweep(state.path()).unwrap();
+        for folder in folders {
+            let names: Vec<_> = fs::read_dir(&folder)
+                .unwrap()
+                .map(|entry| entry.unwrap())
+                .filter(|entry| entry.file_type().unwrap().is_file())
+                .map(|entry| entry.file_name())
+                .collect();
+            assert_eq!(names, ["whole"]);
         }
     }
 
