@@ -254,6 +254,9 @@ pub struct ListenSection {
     /// Connections at once.
     #[serde(default = "default_max_connections")]
     pub max_connections: usize,
+    /// Connections of one certificate's identity at once.
+    #[serde(default = "default_max_connections_per_peer")]
+    pub max_connections_per_peer: usize,
     /// TLS handshakes at once.
     #[serde(default = "default_max_handshakes")]
     pub max_handshakes: usize,
@@ -264,6 +267,10 @@ pub struct ListenSection {
 
 fn default_max_connections() -> usize {
     AcceptorLimits::default().max_connections
+}
+
+fn default_max_connections_per_peer() -> usize {
+    AcceptorLimits::default().max_connections_per_peer
 }
 
 fn default_max_handshakes() -> usize {
@@ -279,6 +286,7 @@ impl ListenSection {
     pub fn limits(&self) -> AcceptorLimits {
         AcceptorLimits {
             max_connections: self.max_connections,
+            max_connections_per_peer: self.max_connections_per_peer,
             max_handshakes: self.max_handshakes,
             handshake_timeout: self.handshake_timeout,
         }

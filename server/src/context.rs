@@ -1,14 +1,20 @@
 //! What services and driver share.
 
 use std::{
+    collections::HashMap,
     fs::{File, TryLockError},
     io,
     path::Path,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use concord_common::{
-    Clock, Timestamp, fsutil::write_atomic, lifecycle::Shutdown, wire::ReceiptSigner,
+    Clock, ErrorCode, SiloId, Timestamp,
+    code::Refusal,
+    fsutil::{sweep_unfinished, write_atomic},
+    lifecycle::Shutdown,
+    wire::ReceiptSigner,
 };
 
 use tokio::sync::Semaphore;
@@ -23,6 +29,11 @@ use crate::{
 /// Long works on payloads at the same time. The program has a few threads for them more, which the syncs need: see the
 /// runtime that `concord-server` makes.
 const LONG_WORKS: usize = 2;
+
+/// Calls of one silo that are worked on at a time, apart from transfers.
+const CALLS_PER_SILO: usize = 16;
+/// What a silo with more is told to wait.
+const BUSY_RETRY: Duration = Duration::from_secs(1);
 
 /// Name of the file with the key that receipts are signed with.
 const RECEIPT_KEY: &str = "receipt.key";
@@ -60,6 +71,8 @@ pub struct Context {
     pub shutdown: Shutdown,
     /// Places for long works.
     long_works: Arc<Semaphore>,
+    /// Places for the calls of each silo.
+    calls: Mutex<HashMap<SiloId, Arc<Semaphore>>>,
     /// Held for as long as the folder is in use.
     _lock: File,
 }
@@ -79,6 +92,7 @@ impl Context {
         make_private_folder(&folder).map_err(Failure::io(format!("cannot make {shown}")))?;
         let lock =
             lock(&folder.join("lock")).map_err(Failure::io(format!("cannot use {shown}")))?;
+        sweep_unfinished(&folder).map_err(Failure::io(format!("cannot sweep {shown}")))?;
         let datastore = Datastore::open(&folder.join("concord.db"), config.durability).await?;
         let blobs = BlobStore::open(&folder.join("adapters"), config.durability)
             .map_err(Failure::io(format!("cannot open {shown}/adapters")))?;
@@ -123,6 +137,7 @@ impl Context {
             ids,
             shutdown: Shutdown::new(),
             long_works: Arc::new(Semaphore::new(LONG_WORKS)),
+            calls: Mutex::default(),
             _lock: lock,
         })
     }
@@ -137,6 +152,43 @@ impl Context {
         work: impl Future<Output = Result<T, Failure>> + Send + 'static,
     ) -> Result<T, Failure> {
         self.shutdown.spawn(work).await?
+    }
+
+    /// The same for a silo's call, of which few are at work at a time: what goes on without its caller is no longer bounded by the
+    /// number of calls on a connection, and a silo that calls and hangs up again and again would keep the database from the others.
+    ///
+    /// # Errors
+    /// The work's, or `BUSY`.
+    pub async fn to_the_end_for<T: Send + 'static>(
+        &self,
+        silo_id: &SiloId,
+        work: impl Future<Output = Result<T, Failure>> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let Ok(place) = self.places_of(silo_id).try_acquire_owned() else {
+            return Err(Refusal::new(
+                ErrorCode::Busy,
+                format!("{CALLS_PER_SILO} calls of this silo are being worked on; wait for their answers"),
+            )
+            .retry_after(BUSY_RETRY)
+            .into());
+        };
+        self.to_the_end(async move {
+            // The task's: it works on although its caller may have gone.
+            let _place = place;
+            work.await
+        })
+        .await
+    }
+
+    fn places_of(&self, silo_id: &SiloId) -> Arc<Semaphore> {
+        let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        // Here and nowhere else do entries come in, so the map stays as small as the number of silos that call just now. Who holds a
+        // place holds its semaphore too.
+        calls.retain(|_, places| Arc::strong_count(places) > 1);
+        let places = calls
+            .entry(silo_id.clone())
+            .or_insert_with(|| Arc::new(Semaphore::new(CALLS_PER_SILO)));
+        Arc::clone(places)
     }
 
     /// Runs blocking work that may take minutes on a worker thread, few at a time: there would be no thread left to sync what
@@ -200,10 +252,15 @@ fn receipt_signer(path: &Path) -> io::Result<ReceiptSigner> {
 mod tests {
     use std::pin::pin;
 
+    use concord_common::ErrorCode;
     use tokio::sync::mpsc;
+    use tokio_util::sync::CancellationToken;
 
-    use super::LONG_WORKS;
-    use crate::tests::harness::World;
+    use super::{CALLS_PER_SILO, LONG_WORKS};
+    use crate::{
+        error::Failure,
+        tests::harness::{World, eventually},
+    };
 
     #[tokio::test]
     async fn few_long_works_run_at_once_also_if_their_callers_have_gone() {
@@ -228,5 +285,33 @@ mod tests {
         assert!(futures::poll!(waiting.as_mut()).is_pending());
         drop(gates);
         assert_eq!(waiting.await.unwrap(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_silo_that_calls_and_hangs_up_again_and_again_is_busy_and_keeps_nobody_else_out() {
+        let world = World::start().await;
+        let context = world.server().context();
+        let (a, b) = (&"a".parse().unwrap(), &"b".parse().unwrap());
+        let open = CancellationToken::new();
+        for _ in 0..CALLS_PER_SILO {
+            let opened = open.clone();
+            let work = async move {
+                opened.cancelled().await;
+                Ok(())
+            };
+            // Begun, and its caller gone at once.
+            assert!(futures::poll!(pin!(context.to_the_end_for(a, work))).is_pending());
+        }
+        let refused = context.to_the_end_for(a, async { Ok(()) }).await;
+        assert!(
+            matches!(&refused, Err(Failure::Refused(refusal)) if refusal.code == ErrorCode::Busy),
+            "{refused:?}"
+        );
+        context.to_the_end_for(b, async { Ok(()) }).await.unwrap();
+        open.cancel();
+        eventually("a place", async || {
+            context.to_the_end_for(a, async { Ok(()) }).await.ok()
+        })
+        .await;
     }
 }

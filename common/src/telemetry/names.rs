@@ -51,7 +51,7 @@ declare! {
     TLS_HANDSHAKES_REFUSED = Counter "concord_tls_handshakes_refused_total"
         "Connections that were refused before any call, by reason."
         ["reason": "no_certificate", "unknown_ca", "expired", "wrong_federation", "bad_identity", "timeout",
-         "refused_by_client", "limit", "protocol"];
+         "refused_by_client", "limit", "peer_limit", "protocol"];
     TLS_CERTIFICATE_EXPIRY = Gauge "concord_tls_certificate_expiry_seconds"
         "When this process's own certificate ends, in seconds since 1970.";
     JOBS = Counter "concord_jobs_total"

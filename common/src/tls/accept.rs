@@ -1,6 +1,12 @@
 //! The server's door: TCP connections in, authenticated streams out.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::Stream;
@@ -20,7 +26,7 @@ use super::{
     explain::{explain, rustls_error},
     socket::TlsSocket,
 };
-use crate::telemetry::names;
+use crate::{SpiffeId, telemetry::names};
 
 /// How much a refused peer may still send before it is cut off. Closing with bytes unread would reset the connection and
 /// could take the alert, the peer's only explanation, with it.
@@ -35,6 +41,8 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 pub struct AcceptorLimits {
     /// Connections at once, handshakes included. One more is closed at once and counted as refused.
     pub max_connections: usize,
+    /// Connections of one identity at once. One more is closed after its handshake and counted as refused.
+    pub max_connections_per_peer: usize,
     /// Handshakes at once. More wait in the listener's queue.
     pub max_handshakes: usize,
     /// A handshake that takes longer is cut off.
@@ -45,6 +53,7 @@ impl Default for AcceptorLimits {
     fn default() -> Self {
         Self {
             max_connections: 1024,
+            max_connections_per_peer: 16,
             max_handshakes: 64,
             handshake_timeout: Duration::from_secs(10),
         }
@@ -70,13 +79,15 @@ pub enum HandshakeRefusal {
     RefusedByClient,
     /// There are as many connections as are allowed.
     Limit,
+    /// There are as many connections of this client as are allowed.
+    PeerLimit,
     /// Anything else: no TLS, no TLS 1.3, no HTTP/2, or the connection broke.
     Protocol,
 }
 
 impl HandshakeRefusal {
     /// Every reason, in the order of the metric's documentation.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::NoCertificate,
         Self::UnknownCa,
         Self::Expired,
@@ -85,6 +96,7 @@ impl HandshakeRefusal {
         Self::Timeout,
         Self::RefusedByClient,
         Self::Limit,
+        Self::PeerLimit,
         Self::Protocol,
     ];
 
@@ -99,6 +111,7 @@ impl HandshakeRefusal {
             Self::Timeout => "timeout",
             Self::RefusedByClient => "refused_by_client",
             Self::Limit => "limit",
+            Self::PeerLimit => "peer_limit",
             Self::Protocol => "protocol",
         }
     }
@@ -144,12 +157,36 @@ pub struct Accepted {
 #[derive(Debug)]
 struct OpenConnection {
     _permit: OwnedSemaphorePermit,
+    _share: OwnedSemaphorePermit,
 }
 
 impl OpenConnection {
-    fn new(permit: OwnedSemaphorePermit) -> Self {
+    fn new(permit: OwnedSemaphorePermit, share: OwnedSemaphorePermit) -> Self {
         metrics::gauge!(names::TLS_CONNECTIONS_OPEN).increment(1.0);
-        Self { _permit: permit }
+        Self {
+            _permit: permit,
+            _share: share,
+        }
+    }
+}
+
+/// What each identity may take of the connections, so that one cannot keep the others out.
+#[derive(Debug)]
+struct Shares {
+    each: usize,
+    peers: Mutex<HashMap<SpiffeId, Arc<Semaphore>>>,
+}
+
+impl Shares {
+    /// A place for a connection of `peer`, if there is one.
+    fn place(&self, peer: &SpiffeId) -> Option<OwnedSemaphorePermit> {
+        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        // A place holds its semaphore too, so the map stays as small as the number of peers.
+        peers.retain(|_, places| Arc::strong_count(places) > 1);
+        let places = peers
+            .entry(peer.clone())
+            .or_insert_with(|| Arc::new(Semaphore::new(self.each)));
+        Arc::clone(places).try_acquire_owned().ok()
     }
 }
 
@@ -182,6 +219,7 @@ pub struct Acceptor {
     tls: watch::Receiver<Arc<ServerConfig>>,
     handshake_timeout: Duration,
     connections: Arc<Semaphore>,
+    shares: Arc<Shares>,
     handshakes: Arc<Semaphore>,
     running: JoinSet<Option<TlsConnection>>,
 }
@@ -198,6 +236,10 @@ impl Acceptor {
             tls,
             handshake_timeout: limits.handshake_timeout,
             connections: Arc::new(Semaphore::new(limits.max_connections)),
+            shares: Arc::new(Shares {
+                each: limits.max_connections_per_peer,
+                peers: Mutex::default(),
+            }),
             handshakes: Arc::new(Semaphore::new(limits.max_handshakes)),
             running: JoinSet::new(),
         }
@@ -258,7 +300,7 @@ impl Acceptor {
             return;
         };
         let config = Arc::clone(&self.tls.borrow());
-        let deadline = self.handshake_timeout;
+        let (deadline, shares) = (self.handshake_timeout, Arc::clone(&self.shares));
         self.running.spawn(async move {
             let _slot = slot;
             let shaken = timeout(deadline, handshake(socket, config))
@@ -272,11 +314,16 @@ impl Acceptor {
                 });
             match shaken {
                 Ok((stream, peer)) => {
+                    let Some(share) = shares.place(&peer.id) else {
+                        let detail = format!("{} has as many connections as are allowed", peer.id);
+                        refuse(remote, HandshakeRefusal::PeerLimit, &detail);
+                        return None;
+                    };
                     metrics::counter!(names::TLS_CONNECTIONS).increment(1);
                     tracing::debug!(%remote, peer = %peer.id, "connection accepted");
                     let accepted = Accepted {
                         info: ConnectionInfo { remote, peer },
-                        _open: OpenConnection::new(place),
+                        _open: OpenConnection::new(place, share),
                     };
                     Some(TlsSocket::new(stream, Bytes::new(), accepted))
                 }

@@ -113,9 +113,10 @@ impl FederationService for Federation {
         let request = request.into_inner();
         let job_id = wire::job_id(&request.job_id).map_err(Failure::from)?;
         let round = wire::round_number(request.round).map_err(Failure::from)?;
-        let service = self.clone();
+        let (service, caller) = (self.clone(), silo_id.clone());
         let claimed = async move { service.claim(&job_id, round, &silo_id).await };
-        Ok(Response::new(self.context.to_the_end(claimed).await?))
+        let claimed = self.context.to_the_end_for(&caller, claimed).await?;
+        Ok(Response::new(claimed))
     }
 
     async fn decline_job(
@@ -124,8 +125,9 @@ impl FederationService for Federation {
     ) -> Result<Response<v1::DeclineJobResponse>, Status> {
         let silo_id = silo_of(&self.context, &request).await?;
         let (service, request) = (self.clone(), request.into_inner());
+        let caller = silo_id.clone();
         let declined = async move { service.decline(&silo_id, &request).await };
-        self.context.to_the_end(declined).await?;
+        self.context.to_the_end_for(&caller, declined).await?;
         Ok(Response::new(v1::DeclineJobResponse {}))
     }
 
@@ -144,8 +146,10 @@ impl FederationService for Federation {
         request: Request<v1::BeginContributionRequest>,
     ) -> Result<Response<v1::BeginContributionResponse>, Status> {
         let silo_id = silo_of(&self.context, &request).await?;
-        let begun = begin::begin(Arc::clone(&self.context), silo_id, request.into_inner());
-        Ok(Response::new(self.context.to_the_end(begun).await?))
+        let (context, caller) = (&self.context, silo_id.clone());
+        let begun = begin::begin(Arc::clone(context), silo_id, request.into_inner());
+        let begun = context.to_the_end_for(&caller, begun).await?;
+        Ok(Response::new(begun))
     }
 
     async fn upload_contribution(
@@ -169,8 +173,9 @@ impl FederationService for Federation {
     ) -> Result<Response<v1::ReportMetricsResponse>, Status> {
         let silo_id = silo_of(&self.context, &request).await?;
         let (service, request) = (self.clone(), request.into_inner());
+        let caller = silo_id.clone();
         let reported = async move { service.report(silo_id, &request).await };
-        self.context.to_the_end(reported).await?;
+        self.context.to_the_end_for(&caller, reported).await?;
         Ok(Response::new(v1::ReportMetricsResponse {}))
     }
 }

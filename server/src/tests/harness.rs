@@ -76,6 +76,7 @@ impl World {
             listen: ListenSection {
                 address: ([127, 0, 0, 1], 0).into(),
                 max_connections: AcceptorLimits::default().max_connections,
+                max_connections_per_peer: AcceptorLimits::default().max_connections_per_peer,
                 max_handshakes: AcceptorLimits::default().max_handshakes,
                 handshake_timeout: AcceptorLimits::default().handshake_timeout,
             },

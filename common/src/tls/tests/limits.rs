@@ -55,6 +55,7 @@ async fn a_slow_handshake_is_cut_off_and_its_place_is_free_again() {
             max_connections: 1,
             max_handshakes: 1,
             handshake_timeout: Duration::from_millis(200),
+            ..AcceptorLimits::default()
         },
     );
     let mut slow = silent(&server).await;
@@ -88,6 +89,7 @@ async fn a_crowd_gets_in_two_by_two() {
     let server = Running::start_with(
         north.server(),
         AcceptorLimits {
+            max_connections_per_peer: 40,
             max_handshakes: 2,
             ..AcceptorLimits::default()
         },
@@ -126,6 +128,37 @@ async fn connections_beyond_the_limit_are_refused_until_one_ends() {
     drop(first);
     server.wait_for("concord_tls_connections_open 0").await;
     call(&second).await.unwrap();
+}
+
+#[tokio::test]
+async fn one_peer_cannot_take_the_places_of_the_others() {
+    let north = Federation::new("north");
+    let server = Running::start_with(
+        north.server(),
+        AcceptorLimits {
+            max_connections_per_peer: 2,
+            ..AcceptorLimits::default()
+        },
+    );
+    // Another certificate of the same silo is the same silo.
+    let clients = [(); 3].map(|()| north.client(&north.identity(Role::Silo, "clinic-a")));
+    let greedy = clients.map(|client| server.channel(client));
+    call(&greedy[0]).await.unwrap();
+    call(&greedy[1]).await.unwrap();
+    call(&greedy[2]).await.unwrap_err();
+    server.wait_for_refusals("peer_limit", 1).await;
+    for (role, name) in [(Role::Silo, "clinic-b"), (Role::Operator, "clinic-a")] {
+        let other = server.channel(north.client(&north.identity(role, name)));
+        call(&other).await.unwrap();
+    }
+
+    let [first, _second, third] = greedy;
+    drop(first);
+    let given_up = tokio::time::Instant::now() + PATIENCE;
+    while call(&third).await.is_err() {
+        assert!(tokio::time::Instant::now() < given_up, "no place came free");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 #[tokio::test]
