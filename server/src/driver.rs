@@ -6,7 +6,7 @@
 use std::{collections::HashMap, io::Write as _, sync::Arc, time::Duration};
 
 use concord_common::{
-    Digest, JobId, Timestamp,
+    Digest, JobId, RoundNumber, Timestamp,
     adapter::{AdapterVersion, encode_f32},
     job::{FEDERATED, TrainingSpec},
     lifecycle::Heartbeat,
@@ -17,7 +17,7 @@ use tokio::task::{Id, JoinSet};
 use crate::{
     blobs::BlobStore,
     context::Context,
-    datastore::{JobRecord, VersionRecord},
+    datastore::{JobRecord, RoundRecord, VersionRecord},
     decide::{self, Change},
     error::Failure,
     metrics,
@@ -44,6 +44,9 @@ const ALLOWANCE: Duration = Duration::from_mins(3);
 
 /// Longest wait for a place among [`Context::long_work`] before the driver counts as stuck.
 const LONG_WORK_ALLOWANCE: Duration = Duration::from_hours(1);
+
+/// How long silos may take to find a server that is back: two of their longest waits (`server.max_backoff`).
+const RETURN: Duration = Duration::from_mins(2);
 
 /// Elements of a new adapter that are encoded at once.
 const ELEMENTS_AT_ONCE: usize = 1 << 16;
@@ -84,6 +87,46 @@ pub async fn run(context: Arc<Context>) {
         }
     }
     running.tasks.shutdown().await;
+}
+
+/// Keeps open rounds open for a while, for the start of the server: a round's time may have run out while no server was there, and
+/// its silos have finished updates in their hands.
+pub(crate) async fn spare(context: &Context) -> Result<(), Failure> {
+    let (now, grace) = (context.now(), context.config.jobs.lease + RETURN);
+    let spared = context
+        .datastore
+        .run_tx("spare_rounds", |tx| {
+            Box::pin(async move {
+                let mut spared = 0;
+                for job in tx.jobs_in_state(JobState::Running, FEDERATED).await? {
+                    let number = RoundNumber(job.round);
+                    let Some(round) = tx.round(&job.job_id, number).await? else {
+                        continue;
+                    };
+                    if let Some(max_time) = spared_time(&round, now, grace) {
+                        tx.set_round_time(&job.job_id, number, max_time).await?;
+                        spared += 1;
+                    }
+                }
+                Ok::<_, Failure>(spared)
+            })
+        })
+        .await?;
+    if spared > 0 {
+        tracing::info!(
+            rounds = spared,
+            "open rounds wait longer, for silos to come back"
+        );
+    }
+    Ok(())
+}
+
+/// The time after its announcement at which an open round is to close at the latest so that it stays open for `grace` from now on,
+/// or for as long as it was open at most before; none if it does so anyway.
+fn spared_time(round: &RoundRecord, now: Timestamp, grace: Duration) -> Option<Duration> {
+    let max_time = round.closes_at.since(round.announced_at);
+    let wanted = (now + grace.min(max_time)).since(round.announced_at);
+    (round.phase.is_open() && wanted > max_time).then_some(wanted)
 }
 
 /// Sweeps out what is no longer needed until the server stops. Apart from [`run`], which waits for the database now and then

@@ -10,6 +10,11 @@ use crate::{
     metrics,
 };
 
+/// The machine has too many files open; the same number on every Unix.
+const ENFILE: i32 = 23;
+/// This process has.
+const EMFILE: i32 = 24;
+
 /// Why something was not done.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
@@ -39,6 +44,12 @@ impl Failure {
         |source| Self::Io { what, source }
     }
 
+    /// Whether it is a file's, and nothing is wrong with that file: the disk is full, or the process has too many files open. Somebody
+    /// makes room, and it passes.
+    pub fn wants_room(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if wants_room(source))
+    }
+
     /// What the caller is told. Internal text is logged here and goes no further.
     pub fn into_refusal(self) -> Refusal {
         let busy = matches!(&self, Self::Datastore(error) if error.is_busy());
@@ -59,6 +70,13 @@ impl Failure {
             }
         }
     }
+}
+
+fn wants_room(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::OutOfMemory
+    ) || matches!(error.raw_os_error(), Some(ENFILE | EMFILE))
 }
 
 impl Retryable for Failure {

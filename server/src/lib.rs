@@ -113,6 +113,7 @@ impl Server {
         let recorder = config.ops.enabled.then(ops::recorder).flatten();
         let tls = TlsReload::server(config.tls.clone(), &config.federation, clock.now())?;
         let context = Arc::new(Context::open(config, clock, ids).await?);
+        driver::spare(&context).await?;
         let shutdown = context.shutdown.clone();
         let address = context.config.listen.address;
         let bound = listener::bind(address).await?;

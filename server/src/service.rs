@@ -19,7 +19,9 @@ mod view;
 pub mod worker;
 
 #[cfg(test)]
-pub(crate) use upload::{conclude as conclude_upload, record as record_upload};
+pub(crate) use upload::{
+    conclude as conclude_upload, record as record_upload, throw_away as throw_upload_away,
+};
 
 /// A silo's last call is written down again after this time.
 const SEEN_EVERY: std::time::Duration = std::time::Duration::from_mins(1);

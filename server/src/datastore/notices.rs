@@ -51,8 +51,8 @@ impl NoticeRecord {
 }
 
 impl Tx<'_> {
-    /// Jobs that a silo is part of and that still run, and the newest `ended` of those that ended at `since` or later without
-    /// its having declined; oldest first. Jobs that have not had a round yet are left out. A single statement.
+    /// Jobs that a silo is part of and that still run, and the newest `ended` of those that ended at `since` or later, also where it
+    /// has declined: it may have a model to keep. Oldest first. Jobs that have not had a round yet are left out. A single statement.
     ///
     /// # Errors
     /// If the database fails.
@@ -74,7 +74,7 @@ impl Tx<'_> {
                  WHERE silo_id = $1 AND round > 0 AND ended_at IS NULL
              ) OR seq IN (
                  SELECT seq FROM jobs JOIN job_silos USING (job_id)
-                 WHERE silo_id = $1 AND round > 0 AND ended_at >= $2 AND declined_code IS NULL
+                 WHERE silo_id = $1 AND round > 0 AND ended_at >= $2
                  ORDER BY seq DESC LIMIT $3
              ) ORDER BY seq",
         )

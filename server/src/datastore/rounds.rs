@@ -292,6 +292,28 @@ impl Tx<'_> {
         })
     }
 
+    /// Sets how long after its announcement a round closes at the latest.
+    ///
+    /// # Errors
+    /// If there is no such round, or the database fails.
+    pub async fn set_round_time(
+        &mut self,
+        job_id: &JobId,
+        number: RoundNumber,
+        max_time: Duration,
+    ) -> Result<(), DatastoreError> {
+        let done =
+            sqlx::query("UPDATE rounds SET max_millis = $3 WHERE job_id = $1 AND round = $2")
+                .bind(job_id.as_str())
+                .bind(i64::from(number.0))
+                .bind(max_time.as_millis() as i64)
+                .execute(self.conn())
+                .await?;
+        require_one(done.rows_affected(), || {
+            format!("round {number} of job {job_id}")
+        })
+    }
+
     /// Sets where a round stands.
     ///
     /// # Errors

@@ -65,7 +65,7 @@ contract!(sqlite:
     }
     silos {
         a_silo_keeps_its_enrollment_and_first_call,
-        jobs_of_a_silo_end_with_their_time_or_its_no,
+        jobs_of_a_silo_end_with_their_time_also_after_its_no,
         jobs_of_a_silo_are_cut_to_the_newest_ended_ones_and_never_leave_out_a_running_one,
     }
     versions {

@@ -1,6 +1,6 @@
 //! One job, from where it stands to its end.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use concord_common::{
     JobId, RoundNumber, Timestamp,
@@ -14,8 +14,37 @@ use crate::{
     error::Failure,
 };
 
-/// Times that the disk may fail a job before it is ended.
+/// Times in a row that the disk may fail a job before it is ended, over a quarter of an hour. A full disk does not count.
 const MAX_DISK_FAULTS: u32 = 20;
+/// Longest wait after a fault of the disk.
+const LONGEST_RETRY: Duration = Duration::from_mins(1);
+
+/// Faults since the last turn that went well.
+#[derive(Default)]
+struct Faults {
+    /// The disk's.
+    of_disk: u32,
+    /// Those of them that do not pass by themselves.
+    lasting: u32,
+}
+
+impl Faults {
+    /// Counts a fault; gives the wait until the next try, which grows as long as the disk fails.
+    fn note(&mut self, error: &Failure) -> Duration {
+        if !matches!(error, Failure::Io { .. }) {
+            return RETRY;
+        }
+        let wait = RETRY * (1 << self.of_disk.min(6));
+        self.of_disk += 1;
+        self.lasting += u32::from(!error.wants_room());
+        wait.min(LONGEST_RETRY)
+    }
+
+    /// Trying again has not helped.
+    fn are_hopeless(&self) -> bool {
+        self.lasting >= MAX_DISK_FAULTS
+    }
+}
 
 /// What there is to do.
 enum Next {
@@ -36,24 +65,31 @@ enum Next {
 pub(super) async fn drive(context: Arc<Context>, job_id: JobId) {
     let _level = level();
     let mut changes = context.hub.watch_due(&job_id);
-    let mut disk_faults = 0;
+    let mut faults = Faults::default();
     let mut verified = false;
     loop {
         changes.mark_unchanged();
         let wake = match turn(&context, &job_id, &mut verified).await {
             Ok(Wake::Never) => return,
-            Ok(Wake::Now) => {
-                disk_faults = 0;
-                continue;
+            Ok(wake) => {
+                faults = Faults::default();
+                match wake {
+                    Wake::At(deadline) => deadline,
+                    _ => continue,
+                }
             }
-            Ok(Wake::At(deadline)) => deadline,
             Err(error) => {
-                tracing::error!(job.id = %job_id, %error, "cannot drive a job on");
-                disk_faults += u32::from(matches!(error, Failure::Io { .. }));
-                if let Err(error) = give_up(&context, &job_id, &error, disk_faults).await {
+                let wait = faults.note(&error);
+                tracing::error!(job.id = %job_id, %error, retry_after = ?wait, "cannot drive a job on");
+                if let Err(error) = give_up(&context, &job_id, &error, &faults).await {
                     tracing::error!(job.id = %job_id, %error, "cannot end a job either");
                 }
-                context.now() + RETRY
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    // The job may have been cancelled.
+                    _ = changes.changed() => {}
+                }
+                continue;
             }
         };
         tokio::select! {
@@ -70,11 +106,11 @@ async fn give_up(
     context: &Context,
     job_id: &JobId,
     error: &Failure,
-    disk_faults: u32,
+    faults: &Faults,
 ) -> Result<(), Failure> {
     match error {
         Failure::Refused(refusal) => fail(context, job_id, &refusal.message).await,
-        _ if disk_faults >= MAX_DISK_FAULTS => {
+        _ if faults.are_hopeless() => {
             let reason =
                 "the server cannot read or write this job's files; its log has the details";
             fail(context, job_id, reason).await
@@ -184,4 +220,46 @@ async fn step(context: &Context, job_id: &JobId) -> Result<Change, Failure> {
         change.announce(job_id, &context.hub);
     }
     Ok(change)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    fn fault(source: io::Error) -> Failure {
+        Failure::io("cannot store an aggregate")(source)
+    }
+
+    #[test]
+    fn a_full_disk_never_ends_a_job_and_is_tried_less_and_less_often() {
+        let wanting = [
+            fault(io::ErrorKind::StorageFull.into()),
+            fault(io::ErrorKind::QuotaExceeded.into()),
+            fault(io::Error::from_raw_os_error(23)),
+            fault(io::Error::from_raw_os_error(24)),
+        ];
+        let mut faults = Faults::default();
+        let mut waits = Vec::new();
+        for _ in 0..100 {
+            waits.extend(wanting.iter().map(|error| faults.note(error).as_secs()));
+        }
+        assert!(!faults.are_hopeless());
+        assert_eq!(waits[..8], [1, 2, 4, 8, 16, 32, 60, 60]);
+    }
+
+    #[test]
+    fn a_disk_that_cannot_be_read_ends_a_job_after_a_while() {
+        let mut faults = Faults::default();
+        let mut waited = Duration::ZERO;
+        while !faults.are_hopeless() {
+            waited += faults.note(&fault(io::ErrorKind::PermissionDenied.into()));
+        }
+        assert!(waited > Duration::from_mins(10), "{waited:?}");
+        assert_eq!(
+            faults.note(&fault(io::ErrorKind::StorageFull.into())),
+            LONGEST_RETRY
+        );
+    }
 }

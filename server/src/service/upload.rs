@@ -103,12 +103,15 @@ async fn give_up(context: &Arc<Context>, upload: &UploadRecord, failure: &Failur
 }
 
 /// Forgets an upload that no further byte can mend, and notes it in the round. For [`Context::to_the_end`].
-async fn throw_away(
+pub(crate) async fn throw_away(
     context: Arc<Context>,
     upload: UploadRecord,
     refusal: Refusal,
 ) -> Result<(), Failure> {
+    // Another call may go on with the upload meanwhile, and would make the file anew, without a row.
+    let turn = context.spool.take_turn(upload.upload_id).await;
     forget(&context, &upload).await?;
+    drop(turn);
     reject(
         &context,
         &upload.job_id,

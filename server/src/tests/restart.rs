@@ -1,8 +1,10 @@
 //! The server may go away at any point: nothing is lost and nothing is counted twice.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use concord_common::{Clock, Digest, ErrorCode, RoundNumber, chunk, round::RoundPhase};
+use concord_common::{
+    Clock, Digest, ErrorCode, RoundNumber, chunk, code::Refusal, round::RoundPhase,
+};
 use concord_proto::v1::{self, JobState, Outcome};
 use futures::stream;
 use tokio::task::JoinSet;
@@ -144,6 +146,37 @@ async fn a_round_that_was_closed_before_the_crash_is_aggregated_after_it() {
     let [mut a] = world.silos(["a"]).await;
     expect_published(&world, &mut a, &job_id, 1, &[("a", 1.25, 3)]).await;
     assert_eq!(a.send(&offer).await.unwrap().outcome(), Outcome::Accepted);
+}
+
+#[tokio::test]
+async fn a_round_whose_time_ran_out_while_no_server_was_there_waits_for_silos_to_come_back() {
+    let mut world = World::start().await;
+    let [mut a, _b] = world.silos(["a", "b"]).await;
+    let job_id = world.submit(&spec(2, 2, "max_time = \"1h\"")).await;
+    a.contribute(&job_id, 1, 1.25, 3).await;
+    world.stop().await;
+    world.clock.advance(Duration::from_hours(30));
+    world.restart().await;
+    let [mut a, mut b] = world.silos(["a", "b"]).await;
+    // The updates were finished meanwhile.
+    b.contribute(&job_id, 1, -0.5, 1).await;
+    expect_published(
+        &world,
+        &mut a,
+        &job_id,
+        1,
+        &[("a", 1.25, 3), ("b", -0.5, 1)],
+    )
+    .await;
+
+    // If nobody comes back it closes all the same.
+    a.wait_for_round(&job_id, 2).await;
+    world.stop().await;
+    world.clock.advance(Duration::from_hours(2));
+    world.restart().await;
+    world.advance(world.config.jobs.lease + Duration::from_mins(3));
+    let job = world.wait_for_state(&job_id, JobState::Failed).await;
+    assert!(job.reason.contains("2 did not answer"), "{}", job.reason);
 }
 
 /// What the server does up to the commit of a contribution that closes its round, and nothing after it.
@@ -318,6 +351,40 @@ async fn an_upload_that_another_has_replaced_is_not_recorded_and_the_other_count
     );
     assert_eq!(a.send(&second).await.unwrap().outcome(), Outcome::Accepted);
     expect_published(&world, &mut a, &job_id, 1, &[("a", 2.5, 3)]).await;
+}
+
+#[tokio::test]
+async fn an_upload_that_is_thrown_away_is_first_taken_from_whoever_goes_on_with_it() {
+    let world = World::start().await;
+    let [mut a] = world.silos(["a"]).await;
+    let job_id = world.submit(&spec(1, 1, "")).await;
+    let offer = a.offer(&job_id, 1, constant(1.25), 3).await;
+    let begun = a
+        .client
+        .begin_contribution(offer.begin.clone())
+        .await
+        .unwrap()
+        .into_inner();
+    let context = Arc::clone(world.server().context());
+    let id: [u8; 16] = begun.upload_id.as_slice().try_into().unwrap();
+    let upload = row_of(&context, id).await;
+    // A second call that has looked at the row and not yet opened the file.
+    let second = context.spool.take_turn(id).await;
+    let refusal = Refusal::new(ErrorCode::NotFinite, "a value is not finite");
+    let mut thrown = JoinSet::new();
+    thrown.spawn(crate::service::throw_upload_away(
+        Arc::clone(&context),
+        upload,
+        refusal,
+    ));
+    second.cut().cancelled().await;
+    row_of(&context, id).await;
+    std::fs::write(context.spool.path(&id), b"part").unwrap();
+    drop(second);
+    thrown.join_next().await.unwrap().unwrap().unwrap();
+    std::fs::metadata(context.spool.path(&id)).unwrap_err();
+    let again = a.upload(&begun.upload_id, Vec::new()).await;
+    assert_eq!(super::harness::code(again), ErrorCode::UnknownUpload);
 }
 
 #[tokio::test]
