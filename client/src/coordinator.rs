@@ -133,6 +133,8 @@ pub struct Notice {
     pub closes_at: Option<Timestamp>,
     /// Whether this silo's part of the round is settled.
     pub answered: bool,
+    /// Whether the server has rejected what this silo sent. It waits for a better contribution, or a no.
+    pub rejected: bool,
 }
 
 impl Notice {
@@ -153,10 +155,28 @@ impl Notice {
                     .then(|| wire::adapter_version("base_version", &proto.base_version))
                     .transpose()?,
                 closes_at: proto.closes_at.as_ref().map(Timestamp::from_proto),
-                answered: proto.outcome != v1::Outcome::Unspecified as i32,
+                answered: !matches!(
+                    proto.outcome(),
+                    v1::Outcome::Unspecified | v1::Outcome::Rejected
+                ),
+                rejected: proto.outcome() == v1::Outcome::Rejected,
             })
         };
         read().map_err(|refusal| CallError::protocol(&refusal))
+    }
+
+    /// A job of which nothing is known but that it has ended.
+    pub(crate) fn of_ended(job: JobId) -> Self {
+        Self {
+            job,
+            state: JobState::Cancelled,
+            round: None,
+            phase: None,
+            base: None,
+            closes_at: None,
+            answered: false,
+            rejected: false,
+        }
     }
 
     /// Whether the round waits for this silo.

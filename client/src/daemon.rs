@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use concord_common::{JobId, RoundNumber, lifecycle::Heartbeat, round::RoundPhase};
+use concord_common::{ErrorCode, JobId, RoundNumber, lifecycle::Heartbeat, round::RoundPhase};
 use concord_learning::LearningError;
 use futures::StreamExt as _;
 
@@ -38,8 +38,13 @@ pub struct Daemon<C> {
 #[derive(Debug, Default)]
 struct Settled {
     jobs: BTreeSet<JobId>,
+    /// Rounds that were answered.
     rounds: BTreeSet<(JobId, RoundNumber)>,
+    /// Rounds that went on without this silo.
+    missed: BTreeSet<(JobId, RoundNumber)>,
     ends: BTreeSet<JobId>,
+    /// Jobs that the server did not list and was asked about, in this connection.
+    asked: BTreeSet<JobId>,
 }
 
 /// The next piece of work.
@@ -145,9 +150,13 @@ impl<C: Coordinator> Daemon<C> {
         let notices = self.until_stopped(self.session.coordinator.poll()).await?;
         self.session.board.connected(true);
         self.settled.forget_unlisted(&notices);
+        self.settled.reopen(&notices);
         self.tidy(&notices).await;
         let Some(task) = self.choose(&notices) else {
-            return self.wait(watching).await;
+            return match self.ask_unlisted(&notices).await? {
+                true => Ok(()),
+                false => self.wait(watching).await,
+            };
         };
         let job = task.job().clone();
         self.open = Some(job.clone());
@@ -171,6 +180,7 @@ impl<C: Coordinator> Daemon<C> {
         tracing::info!(server.version = %info.version, "connected");
         self.note_key(&info.receipt_key);
         self.session.receipt_key = info.receipt_key;
+        self.settled.asked.clear();
         self.connected = true;
         self.session.board.connected(true);
         Ok(())
@@ -249,14 +259,47 @@ impl<C: Coordinator> Daemon<C> {
         }
         let round = notice.round?;
         if self.settled.has(job, round) {
-            None
-        } else if notice.wants_work() {
-            Some(Task::Round(job.clone(), round))
-        } else {
-            let fetchable = notice.answered && notice.phase.is_some_and(RoundPhase::is_open);
-            let missing = fetchable && !self.session.receipts.has(job, round);
-            missing.then(|| Task::Receipt(job.clone(), round))
+            return None;
         }
+        let kept = self.session.receipts.has(job, round);
+        if notice.wants_work() {
+            // What was accepted and is rejected now the server has lost since, and it waits for nobody.
+            let lost = notice.rejected && kept;
+            return (!lost).then(|| Task::Round(job.clone(), round));
+        }
+        let fetchable = notice.answered && notice.phase.is_some_and(RoundPhase::is_open);
+        (fetchable && !kept).then(|| Task::Receipt(job.clone(), round))
+    }
+
+    /// Asks about a job that the vault has a state of and the server does not list: this daemon may have been away for longer than
+    /// ends are told. Its best model so far is saved if the server says that the job has ended, and only then: a silo is not told
+    /// of every round of a job that runs. `false` if there is none to ask about.
+    async fn ask_unlisted(&mut self, notices: &[Notice]) -> Result<bool, SessionError> {
+        let unlisted = self.session.vault.jobs()?.into_iter().find(|job| {
+            !self.settled.asked.contains(job)
+                && notices.iter().all(|notice| notice.job != *job)
+                && self.session.has_state(job)
+        });
+        let Some(job) = unlisted else {
+            return Ok(false);
+        };
+        // Whether the job runs at all is looked at before the round.
+        let claim = self.session.coordinator.claim(&job, RoundNumber(1));
+        match self.until_stopped(claim).await {
+            Err(SessionError::Call(CallError::Refused(refusal)))
+                if refusal.code == ErrorCode::JobEnded =>
+            {
+                tracing::info!(job.id = %job, "a job has ended while this daemon was away");
+                self.end(&Notice::of_ended(job.clone())).await?;
+            }
+            Err(SessionError::Call(CallError::Refused(refusal))) => {
+                tracing::info!(%refusal, job.id = %job, "the vault has a state of a job that the server does not list; it stays");
+            }
+            Err(error) => return Err(error),
+            Ok(_) => {}
+        }
+        self.settled.asked.insert(job);
+        Ok(true)
     }
 
     /// Fetches the receipt of a round that an earlier life of this daemon has contributed to.
@@ -275,7 +318,7 @@ impl<C: Coordinator> Daemon<C> {
             Ok(RoundOutcome::Missed(refusal)) => {
                 tracing::warn!(%refusal, job.id = %job, %round, "the round went on without this silo");
                 self.session.board.error(&refusal.to_string());
-                self.settled.rounds.insert((job, round));
+                self.settled.missed.insert((job, round));
                 Ok(())
             }
             Err(SessionError::Declined(refusal)) => {
@@ -356,7 +399,21 @@ impl<C: Coordinator> Daemon<C> {
 
 impl Settled {
     fn has(&self, job: &JobId, round: RoundNumber) -> bool {
-        self.jobs.contains(job) || self.rounds.contains(&(job.clone(), round))
+        let round = (job.clone(), round);
+        self.jobs.contains(job) || self.rounds.contains(&round) || self.missed.contains(&round)
+    }
+
+    /// Takes answered rounds up again that the server waits for all the same: the record of what it has signed for went with its
+    /// machine's power (`durability = "process"`).
+    fn reopen(&mut self, notices: &[Notice]) {
+        for notice in notices {
+            let waits = notice.wants_work() && !notice.rejected;
+            if let Some(round) = notice.round.filter(|_| waits)
+                && self.rounds.remove(&(notice.job.clone(), round))
+            {
+                tracing::warn!(job.id = %notice.job, %round, "the server has lost a contribution that it had signed for; it is sent again");
+            }
+        }
     }
 
     /// Keeps the sets as small as the server's list.
@@ -365,5 +422,6 @@ impl Settled {
         self.jobs.retain(listed);
         self.ends.retain(listed);
         self.rounds.retain(|(job, _)| listed(job));
+        self.missed.retain(|(job, _)| listed(job));
     }
 }

@@ -171,7 +171,7 @@ impl EgressGate {
         Ok(cleared)
     }
 
-    /// The update that an earlier life of this daemon passed for the same round and did not finish sending.
+    /// The update that this daemon, perhaps in an earlier life, has passed for the same round.
     ///
     /// # Errors
     /// If the outbox cannot be read. What no longer passes the checks is not given out but removed.

@@ -9,17 +9,20 @@
 //! 5. report metrics (a second report of the same point replaces the first)
 //! 6. save the vault: from here on the round counts as trained
 //! 7. upload until the server has signed
-//! 8. keep the receipt, then clear the outbox
+//! 8. keep the receipt; the outbox keeps an accepted update until the next one takes its place or the job ends
 //!
 //! Stopped before 6, the round is trained again from the saved state and gives the same bytes; after 6 the outbox's bytes go up;
-//! after 7 the server gives the same receipt again.
+//! after 7 the server gives the same receipt again. A server whose machine lost power may have forgotten what it has signed for
+//! (`durability = "process"`): then the outbox's bytes go up once more. No round is trained on top of its own result.
 //!
 //! A fault that would come again (a torn vault, data that cannot be used, an update that the server refuses) declines the job. What
 //! may pass (a full disk, a server that is away) is given back as an error, and the caller tries again.
 
 use std::sync::Arc;
 
-use concord_common::{Clock, ErrorCode, JobId, RoundNumber, SiloId, job::TrainingSpec};
+use concord_common::{
+    Clock, ErrorCode, JobId, RoundNumber, SiloId, code::Refusal, job::TrainingSpec,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -168,6 +171,12 @@ impl<C: Coordinator> Session<C> {
         };
         let cleared = match pending {
             Some(cleared) => cleared,
+            None if taken.trained == round.0 => {
+                return Ok(RoundOutcome::Missed(Refusal::new(
+                    ErrorCode::SiloFailed,
+                    "this silo has trained the round already and its update is not there any more; it goes on with the next round",
+                )));
+            }
             None => match self.train(&taken, &claim.spec, &assignment, lease).await {
                 Ok(cleared) => cleared,
                 Err(error) => return Err(self.decline_for(job, error).await),

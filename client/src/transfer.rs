@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use concord_common::{
-    ErrorCode, JobId, SiloId,
+    Digest, ErrorCode, JobId, SiloId,
     adapter::{AdapterLayout, AdapterVersion},
     chunk::{ChunkAssembler, Expected, ResumeError},
     code::Refusal,
@@ -157,7 +157,28 @@ pub async fn fetch<C: Coordinator>(
         };
         let error = match outcome {
             Ok(()) => match assembler.finish() {
-                Ok(_) => return tokio::fs::read(&path).await.map(Bytes::from).map_err(io),
+                // What is handed on is what is checked, whatever the disk did in between.
+                Ok(_) => {
+                    let (file, whole) = (path.clone(), version.0);
+                    let read = blocking(move || {
+                        let bytes = fs::read(&file)?;
+                        let found = Digest::of(&bytes);
+                        if found != whole {
+                            fs::remove_file(&file)?;
+                        }
+                        Ok((Bytes::from(bytes), found))
+                    });
+                    match read.await.map_err(io)? {
+                        (bytes, found) if found == version.0 => return Ok(bytes),
+                        (_, found) => Fault::Content(Refusal::new(
+                            ErrorCode::DigestMismatch,
+                            format!(
+                                "the adapter's file has other bytes than arrived (digest {})",
+                                found.short()
+                            ),
+                        )),
+                    }
+                }
                 // Every chunk was as announced and the whole is not: nothing of it can be used.
                 Err(refusal) if refusal.code == ErrorCode::DigestMismatch => {
                     tokio::fs::remove_file(&path).await.map_err(io)?;

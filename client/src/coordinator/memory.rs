@@ -163,6 +163,23 @@ impl Federation {
         })
     }
 
+    /// Notes that a silo's contribution did not pass a check.
+    #[cfg(test)]
+    pub(crate) fn reject(&self, silo: &SiloId, code: ErrorCode) -> Result<(), Refusal> {
+        let silo = silo.clone();
+        self.change(|state| {
+            let event = Event::Rejected { silo, code };
+            state.apply(event, self.clock.as_ref()).map(|_| ())
+        })
+    }
+
+    /// Forgets all that silos have sent in the open round, like a server that waits for no disk when its machine loses power.
+    #[cfg(test)]
+    pub(crate) fn lose_power(&self) {
+        self.lock().lose_power();
+        self.changed.send_modify(|count| *count += 1);
+    }
+
     /// An adapter.
     ///
     /// # Errors

@@ -14,7 +14,7 @@ use crate::{
 };
 
 impl<C: Coordinator> Session<C> {
-    /// Sends an update until the server has signed for it, keeps the receipt, and clears the outbox.
+    /// Sends an update until the server has signed for it, and keeps the receipt.
     pub(super) async fn deliver(
         &self,
         cleared: &Cleared,
@@ -53,7 +53,7 @@ impl<C: Coordinator> Session<C> {
     }
 
     /// Fetches the receipt of a round that the server says is answered, if the update is still in the outbox: the daemon was
-    /// killed before the receipt came, or before the outbox was cleared. `None` if there is nothing to fetch.
+    /// killed before the receipt came. `None` if there is nothing to fetch.
     ///
     /// # Errors
     /// [`SessionError`].
@@ -97,11 +97,13 @@ impl<C: Coordinator> Session<C> {
         }
     }
 
-    /// The receipt goes to the disk before the outbox is cleared: a kill in between makes the server give it again.
+    /// The receipt goes to the disk before a useless update leaves the outbox: a kill in between makes the server give it again. An
+    /// accepted one stays, see [`crate::session`].
     async fn keep(&self, signed: &SignedReceipt) -> Result<(), SessionError> {
         let line = KeptReceipt::new(signed, &self.receipt_key, self.clock.now());
         let (receipts, gate) = (Arc::clone(&self.receipts), Arc::clone(&self.gate));
         let job = signed.receipt.job.clone();
+        let counts = signed.receipt.outcome == Outcome::Accepted;
         blocking(move || {
             receipts
                 .keep(line)
@@ -109,6 +111,9 @@ impl<C: Coordinator> Session<C> {
                     path: receipts.path().to_path_buf(),
                     source,
                 })?;
+            if counts {
+                return Ok(());
+            }
             gate.done(&job).map_err(SessionError::Egress)
         })
         .await??;

@@ -35,7 +35,12 @@ pub struct Finished {
 impl<C: Coordinator> Session<C> {
     /// Whether the end of this job is still to be worked on here.
     pub fn wants_finish(&self, notice: &Notice) -> bool {
-        notice.state.is_over() && self.vault.file(&notice.job, Record::State).exists()
+        notice.state.is_over() && self.has_state(&notice.job)
+    }
+
+    /// Whether the vault has a state of this job.
+    pub(crate) fn has_state(&self, job: &JobId) -> bool {
+        self.vault.file(job, Record::State).exists()
     }
 
     /// Ends an ended job: evaluates with the final adapter, tests the best and the last model, reports, saves the best one for use,

@@ -65,6 +65,8 @@ pub(crate) enum Fault {
     Silence,
     /// Something happens in the silo first; the call itself goes well.
     First(Deed),
+    /// A download goes well, and something happens in the silo before it ends.
+    Last(Deed),
 }
 
 /// What happens in the silo before a call.
@@ -250,6 +252,10 @@ impl Coordinator for Faulty {
                 data[0] ^= 1;
                 Ok(chunk(sent.offset, Bytes::from(data)))
             })),
+            Some(Fault::Last(deed)) => {
+                let done = futures::stream::once(async move { deed.0() });
+                Box::pin(chunks.chain(done.filter_map(|()| async { None })))
+            }
             _ => chunks,
         })
     }

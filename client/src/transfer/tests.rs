@@ -13,7 +13,7 @@ use super::*;
 use crate::{
     coordinator::memory::Federation,
     egress::{Assignment, GateLimits},
-    testing::{Call, Fault, Faulty, Home, NO_LIMITS, QUICK, federation, job},
+    testing::{Call, Deed, Fault, Faulty, Home, NO_LIMITS, QUICK, federation, job},
 };
 
 /// An adapter of three chunks.
@@ -149,6 +149,20 @@ impl Scene {
             .map(|line| line["offset"].as_u64().unwrap())
             .collect()
     }
+}
+
+#[tokio::test]
+async fn what_the_disk_altered_after_the_checks_is_fetched_anew() {
+    let scene = Scene::new();
+    let file = scene.part_file();
+    let altered = Deed::new(move || {
+        use std::io::Write as _;
+        let file = fs::OpenOptions::new().append(true).open(&file);
+        file.unwrap().write_all(b"x").unwrap();
+    });
+    scene.server.plan(Call::Download, Fault::Last(altered));
+    assert_eq!(scene.fetch().await.unwrap(), scene.payload());
+    assert_eq!(scene.server.calls(), 2);
 }
 
 #[tokio::test]

@@ -225,6 +225,16 @@ impl State {
         Ok(aggregate.version)
     }
 
+    #[cfg(test)]
+    pub(super) fn lose_power(&mut self) {
+        self.uploads.clear();
+        self.receipts.clear();
+        self.round = self
+            .round
+            .take()
+            .map(|round| Round::new(round.spec().clone()));
+    }
+
     pub(super) fn check_job(&self, job: &JobId) -> Result<(), Refusal> {
         if *job == self.job {
             return Ok(());

@@ -18,6 +18,7 @@ fn running(job: &str, closes_at: i64) -> Notice {
         base: None,
         closes_at: Some(Timestamp(closes_at)),
         answered: false,
+        rejected: false,
     }
 }
 
@@ -126,4 +127,46 @@ async fn a_round_that_an_earlier_life_has_answered_is_asked_for_its_receipt_once
     assert_eq!(daemon.choose(std::slice::from_ref(&answered)), Some(wanted));
     daemon.receipt(id("job-1"), RoundNumber(1)).await.unwrap();
     assert_eq!(daemon.choose(&[answered]), None);
+}
+
+#[tokio::test]
+async fn a_job_whose_end_was_told_while_the_daemon_was_away_still_gives_its_model() {
+    let home = Home::new("north");
+    let federation = federation(&spec("fedavg", 2, "min_silos = 1"), &["north"]);
+    let mut daemon = Daemon::new(home.join(&federation), "memory".to_owned(), POLL);
+    daemon.attend(&mut None).await.unwrap();
+    let (state, model) = (
+        home.vault().file(&id("job-1"), Record::State),
+        home.vault().file(&id("job-1"), Record::Model),
+    );
+
+    // The job runs, and is not listed: nothing is touched, and it is asked about once.
+    let before = std::fs::read(&state).unwrap();
+    assert!(daemon.ask_unlisted(&[]).await.unwrap());
+    assert!(!daemon.ask_unlisted(&[]).await.unwrap());
+    assert!(!model.exists());
+    assert_eq!(std::fs::read(&state).unwrap(), before);
+
+    daemon.attend(&mut None).await.unwrap();
+    assert!(is_over(&federation));
+    let mut daemon = Daemon::new(home.join(&federation), "memory".to_owned(), POLL);
+    daemon.connect().await.unwrap();
+    assert!(!daemon.ask_unlisted(&[ended("job-1")]).await.unwrap());
+    assert!(daemon.ask_unlisted(&[]).await.unwrap());
+    assert!(model.exists() && !state.exists());
+    assert!(!daemon.ask_unlisted(&[]).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_contribution_that_was_lost_after_its_receipt_is_not_worked_on_again() {
+    let home = Home::new("north");
+    let mut daemon = daemon(&home);
+    daemon.attend(&mut None).await.unwrap();
+    let rejected = Notice {
+        rejected: true,
+        ..running("job-1", 5)
+    };
+    assert_eq!(daemon.choose(std::slice::from_ref(&rejected)), None);
+    daemon.settled = Settled::default();
+    assert_eq!(daemon.choose(&[rejected]), None, "its receipt is kept");
 }

@@ -1,7 +1,6 @@
 //! Stops, kills and new lives of the daemon.
 
 use super::*;
-use crate::testing::Deed;
 
 #[tokio::test]
 async fn a_daemon_stopped_before_the_upload_sends_the_same_bytes_after_its_restart() {
@@ -147,25 +146,50 @@ async fn a_stop_during_training_ends_it_between_two_steps() {
 }
 
 #[tokio::test]
-async fn a_daemon_killed_between_receipt_and_outbox_gets_the_same_receipt_and_keeps_it_once() {
+async fn a_daemon_that_asks_for_a_receipt_again_gets_the_same_and_keeps_it_once() {
     let pair = Pair::new(&spec("fedmcp", 1, ""));
-    let server = pair.faulty();
-    let file = pair.north.folder.path().join("outbox/job-1.update");
-    let copy = file.with_extension("copy");
-    let (from, to) = (file.clone(), copy.clone());
-    let deed = Deed::new(move || {
-        fs::copy(&from, &to).unwrap();
-    });
-    server.plan(Call::Upload, Fault::First(deed));
-    let receipt = accepted(pair.north_on(&server).round(&job(), ONE).await.unwrap());
-    assert!(!file.exists());
-    fs::rename(copy, &file).unwrap();
-
+    let north = pair.north.join(&pair.federation);
+    let receipt = accepted(north.round(&job(), ONE).await.unwrap());
     let again = pair.north.join(&pair.federation);
     let fetched = again.receipt(&job(), ONE).await.unwrap();
     assert_eq!(fetched, Some(receipt));
-    assert!(!file.exists());
     assert_eq!(pair.north.receipts().len(), 1);
-    let nothing = again.receipt(&job(), ONE).await.unwrap();
-    assert_eq!(nothing, None);
+}
+
+#[tokio::test]
+async fn an_accepted_update_stays_until_the_next_takes_its_place_or_the_job_ends() {
+    let pair = Pair::new(&spec("fedmcp", 2, ""));
+    let sessions = [
+        pair.north.join(&pair.federation),
+        pair.south.join(&pair.federation),
+    ];
+    let file = pair.north.folder.path().join("outbox/job-1.update");
+    for round in 1..=2 {
+        for session in &sessions {
+            accepted(session.round(&job(), RoundNumber(round)).await.unwrap());
+        }
+        let kept = fs::read(&file).unwrap();
+        let header = kept.split(|byte| *byte == b'\n').next().unwrap();
+        let header: serde_json::Value = serde_json::from_slice(header).unwrap();
+        assert_eq!(header["round"], round);
+    }
+    let notice = pair.notice(&pair.north).await;
+    sessions[0].finish(&notice).await.unwrap().unwrap();
+    assert!(!file.exists());
+}
+
+#[tokio::test]
+async fn a_round_whose_update_is_gone_is_not_trained_on_top_of_itself() {
+    let pair = Pair::new(&spec("fedmcp", 2, ""));
+    let north = pair.north.join(&pair.federation);
+    accepted(north.round(&job(), ONE).await.unwrap());
+    fs::remove_file(pair.north.folder.path().join("outbox/job-1.update")).unwrap();
+    pair.federation.lose_power();
+    let state = pair.north.vault().file(&job(), Record::State);
+    let before = fs::read(&state).unwrap();
+    match north.round(&job(), ONE).await.unwrap() {
+        RoundOutcome::Missed(refusal) => assert_eq!(refusal.code, ErrorCode::SiloFailed),
+        RoundOutcome::Answered(receipt) => panic!("{receipt:?}"),
+    }
+    assert_eq!(fs::read(&state).unwrap(), before);
 }

@@ -237,6 +237,7 @@ fn a_round_wants_work_while_it_is_open_and_unanswered() {
         base: None,
         closes_at: None,
         answered: false,
+        rejected: false,
     };
     assert!(notice.wants_work());
     for other in [
