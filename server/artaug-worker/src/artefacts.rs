@@ -15,7 +15,6 @@ use concord_artaug::{
     card::{CardFacts, model_card},
     folder::JobFolder,
     gallery::{Extent, Gallery, ReviewPage},
-    ledger::peak_memory,
     losses,
     machine::{Machine, Made, Stage, Training},
 };
@@ -56,7 +55,9 @@ pub(crate) fn for_review(job: &Job<'_>) -> Result<(), Halt> {
     let desk = job.desk;
     let id = &desk.lease().grip().job_id;
     let (iteration, page) = desk.look_at_folder(|folder| {
-        let page = ReviewPage::of_job(folder, id, &mut |digest| fetch(job, folder, digest));
+        let page = ReviewPage::of_job(folder, id, Extent::default(), &mut |digest| {
+            fetch(job, folder, digest)
+        });
         (folder.machine().iteration(), page)
     });
     desk.brake().check_now()?;
@@ -230,6 +231,7 @@ fn record(job: &Job<'_>, results: Vec<(String, Digest)>) -> Result<(), Halt> {
         results,
         ..job.tools.card.clone()
     };
+    desk.note_memory();
     let (ledger, gallery, card) = desk.look_at_folder(|folder| {
         let notes = job.tools.card.limits.clone();
         let gallery = Gallery::of_job(
@@ -274,7 +276,7 @@ fn curves(job: &Job<'_>, iteration: u32, made: &Made) -> Result<(), Halt> {
 /// The ledger with the peak of memory.
 fn ledger(folder: &JobFolder) -> Vec<u8> {
     let mut ledger = serde_json::json!(folder.ledger());
-    ledger["peak_memory"] = serde_json::json!(peak_memory());
+    ledger["peak_memory"] = serde_json::json!(folder.peak_memory());
     ledger["worked"] = serde_json::json!(folder.worked().as_secs_f64());
     let mut text = ledger.to_string().into_bytes();
     text.push(b'\n');

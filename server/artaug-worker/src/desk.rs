@@ -12,10 +12,11 @@ use concord_artaug::{
     course::{Command, Course, course},
     folder::{FolderError, JobFolder},
     image::Image,
+    journal::JournalError,
     machine::{Event, Machine},
     store::StoreError,
 };
-use concord_common::{Clock, Digest};
+use concord_common::{Clock, Digest, telemetry::peak_rss_bytes};
 
 pub use self::board::Board;
 use crate::{
@@ -55,6 +56,8 @@ pub struct Desk<'a> {
     memory: MemoryLimit,
     /// Longest time of the job.
     time: Duration,
+    /// Whether this worker gives the job less disk than the job may take.
+    short_of_disk: bool,
     /// For those who wait for something new.
     news: (Mutex<u64>, Condvar),
 }
@@ -63,7 +66,7 @@ pub struct Desk<'a> {
 const DOZE: Duration = Duration::from_millis(50);
 
 impl<'a> Desk<'a> {
-    /// The desk of an open folder.
+    /// The desk of an open folder; `short_of_disk` if its quota is this worker's own limit and not the job's.
     pub fn new(
         folder: JobFolder,
         lease: &'a Lease,
@@ -71,6 +74,7 @@ impl<'a> Desk<'a> {
         clock: &'a dyn Clock,
         memory: MemoryLimit,
         time: Duration,
+        short_of_disk: bool,
     ) -> Self {
         let desk = Self {
             folder: Mutex::new(folder),
@@ -80,6 +84,7 @@ impl<'a> Desk<'a> {
             clock,
             memory,
             time,
+            short_of_disk,
             news: Default::default(),
         };
         desk.tell_board(&desk.folder(), &[]);
@@ -153,6 +158,13 @@ impl<'a> Desk<'a> {
         }
     }
 
+    /// Notes the most memory that the process has held, for the ledger.
+    pub fn note_memory(&self) {
+        if let Some(bytes) = peak_rss_bytes() {
+            self.folder().note_memory(bytes);
+        }
+    }
+
     /// A step of the training under way is done.
     pub fn stepped(&self, step: u64) {
         self.board.stepped(step, self.clock.now());
@@ -168,18 +180,28 @@ impl<'a> Desk<'a> {
     /// # Errors
     /// If the job halts.
     pub fn find(&self, digest: Digest) -> Result<Option<Bytes>, Halt> {
-        let kept = self.folder().store().get(digest);
-        match kept {
-            Ok(bytes) => return Ok(Some(bytes.into())),
-            Err(StoreError::Missing(_) | StoreError::Damaged(_)) => {}
-            Err(error) => return Err(self.fail(error)),
+        if let Some(bytes) = self.find_here(digest)? {
+            return Ok(Some(bytes));
         }
         let Some(bytes) = self.lease.get(digest)? else {
             return Ok(None);
         };
         let put = self.folder().store_mut().put_as(digest, &bytes);
-        put.map_err(|error| self.fail(error))?;
+        put.map_err(|error| self.unkept(error.into()))?;
         Ok(Some(bytes))
+    }
+
+    /// The bytes of an object from the folder. None if it does not have it whole.
+    ///
+    /// # Errors
+    /// If the job halts.
+    pub fn find_here(&self, digest: Digest) -> Result<Option<Bytes>, Halt> {
+        let kept = self.folder().store().get(digest);
+        match kept {
+            Ok(bytes) => Ok(Some(bytes.into())),
+            Err(StoreError::Missing(_) | StoreError::Damaged(_)) => Ok(None),
+            Err(error) => Err(self.unkept(error.into())),
+        }
     }
 
     /// The bytes of an object that must be there.
@@ -188,8 +210,9 @@ impl<'a> Desk<'a> {
     /// If the job halts, also because the object is lost.
     pub fn object(&self, digest: Digest) -> Result<Bytes, Halt> {
         self.find(digest)?.ok_or_else(|| {
-            self.fail(format!(
-                "the object {digest} of the job is lost or damaged, here and on the server; restore the server's state from a backup, or start the job anew"
+            self.trouble(format!(
+                "the object {digest} of the job is lost or damaged, here and on the server; it is made again when a worker takes the job up, unless \
+                 that worker's log says why it cannot be: then restore the server's state from a backup, or start the job anew"
             ))
         })
     }
@@ -210,19 +233,40 @@ impl<'a> Desk<'a> {
         halt
     }
 
+    /// Pulls the brake for something that only this worker lacks, or lacks now: the job goes on later, or elsewhere.
+    pub fn trouble(&self, error: impl std::fmt::Display) -> Halt {
+        let halt = Halt::Trouble(error.to_string());
+        self.brake().pull(halt.clone());
+        halt
+    }
+
+    /// Pulls the brake because the folder does not take or give something.
+    pub fn unkept(&self, error: FolderError) -> Halt {
+        let halt = unkept(error, self.short_of_disk);
+        self.brake().pull(halt.clone());
+        halt
+    }
+
+    /// Keeps objects, here and on the server.
+    ///
+    /// # Errors
+    /// If the job halts.
+    pub fn keep(&self, objects: Vec<Bytes>) -> Result<(), Halt> {
+        let mut payloads = Vec::with_capacity(objects.len());
+        for bytes in objects {
+            let put = self.folder().store_mut().put(&bytes);
+            let digest = put.map_err(|error| self.unkept(error.into()))?;
+            payloads.push((digest, Payload::Bytes(bytes)));
+        }
+        self.lease.put(&payloads)
+    }
+
     /// Puts down what was done: when this returns, the server has it and it is never done again.
     ///
     /// # Errors
     /// If the job halts.
     pub fn record(&self, done: Vec<Done>) -> Result<(), Halt> {
-        let objects: Vec<Bytes> = done.iter().flat_map(|done| done.objects.clone()).collect();
-        let mut payloads = Vec::with_capacity(objects.len());
-        for bytes in objects {
-            let put = self.folder().store_mut().put(&bytes);
-            let digest = put.map_err(|error| self.fail(error))?;
-            payloads.push((digest, Payload::Bytes(bytes)));
-        }
-        self.lease.put(&payloads)?;
+        self.keep(done.iter().flat_map(|done| done.objects.clone()).collect())?;
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         for Done { event, .. } in done {
             self.write(&event)?;
@@ -232,7 +276,8 @@ impl<'a> Desk<'a> {
 
     /// Records an event whose objects are kept.
     fn write(&self, event: &Event) -> Result<(), Halt> {
-        let failed = |error: FolderError| self.fail(error);
+        let failed = |error: FolderError| self.unkept(error);
+        self.note_memory();
         let staged = self.folder().stage(event).map_err(failed)?;
         self.lease
             .append(staged.line.number, std::slice::from_ref(&staged.line.bytes))?;
@@ -284,6 +329,27 @@ impl<'a> Desk<'a> {
     }
 }
 
+/// What it means for a job that its folder does not take or give something. A disk, a lock and lines that this version cannot read are
+/// this worker's affair; `short_of_disk` if the quota is so too.
+pub fn unkept(error: FolderError, short_of_disk: bool) -> Halt {
+    match error {
+        FolderError::Store(StoreError::Quota {
+            quota,
+            used,
+            wanted,
+        }) if short_of_disk => Halt::Trouble(format!(
+            "this worker may keep {quota} bytes, less than the job's own `limits.disk`, and keeps {used} for the job: no room for {wanted} more; \
+                 raise `limits.disk` in the worker's settings"
+        )),
+        error @ (FolderError::Store(StoreError::Quota { .. })
+        | FolderError::Misfit(_)
+        | FolderError::Journal(JournalError::Number { .. } | JournalError::Long { .. })) => {
+            Halt::failed(error)
+        }
+        error => Halt::Trouble(error.to_string()),
+    }
+}
+
 /// The images that an event tells of.
 fn images(event: &Event) -> Vec<Digest> {
     match event {
@@ -291,5 +357,55 @@ fn images(event: &Event) -> Vec<Digest> {
             event.objects()
         }
         _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io, path::PathBuf};
+
+    use super::*;
+
+    #[test]
+    fn only_what_no_worker_could_keep_fails_the_job() {
+        let io = || io::Error::from(io::ErrorKind::StorageFull);
+        let path = || PathBuf::from("x");
+        let full = || StoreError::Quota {
+            quota: 1,
+            used: 1,
+            wanted: 1,
+        };
+        let passing: [FolderError; 4] = [
+            FolderError::Io {
+                path: path(),
+                source: io(),
+            },
+            StoreError::Io {
+                path: path(),
+                source: io(),
+            }
+            .into(),
+            JournalError::Io {
+                path: path(),
+                source: io(),
+            }
+            .into(),
+            JournalError::Damaged {
+                path: path(),
+                line: 7,
+                what: "unknown".to_owned(),
+            }
+            .into(),
+        ];
+        for error in passing {
+            assert!(matches!(unkept(error, false), Halt::Trouble(_)));
+        }
+        assert!(matches!(unkept(full().into(), true), Halt::Trouble(_)));
+        assert!(matches!(unkept(full().into(), false), Halt::Failed(_)));
+        let long = JournalError::Long {
+            path: path(),
+            bytes: 9,
+        };
+        assert!(matches!(unkept(long.into(), true), Halt::Failed(_)));
     }
 }

@@ -4,6 +4,7 @@ mod evaluate;
 mod items;
 mod learn;
 mod line;
+mod lost;
 mod outside;
 mod review;
 mod studio;
@@ -15,7 +16,7 @@ use concord_artaug::{
     card::CardFacts,
     course::Course,
     engine::Engine,
-    machine::{Decision, Event, Machine, Work},
+    machine::{Decision, Event, Ingredients, Machine, Work},
     scorer::{ForEvaluation, ForFilter, Panel},
 };
 use concord_common::{Digest, job::artaug::ArtaugSpec, seed::Seed};
@@ -61,6 +62,31 @@ pub struct Tools {
     pub held_out: Vec<String>,
     /// What the model card says of them; the results are added.
     pub card: CardFacts,
+}
+
+impl Tools {
+    /// What the job is made from beside its specification. Texts about a model, such as its card, are no part of it.
+    fn ingredients(&self) -> Ingredients {
+        let mut ingredients = Ingredients::default();
+        ingredients.add_texts("the prompts", self.prompts.iter().map(String::as_str));
+        ingredients.add_texts(
+            "the held-out prompts",
+            self.held_out.iter().map(String::as_str),
+        );
+        ingredients.add_texts("the advisor", [self.advisor.name().as_str()]);
+        let model: Vec<String> = self
+            .card
+            .base_files
+            .iter()
+            .filter(|(name, _)| !name.ends_with(".md"))
+            .flat_map(|(name, digest)| [name.clone(), digest.to_string()])
+            .collect();
+        ingredients.add_texts("the files of the model", model.iter().map(String::as_str));
+        for (name, digest) in &self.card.data_files {
+            ingredients.add(name, *digest);
+        }
+        ingredients
+    }
 }
 
 impl std::fmt::Debug for Parts {
@@ -110,8 +136,19 @@ impl Job<'_> {
     /// Why it halts.
     pub(crate) fn run(&self, studio: &mut Studio<'_>) -> Result<Ending, Halt> {
         let desk = self.desk;
-        if !desk.look(Machine::has_begun) {
-            desk.record(vec![Done::plain(desk.look(Machine::beginning))])?;
+        let found = self.tools.ingredients();
+        if desk.look(Machine::has_begun) {
+            let differing = desk.look(|machine| machine.ingredients().differing(&found));
+            if !differing.is_empty() {
+                return Err(Halt::Trouble(format!(
+                    "the job began with something else than this worker has: {}; give the worker what the job began with, or start the job anew",
+                    differing.join(", ")
+                )));
+            }
+            lost::restore(self, studio)?;
+        } else {
+            let beginning = desk.look(|machine| machine.beginning(found));
+            desk.record(vec![Done::plain(beginning)])?;
         }
         loop {
             match desk.course() {

@@ -72,19 +72,25 @@ pub(crate) fn spec_with(changes: &[(&str, &str)]) -> String {
 pub(crate) struct FakeWorkshop {
     /// How the engine fails, if so.
     pub(crate) fault: Option<&'static str>,
+    /// Lacks what every job needs.
+    pub(crate) is_bare: bool,
+    /// Has these prompts beside those of the job.
+    pub(crate) more_prompts: Vec<String>,
     /// When advisor and scorers cannot be asked.
     pub(crate) outage: Arc<Outage>,
 }
 
 impl Workshop for FakeWorkshop {
     fn parts(&self, spec: &ArtaugSpec) -> Result<Parts, PartsError> {
-        if spec.model.folder == "missing" {
+        if self.is_bare || spec.model.folder == "missing" {
             return Err(SetupError::NoEndpoint("vision".to_owned()).into());
         }
+        let mut tools = tools(spec, &self.outage);
+        tools.prompts.extend_from_slice(&self.more_prompts);
         Ok(Parts {
             engine: Box::new(FakeEngine::new(spec, self.fault)),
             opened: Opened::Nothing,
-            tools: tools(spec, &self.outage),
+            tools,
         })
     }
 }

@@ -4,8 +4,11 @@ mod card;
 #[cfg(test)]
 mod tests;
 
+use std::{fs, path::PathBuf};
+
 use concord_artaug::{
     advisor::Advisor,
+    card::CardFacts,
     data::{Icon, Raster, rasterise, read_icons},
     engine::{Engine as _, EngineError},
     prompts::resolve,
@@ -13,7 +16,8 @@ use concord_artaug::{
     setup::{Clean, Endpoints, SetupError, TrainedScorers, prompts as prompts_of, rule_tail},
 };
 use concord_common::{
-    job::artaug::{AdvisorSpec, ArtaugSpec, EvaluationScorer, FilterScorer},
+    Digest,
+    job::artaug::{AdvisorSpec, ArtaugSpec, EvaluationScorer, FilterScorer, Guard},
     seed::Seed,
 };
 use tokio::runtime::Handle;
@@ -68,7 +72,7 @@ impl Workshop for TorchWorkshop {
         // A model or a sampler that does not fit is told before anything is drawn.
         engine.open(None).map_err(refused("model.folder"))?;
         let [width, height] = engine.size().map_err(refused("model.folder"))?;
-        let clean = clean(spec, data, width.max(height).min(MOST_SIDE))?;
+        let (clean, mut data_files) = clean(spec, data, width.max(height).min(MOST_SIDE))?;
         let trained = Trained::new(data);
         let mut endpoints = Endpoints::new(allowed, self.runtime.clone());
         let advisor = endpoints.advisor(&spec.advisor, &clean.looks)?;
@@ -80,7 +84,11 @@ impl Workshop for TorchWorkshop {
         };
         let filter = endpoints.filter_panel(spec, &clean, &trained)?;
         let evaluation = endpoints.evaluation_panel(spec, &clean, &trained)?;
-        let card = card::facts(spec, &folder, threads, advisor.as_ref(), &trained)?;
+        data_files.extend(trained.files(spec)?);
+        let card = CardFacts {
+            data_files,
+            ..card::facts(spec, &folder, threads, advisor.as_ref())?
+        };
         Ok(Parts {
             engine: Box::new(engine),
             opened: Opened::Model(None),
@@ -119,8 +127,12 @@ fn measures(spec: &ArtaugSpec) -> bool {
             .any(|scorer| matches!(scorer, EvaluationScorer::Statistics {}))
 }
 
-/// What good images look like.
-fn clean(spec: &ArtaugSpec, data: &DataSection, side: u32) -> Result<Clean, SetupError> {
+/// What good images look like, and the files that say so.
+fn clean(
+    spec: &ArtaugSpec,
+    data: &DataSection,
+    side: u32,
+) -> Result<(Clean, DataFiles), SetupError> {
     let refuse = |what: String| SetupError::Scorer {
         scorer: "statistics",
         what,
@@ -128,8 +140,11 @@ fn clean(spec: &ArtaugSpec, data: &DataSection, side: u32) -> Result<Clean, Setu
     let tail = rule_tail(&spec.advisor);
     if !measures(spec) {
         // The panels want some although nobody looks at them.
-        return Clean::measure(&discs(), 24, tail, CLEAN_SEED)
-            .map_err(|error| refuse(error.to_string()));
+        let clean = Clean::measure(&discs(), 24, tail, CLEAN_SEED);
+        return Ok((
+            clean.map_err(|error| refuse(error.to_string()))?,
+            Vec::new(),
+        ));
     }
     let Some(folder) = &data.icons else {
         return Err(refuse(
@@ -139,8 +154,14 @@ fn clean(spec: &ArtaugSpec, data: &DataSection, side: u32) -> Result<Clean, Setu
         ));
     };
     let corpus = Corpus::read(folder, side).map_err(|error| refuse(error.to_string()))?;
-    Clean::measure(corpus.drawings(), side, tail, CLEAN_SEED)
-        .map_err(|error| refuse(error.to_string()))
+    let clean = Clean::measure(corpus.drawings(), side, tail, CLEAN_SEED);
+    let files = corpus.digests().iter();
+    Ok((
+        clean.map_err(|error| refuse(error.to_string()))?,
+        files
+            .map(|(set, digest)| (format!("the icons of {set}"), *digest))
+            .collect(),
+    ))
 }
 
 /// Discs of several sizes and shades.
@@ -162,22 +183,54 @@ fn discs() -> Vec<(Icon, Raster)> {
         .collect()
 }
 
+/// Digests of files by name.
+type DataFiles = Vec<(String, Digest)>;
+
 /// The trained models that this worker has.
 #[derive(Debug)]
 struct Trained {
     models: Option<ImageTextScorers>,
-    has_brisque: bool,
+    brisque: Option<PathBuf>,
 }
 
 impl Trained {
     fn new(data: &DataSection) -> Self {
         let brisque = data.brisque.clone();
         Self {
-            has_brisque: brisque.is_some(),
             models: data.image_text.clone().map(|files| {
-                ImageTextScorers::new(files, brisque.unwrap_or_default(), SCORING_THREADS)
+                let table = brisque.clone().unwrap_or_default();
+                ImageTextScorers::new(files, table, SCORING_THREADS)
             }),
+            brisque,
         }
+    }
+
+    /// The files of those that a job uses.
+    fn files(&self, spec: &ArtaugSpec) -> Result<DataFiles, SetupError> {
+        let (filter, judges) = (&spec.scorers.filter, &spec.scorers.evaluation);
+        let advises = matches!(spec.advisor, AdvisorSpec::Rules { .. });
+        let is_alignment = |scorer: &FilterScorer| matches!(scorer, FilterScorer::Alignment { .. });
+        let is_aligned = spec.scorers.guard == Guard::Alignment || filter.iter().any(is_alignment);
+        let is_brisque = |scorer: &FilterScorer| matches!(scorer, FilterScorer::Brisque { .. });
+        let judges_brisque =
+            |scorer: &EvaluationScorer| matches!(scorer, EvaluationScorer::Brisque {});
+        let mut files = Vec::new();
+        // The projections name the towers that they belong to.
+        if let Some(models) = self.models.as_ref().filter(|_| advises || is_aligned) {
+            let digest = *models.model()?.digest();
+            files.push(("the image-text projections".to_owned(), digest));
+        }
+        let table = self.brisque.as_ref();
+        if let Some(table) =
+            table.filter(|_| filter.iter().any(is_brisque) || judges.iter().any(judges_brisque))
+        {
+            let bytes = fs::read(table).map_err(|error| SetupError::Scorer {
+                scorer: "brisque",
+                what: format!("{}: {error}", table.display()),
+            })?;
+            files.push(("the table of brisque".to_owned(), Digest::of(&bytes)));
+        }
+        Ok(files)
     }
 
     fn alignment(&self) -> Result<&ImageTextScorers, SetupError> {
@@ -194,7 +247,7 @@ impl Trained {
             scorer: "brisque",
             what: what.to_owned(),
         };
-        if !self.has_brisque {
+        if self.brisque.is_none() {
             return Err(refuse(
                 "this worker has no table for it; set `data.brisque` in its settings",
             ));

@@ -17,7 +17,7 @@ pub use self::{
     rules::{RuleAdvisor, RuleSettings},
     template::{TEMPLATE_VERSION, reply_schema, system_text, user_text},
 };
-use crate::{image::Image, region::Area};
+use crate::{endpoint::EndpointError, image::Image, region::Area};
 
 /// Longest prompt of a region in characters.
 pub const MAX_REGION_PROMPT: usize = 240;
@@ -141,6 +141,23 @@ pub struct Advice {
     pub usage: Usage,
 }
 
+/// Rejected replies of one advice whose texts are kept: as many as one question may be tried. More come together when an endpoint goes
+/// away in the middle and the question is asked again.
+const MAX_TEXTS: usize = 10;
+
+impl Advice {
+    /// Adds what unfinished questions before this one brought: replies that could not be used, and what they cost. All of them count; of the
+    /// oldest beyond ten the texts are dropped, so that the advice fits a line of the journal.
+    pub fn add_before(&mut self, earlier: Self) {
+        self.usage += earlier.usage;
+        let later = std::mem::replace(&mut self.rejected_replies, earlier.rejected_replies);
+        self.rejected_replies.extend(later);
+        for reply in self.rejected_replies.iter_mut().rev().skip(MAX_TEXTS) {
+            reply.raw.clear();
+        }
+    }
+}
+
 /// What advice cost.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -179,11 +196,23 @@ pub enum AdvisorError {
     #[error("no usable answer in {} tries; the last: {}", .0.rejected_replies.len(), last_reason(.0))]
     NoUsableReply(Box<Advice>),
     /// The advisor cannot be asked at all now; the job waits or fails.
-    #[error("the understanding model cannot be asked: {0}")]
-    Unavailable(#[from] crate::endpoint::EndpointError),
+    #[error("the understanding model cannot be asked: {source}")]
+    Unavailable {
+        /// What happened.
+        source: EndpointError,
+        /// What it answered and cost before, without a region; to be added to the next answer with [`Advice::add_before`].
+        so_far: Box<Advice>,
+    },
     /// The image cannot be packed for sending.
     #[error(transparent)]
     Image(#[from] crate::image::ImageError),
+}
+
+impl From<EndpointError> for AdvisorError {
+    fn from(source: EndpointError) -> Self {
+        let so_far = Box::default();
+        Self::Unavailable { source, so_far }
+    }
 }
 
 fn last_reason(advice: &Advice) -> &str {

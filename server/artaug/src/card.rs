@@ -16,6 +16,8 @@ use crate::{
 pub struct CardFacts {
     /// Digests of the base model's files, by name.
     pub base_files: Vec<(String, Digest)>,
+    /// Digests of the other files that images, scores and adapters depend on, by name: drawings, trained models.
+    pub data_files: Vec<(String, Digest)>,
     /// Licences of the base model and its data, one sentence each.
     pub licences: Vec<String>,
     /// Names and versions of what took part: worker, libraries, advisor, scorers, judge.
@@ -25,6 +27,10 @@ pub struct CardFacts {
     /// Digests of the results, by name.
     pub results: Vec<(String, Digest)>,
 }
+
+/// What the alignment of a job means whose filter chooses pairs by it.
+pub(crate) const FILTER_SEES_GUARD: &str = "The filter sees the guard too: pairs were chosen by their alignment as well, so the alignment of the \
+     arms is a limit that was kept and no independent judgement.";
 
 /// The card as Markdown.
 pub fn model_card(spec: &ArtaugSpec, job: &JobFolder, facts: &CardFacts) -> String {
@@ -41,16 +47,20 @@ pub fn model_card(spec: &ArtaugSpec, job: &JobFolder, facts: &CardFacts) -> Stri
     result(&mut card, machine.result(), history);
     section(&mut card, "What is small or planted", &facts.limits);
     held_out(&mut card, spec, history);
+    if machine.plan().filter_sees_guard() {
+        let _ = writeln!(card, "{}\n", plain(FILTER_SEES_GUARD));
+    }
     iterations(&mut card, history);
     settings(&mut card, spec, machine.specification());
     digests(&mut card, "Base model", &facts.base_files);
+    digests(&mut card, "Data and trained models", &facts.data_files);
     digests(&mut card, "Results", &facts.results);
     table(&mut card, "Versions", ["what", "version"], &facts.versions);
     table(
         &mut card,
         "Cost",
         ["what", "amount"],
-        &job.ledger().lines(crate::ledger::peak_memory()),
+        &job.ledger().lines(job.peak_memory()),
     );
     section(&mut card, "Licences", &facts.licences);
     card
@@ -292,6 +302,7 @@ mod tests {
     use concord_common::{Timestamp, clock::MockClock};
 
     use super::*;
+    use crate::filter::FilterRules;
     use crate::machine::{
         Plan, Work,
         testing::{GOOD, World, plan, specification},
@@ -315,6 +326,7 @@ mod tests {
     fn facts() -> CardFacts {
         CardFacts {
             base_files: vec![("unet.safetensors".to_owned(), Digest::of(b"unet"))],
+            data_files: vec![("icons of fluent".to_owned(), Digest::of(b"icons"))],
             licences: vec!["Fluent Emoji, MIT.".to_owned()],
             versions: vec![("advisor".to_owned(), "rules-1 | <b>".to_owned())],
             limits: vec!["The headroom is planted.".to_owned()],
@@ -337,6 +349,7 @@ mod tests {
             "kind = \"artaug\"",
             "seed = 0",
             &Digest::of(b"unet").to_string(),
+            &Digest::of(b"icons").to_string(),
             &specification().to_string(),
             "training steps",
         ] {
@@ -394,6 +407,19 @@ mod tests {
             ..plan()
         };
         assert!(card(GOOD, alone, &facts()).contains("it is not shown that the differential step"));
+    }
+
+    #[test]
+    fn a_filter_that_sees_the_guard_is_said_plainly() {
+        let seen = Plan {
+            filter: FilterRules {
+                least_gain: [("light".to_owned(), 0.05), ("fit".to_owned(), -9.0)].into(),
+                ..plan().filter
+            },
+            ..plan()
+        };
+        assert!(card(GOOD, seen, &facts()).contains("The filter sees the guard too"));
+        assert!(!card(GOOD, plan(), &facts()).contains("The filter sees"));
     }
 
     #[test]

@@ -135,15 +135,6 @@ pub struct Endpoint {
     next_call: Mutex<Option<Instant>>,
 }
 
-/// A good answer and what it took to get it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Answer {
-    /// The JSON body.
-    pub body: Value,
-    /// Calls sent, failed ones included.
-    pub calls: u64,
-}
-
 impl std::fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Endpoint({})", self.base)
@@ -175,25 +166,32 @@ impl Endpoint {
         self.base.to_string()
     }
 
-    /// Sends `body` to the path below the base URL, and again after passing failures, as often as the settings say.
+    /// Sends `body` to the path below the base URL, and again after passing failures, as often as the settings say; gives the JSON of a
+    /// good answer. Every call sent, failed ones included, is added to `calls`, whatever comes of it.
     ///
     /// # Errors
     /// The last failure.
-    pub async fn post(&self, path: &str, body: &Value) -> Result<Answer, EndpointError> {
+    pub async fn post(
+        &self,
+        path: &str,
+        body: &Value,
+        calls: &mut u64,
+    ) -> Result<Value, EndpointError> {
         let packed = bytes::Bytes::from(body.to_string());
-        let mut calls = 0;
+        let mut attempt = 0;
         loop {
-            calls += 1;
+            attempt += 1;
             self.wait_for_turn().await;
+            *calls += 1;
             let error = match self.post_once(path, packed.clone()).await {
-                Ok(body) => return Ok(Answer { body, calls }),
+                Ok(body) => return Ok(body),
                 Err(error) => error,
             };
-            if !error.is_passing() || calls >= u64::from(self.settings.attempts) {
+            if !error.is_passing() || attempt >= u64::from(self.settings.attempts) {
                 return Err(error);
             }
-            let wait = self.wait_after(&error, calls);
-            tracing::warn!(error.message = %error, attempt = calls, wait_ms = wait.as_millis() as u64, "endpoint call failed, trying again");
+            let wait = self.wait_after(&error, attempt);
+            tracing::warn!(error.message = %error, attempt, wait_ms = wait.as_millis() as u64, "endpoint call failed, trying again");
             tokio::time::sleep(wait).await;
         }
     }

@@ -103,6 +103,11 @@ pub trait Watch {
     /// A step is done.
     fn stepped(&mut self, step: u64, loss: f64) -> Go;
 
+    /// Whether to go on, asked where a step is long: between its passes, and while images are made ready. Nothing is recorded there.
+    fn within_step(&mut self) -> Go {
+        Go::On
+    }
+
     /// A state to keep; called every `lora.checkpoint_every` steps.
     ///
     /// # Errors
@@ -158,6 +163,7 @@ pub trait Engine: Send {
     ) -> Result<Vec<(String, Vec<u8>)>, EngineError>;
 
     /// The whole model with a joined adapter merged into its weights, as a folder in the diffusers layout. The folder must not exist.
+    /// What was open is closed: two models need not fit into memory.
     ///
     /// # Errors
     /// [`EngineError::Failed`] if it cannot be written.

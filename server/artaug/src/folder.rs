@@ -10,6 +10,7 @@
 //! [`JobFolder::stage`] and the line to the server, then [`JobFolder::commit`]. A kill between them leaves the copy behind the server's, and
 //! [`JobFolder::adopt`] brings it in step.
 
+mod retrace;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -24,11 +25,12 @@ use std::{
 
 use concord_common::{Clock, Digest, fsutil::write_atomic};
 
+pub use self::retrace::Retrace;
 use crate::{
     course::Worked,
     journal::{Entry, Journal, JournalError, Line},
     ledger::Ledger,
-    machine::{Event, Machine, ManifestLine, Misfit, Plan, Work},
+    machine::{Event, Ingredients, Machine, ManifestLine, Misfit, Plan, Work},
     store::{Store, StoreError},
 };
 
@@ -43,6 +45,8 @@ pub struct JobFolder {
     /// Objects that an event other than a checkpoint names: they stay.
     lasting: BTreeSet<Digest>,
     worked: Worked,
+    /// The most memory that a worker on the job has held.
+    memory: Option<u64>,
     clock: Arc<dyn Clock>,
 }
 
@@ -103,7 +107,7 @@ impl JobFolder {
         let machine = Machine::new(plan, specification);
         let mut opened = Self::replayed(folder, journal, machine, quota, clock)?;
         if !opened.machine.has_begun() {
-            opened.record(&opened.machine.beginning())?;
+            opened.record(&opened.machine.beginning(Ingredients::default()))?;
         }
         Ok(opened)
     }
@@ -135,6 +139,7 @@ impl JobFolder {
         clock: Arc<dyn Clock>,
     ) -> Result<Self, FolderError> {
         let before = entries.last().map_or(0, |entry| entry.worked);
+        let memory = entries.iter().filter_map(|entry| entry.memory).max();
         let mut opened = Self {
             folder: folder.to_owned(),
             journal,
@@ -143,6 +148,7 @@ impl JobFolder {
             ledger: Ledger::default(),
             lasting: BTreeSet::new(),
             worked: Worked::resumed(Duration::from_millis(before), clock.now()),
+            memory,
             clock,
         };
         for (index, entry) in entries.into_iter().enumerate() {
@@ -214,6 +220,16 @@ impl JobFolder {
         self.worked.total(self.clock.now())
     }
 
+    /// Notes the most memory that this worker has held since it has the job, in bytes; the next line of the journal keeps it.
+    pub fn note_memory(&mut self, bytes: u64) {
+        self.memory = self.memory.max(Some(bytes));
+    }
+
+    /// The most memory that a worker on the job has held, in bytes; none if nobody measured.
+    pub fn peak_memory(&self) -> Option<u64> {
+        self.memory
+    }
+
     /// Stops the count of [`JobFolder::worked`], for a pause; recording goes on with it. A review stops it by itself.
     pub fn rest(&mut self) {
         self.worked.rest(self.clock.now());
@@ -235,26 +251,19 @@ impl JobFolder {
             .collect()
     }
 
-    /// The event that made an object, and the state that the job was in before: the same work done again makes the same object, with
-    /// all members of its batch. None if no event names it. Put what comes out with [`Store::put_as`], which says if it differs.
+    /// Goes through what happened once more, to make lost objects again.
     ///
     /// # Errors
     /// If the journal cannot be read.
-    pub fn origin(&self, object: Digest) -> Result<Option<(Machine, Event)>, FolderError> {
+    pub fn retrace(&self) -> Result<Retrace, FolderError> {
         let (plan, specification) = (self.machine.plan(), self.machine.specification());
-        let mut machine = Machine::new(plan.clone(), specification);
-        for (index, entry) in self.journal.entries::<Event>()?.into_iter().enumerate() {
-            if entry.event.objects().contains(&object) {
-                return Ok(Some((machine, entry.event)));
-            }
-            machine
-                .apply(entry.event)
-                .map_err(|misfit| FolderError::Replay {
-                    line: index + 1,
-                    misfit,
-                })?;
-        }
-        Ok(None)
+        let machine = Machine::new(plan.clone(), specification);
+        Ok(Retrace::new(machine, self.journal.entries::<Event>()?))
+    }
+
+    /// The objects that the journal names, without checkpoints.
+    pub fn lasting(&self) -> impl Iterator<Item = Digest> + '_ {
+        self.lasting.iter().copied()
     }
 
     /// Records what was done: when this returns, it is on the disk and need not be done again.
@@ -274,7 +283,9 @@ impl JobFolder {
         self.machine.check(event)?;
         let now = self.clock.now();
         Ok(Staged {
-            line: self.journal.line(event, now, self.worked.total(now))?,
+            line: self
+                .journal
+                .line(event, now, self.worked.total(now), self.memory)?,
             event: event.clone(),
         })
     }

@@ -159,6 +159,39 @@ impl Image {
         cells
     }
 
+    /// The image shrunk by a whole factor until no side is longer than `longest`, each pixel the mean of those it stands for; an image that is
+    /// small enough stays as it is.
+    #[must_use]
+    pub fn shrunk(self, longest: u32) -> Self {
+        let factor = self.width.max(self.height).div_ceil(longest.max(1));
+        if factor <= 1 {
+            return self;
+        }
+        let (width, height) = (self.width.div_ceil(factor), self.height.div_ceil(factor));
+        let mut pixels = Vec::with_capacity(width as usize * height as usize * 3);
+        for row in 0..height {
+            for column in 0..width {
+                let mut sum = [0_u32; 3];
+                let mut count = 0;
+                for y in row * factor..((row + 1) * factor).min(self.height) {
+                    for x in column * factor..((column + 1) * factor).min(self.width) {
+                        for (total, value) in sum.iter_mut().zip(self.at(x, y)) {
+                            *total += u32::from(value);
+                        }
+                        count += 1;
+                    }
+                }
+                // A mean of bytes is one.
+                pixels.extend(sum.map(|total| ((total + count / 2) / count) as u8));
+            }
+        }
+        Self {
+            width,
+            height,
+            pixels,
+        }
+    }
+
     fn offset(&self, x: u32, y: u32) -> usize {
         assert!(x < self.width && y < self.height, "pixel outside the image");
         (y as usize * self.width as usize + x as usize) * 3

@@ -24,6 +24,9 @@ pub struct Entry<E> {
     /// Milliseconds worked on the job up to here, over all workers; see [`crate::course::Worked`].
     #[serde(default)]
     pub worked: u64,
+    /// The most memory that a worker on the job has held up to here, over all workers, in bytes; none where nobody measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<u64>,
     /// What happened.
     pub event: E,
 }
@@ -160,7 +163,7 @@ impl Journal {
         Ok((Self { file, path, next }, entries))
     }
 
-    /// The line that an event would be as the next one.
+    /// The line that an event would be as the next one; for `worked` and `memory` see [`Entry`].
     ///
     /// # Errors
     /// If it is too long.
@@ -169,11 +172,13 @@ impl Journal {
         event: E,
         at: Timestamp,
         worked: Duration,
+        memory: Option<u64>,
     ) -> Result<Line, JournalError> {
         let entry = Entry {
             n: self.next,
             at,
             worked: u64::try_from(worked.as_millis()).unwrap_or(u64::MAX),
+            memory,
             event,
         };
         let bytes =
@@ -308,7 +313,9 @@ mod tests {
     }
 
     fn add(journal: &mut Journal, event: &str) {
-        let line = journal.line(event, Timestamp(7), Duration::ZERO).unwrap();
+        let line = journal
+            .line(event, Timestamp(7), Duration::ZERO, None)
+            .unwrap();
         journal.append(&line).unwrap();
     }
 
@@ -385,7 +392,8 @@ mod tests {
     fn a_line_counts_only_once_it_is_appended_and_only_in_its_place() {
         let (_folder, path) = written(&["a"]);
         let (mut journal, _) = Journal::open::<String>(&path).unwrap();
-        let line = |journal: &Journal| journal.line("b", Timestamp(7), Duration::from_secs(2));
+        let line =
+            |journal: &Journal| journal.line("b", Timestamp(7), Duration::from_secs(2), Some(9));
         let staged = line(&journal).unwrap();
         assert_eq!(line(&journal).unwrap(), staged);
         journal.append(&staged).unwrap();
@@ -394,8 +402,9 @@ mod tests {
             Err(JournalError::Number { next: 2, .. })
         ));
         let entries = journal.entries::<String>().unwrap();
-        assert_eq!((entries.len(), entries[1].worked), (2, 2000));
-        let long = journal.line("x".repeat(MAX_LINE), Timestamp(7), Duration::ZERO);
+        assert_eq!((entries.len(), entries[0].memory), (2, None));
+        assert_eq!((entries[1].worked, entries[1].memory), (2000, Some(9)));
+        let long = journal.line("x".repeat(MAX_LINE), Timestamp(7), Duration::ZERO, None);
         assert!(matches!(long, Err(JournalError::Long { .. })));
     }
 

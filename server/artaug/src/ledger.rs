@@ -72,7 +72,7 @@ impl Ledger {
         self.generating += seconds;
     }
 
-    /// Names and values as they are to be read, with the peak memory of the process in bytes if it is known.
+    /// Names and values as they are to be read, with the peak of memory in bytes if it is known.
     pub fn lines(&self, peak_memory: Option<u64>) -> Vec<(String, String)> {
         let line = |name: &str, value: String| (name.to_owned(), value);
         let seconds = |value: f64| format!("{value:.1} s");
@@ -114,14 +114,13 @@ impl Ledger {
     }
 }
 
-/// The most memory that this process has used, in bytes; none where the system does not tell.
-pub fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kibibytes * 1024)
+/// Lets the system count the process's peak of memory anew, from what it holds now: for a job that is not the process's first. Where the
+/// system cannot, the peak stays that of all its jobs.
+pub fn forget_peak_memory() {
+    // See proc_pid_clear_refs(5).
+    if let Err(error) = std::fs::write("/proc/self/clear_refs", "5") {
+        tracing::debug!(%error, "the peak of memory is counted on from the jobs before");
+    }
 }
 
 #[cfg(test)]
@@ -256,9 +255,12 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn the_peak_memory_is_at_least_what_is_held() {
-        let held = vec![1_u8; 64 << 20];
-        assert!(peak_memory().unwrap() > 64 << 20);
+    fn a_peak_of_memory_is_forgotten_with_the_job_that_had_it() {
+        use concord_common::telemetry::peak_rss_bytes;
+        let held = vec![1_u8; 256 << 20];
+        assert!(peak_rss_bytes().unwrap() > 256 << 20);
         drop(held);
+        forget_peak_memory();
+        assert!(peak_rss_bytes().unwrap() < 256 << 20);
     }
 }

@@ -12,6 +12,7 @@
 mod apply;
 mod decide;
 mod event;
+mod ingredients;
 mod kinds;
 mod manifest;
 mod progress;
@@ -31,6 +32,7 @@ pub use self::{
     event::{
         Advised, Checkpoint, Evaluated, Event, Fused, Generated, Regenerated, Scored, Trained,
     },
+    ingredients::Ingredients,
     kinds::{Arm, Group, Misfit, Stage, Training, Work},
     manifest::ManifestLine,
     progress::{Estimate, Pace, Progress},
@@ -70,6 +72,14 @@ pub struct Plan {
     pub bootstrap: Bootstrap,
 }
 
+impl Plan {
+    /// Whether the filter chooses pairs by the score that guards the alignment.
+    pub fn filter_sees_guard(&self) -> bool {
+        let guard = self.stop.alignment.as_ref();
+        guard.is_some_and(|guard| self.filter.least_gain.contains_key(guard))
+    }
+}
+
 /// One pair in the making.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Item {
@@ -93,6 +103,7 @@ pub struct Machine {
     plan: Plan,
     specification: Digest,
     began: bool,
+    ingredients: Ingredients,
     iteration: u32,
     items: BTreeMap<u32, Item>,
     filtered: bool,
@@ -120,6 +131,7 @@ impl Machine {
             plan,
             specification,
             began: false,
+            ingredients: Ingredients::default(),
             iteration: 1,
             filtered: false,
             raw_gain: None,
@@ -166,16 +178,22 @@ impl Machine {
         self.specification
     }
 
+    /// What the job is made from beside its specification, as it was when the job began; none before.
+    pub fn ingredients(&self) -> &Ingredients {
+        &self.ingredients
+    }
+
     /// The newest checkpoint of the training under way.
     pub fn checkpoint(&self) -> Option<&Checkpoint> {
         self.checkpoints.values().next()
     }
 
-    /// The first event of a journal.
-    pub fn beginning(&self) -> Event {
+    /// The first event of a journal, with what the job is made from.
+    pub fn beginning(&self, ingredients: Ingredients) -> Event {
         Event::Began {
             specification: self.specification,
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            ingredients,
         }
     }
 
@@ -283,17 +301,22 @@ impl Machine {
         self.arms.get(&arm)?.items.get(&item)
     }
 
-    /// The held-out results of the job's result, once it is over: those of the iteration that is kept.
+    /// The iteration whose model is the best so far: of the result once the job is over, else the one before the iteration under way; 0 is
+    /// the base.
+    pub fn newest_kept(&self) -> u32 {
+        self.result().unwrap_or(self.iteration - 1)
+    }
+
+    /// The held-out results of [`Machine::newest_kept`].
     pub fn evaluated_result(&self) -> impl Iterator<Item = (u32, &Evaluated)> {
-        let judged = self.result().and_then(|kept| {
-            if kept == 0 {
-                self.arms.get(&Arm::Base)
-            } else if kept == self.iteration {
-                self.arms.get(&Arm::Enhanced)
-            } else {
-                self.previous.as_ref()
-            }
-        });
+        let kept = self.newest_kept();
+        let judged = if kept == 0 {
+            self.arms.get(&Arm::Base)
+        } else if kept == self.iteration {
+            self.arms.get(&Arm::Enhanced)
+        } else {
+            self.previous.as_ref()
+        };
         judged
             .into_iter()
             .flat_map(|judged| judged.items.iter().map(|(item, result)| (*item, result)))

@@ -175,14 +175,13 @@ pub struct Opinion<U> {
     pub scores: Scores<U>,
     /// Those that are missing.
     pub failures: Vec<Failure>,
-    /// What scorers elsewhere cost.
-    pub usage: Usage,
 }
 
 /// Longest reason of a failure that is kept, in bytes.
 const MAX_REASON: usize = 300;
 
-/// Asks every scorer of a panel. A scorer without a score of this image takes nothing from the others.
+/// Asks every scorer of a panel. A scorer without a score of this image takes nothing from the others. What it costs is added to `usage`,
+/// whatever comes of it.
 ///
 /// # Errors
 /// [`ScoreError::Unavailable`] if a scorer cannot be asked at all now.
@@ -190,15 +189,15 @@ pub fn score_all<U: Use>(
     panel: &Panel<U>,
     image: &Image,
     prompt: &str,
+    usage: &mut Usage,
 ) -> Result<Opinion<U>, ScoreError> {
     let mut opinion = Opinion {
         scores: Scores::default(),
         failures: Vec::new(),
-        usage: Usage::default(),
     };
     for scorer in panel {
-        let (score, usage) = scorer.score_counted(image, prompt);
-        opinion.usage += usage;
+        let (score, cost) = scorer.score_counted(image, prompt);
+        *usage += cost;
         let what = match score {
             Ok(value) if value.is_finite() => {
                 opinion.scores.insert(scorer.name(), value);

@@ -55,7 +55,9 @@ pub enum StoreError {
         found: Digest,
     },
     /// The bytes are not those of the address.
-    #[error("the object {0} is damaged; it is fetched or made again when the job goes on")]
+    #[error(
+        "the object {0} is damaged; a worker that takes the job up fetches it or makes it again"
+    )]
     Damaged(Digest),
 }
 

@@ -133,7 +133,10 @@ impl Lease {
                 CallError::Refused(refusal) => {
                     Halt::Failed(format!("the server refused {what}: {refusal}"))
                 }
-                error => Halt::Failed(format!("{what}: {error}")),
+                // Another worker, of another version or with a sound disk, may get on.
+                error @ (CallError::Protocol(_) | CallError::File { .. }) => {
+                    Halt::Trouble(format!("{what}: {error}"))
+                }
             };
             self.brake.pull(halt.clone());
             return Err(halt);
@@ -179,6 +182,20 @@ impl Lease {
         Err(halt)
     }
 
+    /// Those of the objects that the server does not have.
+    ///
+    /// # Errors
+    /// As all calls.
+    pub fn missing(&self, digests: &[Digest]) -> Result<Vec<Digest>, Halt> {
+        let mut missing = Vec::new();
+        for some in digests.chunks(MANY) {
+            missing.extend(self.call("asking for missing objects", |server| {
+                server.find_missing(&self.grip, some)
+            })?);
+        }
+        Ok(missing)
+    }
+
     /// Brings objects to the server, those only that it does not have.
     ///
     /// # Errors
@@ -186,9 +203,7 @@ impl Lease {
     pub fn put(&self, objects: &[(Digest, Payload)]) -> Result<(), Halt> {
         for some in objects.chunks(MANY) {
             let digests: Vec<Digest> = some.iter().map(|(digest, _)| *digest).collect();
-            let missing = self.call("asking for missing objects", |server| {
-                server.find_missing(&self.grip, &digests)
-            })?;
+            let missing = self.missing(&digests)?;
             for (digest, payload) in some {
                 if missing.contains(digest) {
                     let kept = self.call("sending an object", |server| {
@@ -201,15 +216,13 @@ impl Lease {
         Ok(())
     }
 
-    /// The bytes of an object; none if the server does not have it, or has it damaged.
+    /// The bytes of an object; none if the server does not have it, or has it damaged. A damaged one is removed there, so that it is missed and
+    /// can be brought anew.
     ///
     /// # Errors
     /// As all calls.
     pub fn get(&self, digest: Digest) -> Result<Option<Bytes>, Halt> {
-        let missing = self.call("asking for missing objects", |server| {
-            server.find_missing(&self.grip, &[digest])
-        })?;
-        if !missing.is_empty() {
+        if !self.missing(&[digest])?.is_empty() {
             return Ok(None);
         }
         let bytes = self.call("fetching an object", |server| {
@@ -218,7 +231,8 @@ impl Lease {
         if Digest::of(&bytes) == digest {
             Ok(Some(bytes.into()))
         } else {
-            tracing::error!(job.id = %self.grip.job_id, object = %digest, "the server's object is damaged");
+            tracing::error!(job.id = %self.grip.job_id, object = %digest, "the server's object is damaged; it is removed");
+            self.remove(&[digest])?;
             Ok(None)
         }
     }

@@ -10,18 +10,14 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use concord_artaug::{
-    folder::{FolderError, JobFolder},
-    journal::JournalError,
-    setup,
-};
+use concord_artaug::{folder::JobFolder, ledger::forget_peak_memory, setup};
 use concord_common::{Digest, JobId, error_text, job::artaug::ArtaugSpec};
 use concord_proto::v1::{self, JobRelease};
 
 use super::{Worker, renew::renew};
 use crate::{
     brake::{Brake, Halt},
-    desk::{Board, Desk},
+    desk::{Board, Desk, unkept},
     remote::{CallError, Lease},
     stages::{self, Ending, Studio},
 };
@@ -39,6 +35,7 @@ const RELEASE_TRIES: usize = 5;
 pub(super) fn work(worker: &Worker, lease: &v1::WorkerLease) -> bool {
     let brake = Arc::new(Brake::new(worker.habits.stop_within));
     worker.stop.take_up(&brake);
+    forget_peak_memory();
     let board = Board::default();
     let duration = lease
         .duration
@@ -92,8 +89,9 @@ fn worked(
     // A name with a slash or two points would lead out of the folder; such an id is none.
     let id: JobId = lease.job_id.parse().map_err(Halt::failed)?;
     let spec = ArtaugSpec::parse(&lease.spec_toml)
-        .map_err(|refusal| Halt::Failed(format!("this worker cannot run the job: {refusal}")))?;
+        .map_err(|refusal| lacking(lease, format!("this worker cannot run the job: {refusal}")))?;
     let quota = spec.limits.disk.bytes().min(worker.habits.disk);
+    let short_of_disk = quota < spec.limits.disk.bytes();
     let folder = worker.habits.jobs.join(id.as_str());
     make_room(worker, &folder, quota)?;
     let lines = held.journal()?;
@@ -105,10 +103,7 @@ fn worked(
         Arc::clone(&worker.clock),
         &lines,
     );
-    let job_folder = opened.map_err(|error| match error {
-        FolderError::Journal(JournalError::InUse(_)) => Halt::Trouble(error.to_string()),
-        error => Halt::failed(error),
-    })?;
+    let job_folder = opened.map_err(|error| unkept(error, short_of_disk))?;
     drop(lines);
     let desk = Desk::new(
         job_folder,
@@ -117,12 +112,13 @@ fn worked(
         worker.clock.as_ref(),
         worker.habits.memory,
         spec.limits.time,
+        short_of_disk,
     );
     desk.check()?;
     let parts = worker
         .workshop
         .parts(&spec)
-        .map_err(|error| Halt::Failed(error_text(&error)))?;
+        .map_err(|error| lacking(lease, error_text(&error)))?;
     let mut studio = Studio::new(parts.engine, parts.opened, &desk);
     let job = stages::Job {
         spec: &spec,
@@ -135,8 +131,19 @@ fn worked(
     stages::guarded(&desk, || job.run(&mut studio))
 }
 
+/// A job that this worker is not set up for. One that has been begun goes on elsewhere, or here once the settings are mended: what is done is
+/// not thrown away. One that has not ends at once with the reason, which is most often a slip in the job.
+fn lacking(lease: &v1::WorkerLease, reason: String) -> Halt {
+    if lease.journal_lines > 0 {
+        Halt::Trouble(reason)
+    } else {
+        Halt::Failed(reason)
+    }
+}
+
 /// Gives a job back. One whose lease is lost is not this worker's to give.
 fn release(worker: &Worker, held: &Lease, board: &Board, outcome: Result<Ending, Halt>) {
+    let held_up = matches!(outcome, Err(Halt::Trouble(_)));
     let mut request = v1::ReleaseJobRequest {
         grip: Some(held.grip().clone()),
         progress: Some(board.progress()),
@@ -169,6 +176,8 @@ fn release(worker: &Worker, held: &Lease, board: &Board, outcome: Result<Ending,
     request.set_release(kind);
     if kind == JobRelease::Failed {
         tracing::error!(job.id = %held.grip().job_id, reason, "the job failed");
+    } else if held_up {
+        tracing::error!(job.id = %held.grip().job_id, reason, "the job is held up here; it is given back and tried again");
     } else {
         tracing::info!(job.id = %held.grip().job_id, release = kind.as_str_name(), reason, "job given back");
     }

@@ -1,3 +1,7 @@
+mod held_up;
+mod lost;
+mod sources;
+
 use std::{
     collections::BTreeSet,
     path::Path,
@@ -347,6 +351,33 @@ fn a_review_is_waited_for_and_its_words_are_kept() {
 }
 
 #[test]
+fn a_review_that_leaves_too_few_pairs_ends_the_job_before_training() {
+    let spec = spec_with(&[("seed = 7", "seed = 7\nreview = true")]);
+    // All four pairs, and as many as it takes: the last one's word would change nothing.
+    for rejected in [4, 3] {
+        let server = Arc::new(FakeServer::new(&spec));
+        let folder = tempfile::tempdir().unwrap();
+        worker(&server, folder.path()).run();
+        let waiting = server.state().releases.last().unwrap().waiting.clone();
+        assert_eq!(waiting.len(), 4);
+        for (number, item) in (1..).zip(waiting.into_iter().take(rejected)) {
+            server.state().words.push(v1::PairReview {
+                number,
+                iteration: 1,
+                item,
+                accepted: false,
+            });
+        }
+        worker(&server, folder.path()).run();
+        succeeded(&server);
+        let card = String::from_utf8(server.results()["MODEL_CARD.md"].clone()).unwrap();
+        assert!(card.contains("1 pairs were kept"), "{card}");
+        let manifest = String::from_utf8(server.results()["manifest-1.jsonl"].clone()).unwrap();
+        assert_eq!(manifest.matches("\"reason\":\"review\"").count(), 3);
+    }
+}
+
+#[test]
 fn a_fault_of_the_engine_ends_the_job_and_not_the_worker() {
     for (fault, word) in [
         ("draw", "draw is broken"),
@@ -387,10 +418,16 @@ fn what_a_job_may_not_have_fails_it_with_a_sentence() {
 
 #[test]
 fn a_job_that_fills_its_disk_is_ended() {
-    let server = Arc::new(FakeServer::new(SPEC));
+    let server = Arc::new(FakeServer::new(&spec_with(&[(
+        "[output]",
+        "[limits]\ndisk = \"1 MiB\"\n[output]",
+    )])));
     let folder = tempfile::tempdir().unwrap();
     let mut full = worker(&server, folder.path());
-    full.habits.disk = 2000;
+    full.workshop = Box::new(FakeWorkshop {
+        fault: Some("large"),
+        ..FakeWorkshop::default()
+    });
     full.run();
     let (release, reason) = server.released();
     assert_eq!(release, JobRelease::Failed);
@@ -420,6 +457,48 @@ fn a_job_whose_time_is_up_ends_with_what_it_has() {
     succeeded(&server);
     let card = String::from_utf8(server.results()["MODEL_CARD.md"].clone()).unwrap();
     assert!(card.contains("time of 1 s is used up"), "{card}");
+}
+
+#[test]
+fn a_training_whose_time_is_up_ends_at_once() {
+    let spec = spec_with(&[
+        ("first_steps = 25", "first_steps = 2000"),
+        ("checkpoint_every = 10", "checkpoint_every = 2000"),
+        ("[output]", "[limits]\ntime = \"10s\"\n[output]"),
+    ]);
+    let server = Arc::new(FakeServer::new(&spec));
+    let folder = tempfile::tempdir().unwrap();
+    let mut late = worker(&server, folder.path());
+    late.clock = Arc::new(HurriedInTraining(Arc::clone(&server), Hurried::default()));
+    late.run();
+    succeeded(&server);
+    let state = server.state();
+    let has = |event: &str| {
+        let event = format!("\"event\":\"{event}\"");
+        let mut lines = state.lines.iter();
+        lines.any(|line| String::from_utf8_lossy(line).contains(&event))
+    };
+    assert!(has("filtered") && has("decided"));
+    assert!(!has("checkpointed") && !has("trained"));
+}
+
+/// A clock that stands still until the pairs are filtered.
+#[derive(Debug)]
+struct HurriedInTraining(Arc<FakeServer>, Hurried);
+
+impl Clock for HurriedInTraining {
+    fn now(&self) -> concord_common::Timestamp {
+        let is_filtered = {
+            let state = self.0.state();
+            let last = state.lines.last();
+            last.is_some_and(|line| String::from_utf8_lossy(line).contains("\"filtered\""))
+        };
+        if is_filtered {
+            self.1.now()
+        } else {
+            concord_common::Timestamp(0)
+        }
+    }
 }
 
 /// A clock that goes on by 20 ms with every look.
@@ -495,11 +574,13 @@ fn a_journal_of_another_job_is_not_gone_on_with() {
     let server = undisturbed(SPEC);
     let lines = server.state().lines.clone();
     let other = Arc::new(FakeServer::new(&spec_with(&[("seed = 7", "seed = 8")])));
-    other.state().lines = lines;
+    other.state().lines = lines.clone();
+    other.state().grants = 1;
     let folder = tempfile::tempdir().unwrap();
     worker(&other, folder.path()).run();
+    assert_eq!(other.state().lines, lines);
     let (release, reason) = other.released();
-    assert_eq!(release, JobRelease::Failed);
+    assert_eq!(release, JobRelease::Stopped);
     assert!(reason.contains("another specification"), "{reason}");
 }
 

@@ -8,9 +8,8 @@ use std::{
 use concord_artaug::{
     advisor::rewrite,
     engine::Order,
-    image::Image,
     machine::{Advised, Arm, Evaluated, Event, Machine, Work},
-    photometry,
+    photometry::Thumbnails,
     prompts::held_out_seed,
 };
 
@@ -20,7 +19,8 @@ use super::{
 };
 use crate::{brake::Halt, desk::Done};
 
-/// Batches from the first unfinished one on for which advice is asked in the rewriting arm: a crash costs no more of it.
+/// Batches from the first unfinished one on for which advice is asked in the rewriting arm. It is recorded with the images, so a crash costs
+/// as much of it.
 const AHEAD: usize = 4;
 
 /// Draws and scores the held-out images of an arm.
@@ -47,11 +47,14 @@ pub(super) fn diversity(job: &Job<'_>, arm: Arm) -> Result<(), Halt> {
             .collect();
         (machine.iteration(), stored)
     });
-    let images: Vec<Image> = stored
-        .into_iter()
-        .map(|digest| job.desk.image(digest))
-        .collect::<Result<_, _>>()?;
-    let value = photometry::diversity(&images)
+    // One image at a time: all of them together may be more than the memory holds.
+    let mut thumbnails = Thumbnails::default();
+    for digest in stored {
+        job.desk.check()?;
+        thumbnails.add(&job.desk.image(digest)?);
+    }
+    let value = thumbnails
+        .diversity()
         .ok_or_else(|| job.desk.fail("too few held-out images to compare"))?;
     let event = Event::Diversity {
         iteration,
@@ -64,6 +67,15 @@ pub(super) fn diversity(job: &Job<'_>, arm: Arm) -> Result<(), Halt> {
 /// The prompt of a held-out item: they are gone through in order, again and again with other seeds.
 pub(crate) fn held_out_prompt(prompts: &[String], item: u32) -> &str {
     &prompts[item as usize % prompts.len()]
+}
+
+/// A prompt with the advice on its image in words; without usable advice it stays as it is.
+pub(super) fn rewritten(prompt: &str, advised: &Advised) -> String {
+    let regions = match advised.error {
+        None => advised.advice.regions.as_slice(),
+        Some(_) => &[],
+    };
+    rewrite(prompt, regions)
 }
 
 struct HeldOut<'a> {
@@ -92,13 +104,7 @@ impl HeldOut<'_> {
             return Some(recorded.prompt.clone());
         }
         let advice = self.advice();
-        let advised = advice.get(&item)?;
-        // Without usable advice the prompt stays as it is.
-        let regions = match advised.error {
-            None => advised.advice.regions.as_slice(),
-            Some(_) => &[],
-        };
-        Some(rewrite(self.prompt(item), regions))
+        Some(rewritten(self.prompt(item), advice.get(&item)?))
     }
 
     fn left(&self, machine: &Machine) -> Vec<Batch> {
@@ -127,10 +133,9 @@ impl HeldOut<'_> {
             .ok_or_else(|| self.job.desk.fail(format!("item {item} has no prompt")))?;
         // Judged by what was asked for, not by what the advice made of it.
         let asked = self.prompt(item);
-        let judged = self.job.score(&tools.evaluation, image, asked)?;
-        let filter = self.job.score(&tools.filter, image, asked)?;
-        let mut usage = judged.usage;
-        usage += filter.usage;
+        let (judged, mut usage) = self.job.score(&tools.evaluation, image, asked)?;
+        let (filter, more) = self.job.score(&tools.filter, image, asked)?;
+        usage += more;
         let (digest, png) = items::packed(self.job, piece)?;
         Ok(Done {
             event: Event::Evaluated {

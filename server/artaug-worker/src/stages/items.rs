@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use concord_artaug::{
+    advisor::Region,
     engine::Order,
     machine::{Event, Generated, Machine, Regenerated, Scored, Work},
     prompts::{image_seed, prompt_of},
@@ -27,6 +28,15 @@ pub(super) fn run(job: &Job<'_>, studio: &mut Studio<'_>) -> Result<(), Halt> {
 struct Items<'a> {
     job: &'a Job<'a>,
     iteration: u32,
+}
+
+/// What to draw for an item of an iteration; without regions its base image.
+pub(super) fn order(job: &Job<'_>, iteration: u32, item: u32, regions: Vec<Region>) -> Order {
+    Order {
+        prompt: prompt_of(&job.tools.prompts, job.seed(), iteration, item).to_owned(),
+        seed: image_seed(job.seed(), iteration, item),
+        regions,
+    }
 }
 
 /// An image as it is stored.
@@ -97,11 +107,7 @@ impl Line for Items<'_> {
                 } else {
                     Vec::new()
                 };
-                Ok(Order {
-                    prompt: self.prompt(*item).to_owned(),
-                    seed: image_seed(self.job.seed(), self.iteration, *item),
-                    regions,
-                })
+                Ok(order(self.job, self.iteration, *item, regions))
             })
             .collect()
     }
@@ -177,9 +183,9 @@ impl Line for Items<'_> {
                     let image = job.desk.image(image)?;
                     job.score(&job.tools.filter, &image, self.prompt(item))
                 };
-                let (base, enhanced) = (score(self.base(item)?)?, score(enhanced)?);
-                let mut usage = base.usage;
-                usage += enhanced.usage;
+                let (base, mut usage) = score(self.base(item)?)?;
+                let (enhanced, more) = score(enhanced)?;
+                usage += more;
                 Event::Scored {
                     iteration,
                     item,

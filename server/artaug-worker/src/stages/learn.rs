@@ -2,12 +2,13 @@
 
 use std::time::Instant;
 
+use bytes::Bytes;
 use concord_artaug::{
-    engine::{EngineError, Fit, Go, Lesson, Saved, Watch},
+    engine::{EngineError, Fit, Go, Joined, Lesson, Saved, Watch},
     losses,
     machine::{Checkpoint, Event, Fused, Machine, Stage, Trained, Training},
 };
-use concord_common::Digest;
+use concord_common::{Digest, seed::Seed};
 
 use super::{Job, Studio};
 use crate::{brake::Halt, desk::Done};
@@ -20,22 +21,9 @@ pub(super) fn train(
     from: Option<&Checkpoint>,
 ) -> Result<(), Halt> {
     let desk = job.desk;
-    let (iteration, current, control, first) = desk.look(|machine| {
-        let first = machine.trained(Training::First);
-        (
-            machine.iteration(),
-            machine.current(),
-            machine.control(),
-            first.map(|first| first.lora),
-        )
-    });
-    let (on, below) = match training {
-        Training::First => (current, None),
-        Training::Second => (current, first),
-        Training::Control => (control, None),
-    };
-    let lessons = lessons(job, training)?;
-    let below = below.map(|digest| desk.object(digest)).transpose()?;
+    let machine = desk.look(Machine::clone);
+    let given = Given::of(job, &machine, training)?;
+    let iteration = machine.iteration();
     // A lost state costs the steps behind it: from the beginning they end in the same bytes.
     let state = match from {
         Some(checkpoint) => desk.find(checkpoint.state)?,
@@ -47,8 +35,7 @@ pub(super) fn train(
             "the checkpoint is lost; the training begins anew"
         );
     }
-    studio.open(on)?;
-    let stage = Stage::from(training).name();
+    studio.open(given.on)?;
     let mut watcher = Watcher {
         job,
         iteration,
@@ -58,13 +45,7 @@ pub(super) fn train(
         start: Instant::now(),
         ended: None,
     };
-    let fit = Fit {
-        training,
-        lessons: &lessons,
-        below: below.as_deref(),
-        seed: job.seed().derive(&format!("artaug {stage} {iteration}")),
-        from: state.as_deref(),
-    };
+    let fit = given.fit(state.as_deref());
     let fitted = match (studio.fit(&fit, &mut watcher), &watcher.ended) {
         (Ok(fitted), _) => fitted,
         // The state is kept; what to do about the time is decided by the caller's loop.
@@ -80,7 +61,7 @@ pub(super) fn train(
         result: Trained {
             lora,
             losses: Digest::of(&packed),
-            steps: desk.look(|machine| machine.steps_of(training)),
+            steps: machine.steps_of(training),
             final_loss: losses::final_mean(&fitted.losses),
             seconds: watcher.before + watcher.start.elapsed().as_secs_f64(),
         },
@@ -91,23 +72,78 @@ pub(super) fn train(
     }])
 }
 
-/// The kept pairs, X or X'.
-fn lessons(job: &Job<'_>, training: Training) -> Result<Vec<Lesson>, Halt> {
-    let kept = job.desk.look(|machine| {
-        let of = |item: u32| {
-            let base = machine.generated(item)?;
-            let image = match training {
-                Training::First => base.image,
-                Training::Second | Training::Control => machine.regenerated(item)?.image,
-            };
-            Some((item, base.prompt.clone(), image))
+/// Does a training of a machine's iteration once more, from its beginning to the same bytes: the `LoRA` and the losses as they are stored.
+pub(super) fn train_again(
+    job: &Job<'_>,
+    studio: &mut Studio<'_>,
+    machine: &Machine,
+    training: Training,
+) -> Result<[Vec<u8>; 2], Halt> {
+    let given = Given::of(job, machine, training)?;
+    studio.open(given.on)?;
+    let mut watcher = Again { job, halt: None };
+    match (studio.fit(&given.fit(None), &mut watcher), watcher.halt) {
+        (Ok(fitted), _) => Ok([fitted.lora, losses::pack(&fitted.losses)]),
+        (Err(_), Some(halt)) => Err(halt),
+        (Err(error), None) => Err(studio.halt(error)),
+    }
+}
+
+/// What a training is given.
+struct Given {
+    training: Training,
+    /// The joined `LoRA` of the model that is trained on.
+    on: Option<Digest>,
+    below: Option<Bytes>,
+    lessons: Vec<Lesson>,
+    seed: Seed,
+}
+
+impl Given {
+    fn of(job: &Job<'_>, machine: &Machine, training: Training) -> Result<Self, Halt> {
+        let first = machine.trained(Training::First).map(|first| first.lora);
+        let (on, below) = match training {
+            Training::First => (machine.current(), None),
+            Training::Second => (machine.current(), first),
+            Training::Control => (machine.control(), None),
         };
-        machine
-            .kept()
-            .into_iter()
-            .map(of)
-            .collect::<Option<Vec<_>>>()
-    });
+        let stage = Stage::from(training).name();
+        let iteration = machine.iteration();
+        Ok(Self {
+            training,
+            on,
+            below: below.map(|digest| job.desk.object(digest)).transpose()?,
+            lessons: lessons(job, machine, training)?,
+            seed: job.seed().derive(&format!("artaug {stage} {iteration}")),
+        })
+    }
+
+    fn fit<'a>(&'a self, from: Option<&'a [u8]>) -> Fit<'a> {
+        Fit {
+            training: self.training,
+            lessons: &self.lessons,
+            below: self.below.as_deref(),
+            seed: self.seed,
+            from,
+        }
+    }
+}
+
+/// The kept pairs, X or X'.
+fn lessons(job: &Job<'_>, machine: &Machine, training: Training) -> Result<Vec<Lesson>, Halt> {
+    let of = |item: u32| {
+        let base = machine.generated(item)?;
+        let image = match training {
+            Training::First => base.image,
+            Training::Second | Training::Control => machine.regenerated(item)?.image,
+        };
+        Some((item, base.prompt.clone(), image))
+    };
+    let kept = machine
+        .kept()
+        .into_iter()
+        .map(of)
+        .collect::<Option<Vec<_>>>();
     let kept = kept.ok_or_else(|| job.desk.fail("a kept pair lacks an image"))?;
     kept.into_iter()
         .map(|(item, prompt, image)| {
@@ -149,6 +185,18 @@ impl Watch for Watcher<'_> {
             self.ended = Some(Ended::Halt(halt));
             return Go::Stop;
         }
+        if desk.is_out_of_time() {
+            self.ended = Some(Ended::Time);
+            return Go::Stop;
+        }
+        Go::On
+    }
+
+    fn within_step(&mut self) -> Go {
+        if let Err(halt) = self.job.desk.brake().check_now() {
+            self.ended = Some(Ended::Halt(halt));
+            return Go::Stop;
+        }
         Go::On
     }
 
@@ -185,25 +233,55 @@ impl Watch for Watcher<'_> {
     }
 }
 
+/// Listens to the brake while a training is done once more; its checkpoints and its time are known.
+struct Again<'a> {
+    job: &'a Job<'a>,
+    halt: Option<Halt>,
+}
+
+impl Watch for Again<'_> {
+    fn stepped(&mut self, _step: u64, _loss: f64) -> Go {
+        let desk = self.job.desk;
+        desk.check_memory();
+        self.halt = desk.brake().check_now().err();
+        if self.halt.is_some() {
+            Go::Stop
+        } else {
+            Go::On
+        }
+    }
+
+    fn within_step(&mut self) -> Go {
+        self.halt = self.job.desk.brake().check_now().err();
+        if self.halt.is_some() {
+            Go::Stop
+        } else {
+            Go::On
+        }
+    }
+
+    fn save(&mut self, _saved: Saved) -> Result<Go, EngineError> {
+        self.halt = self.job.desk.check().err();
+        Ok(if self.halt.is_some() {
+            Go::Stop
+        } else {
+            Go::On
+        })
+    }
+}
+
 /// Joins what was learned in this iteration to what was learned before.
 pub(super) fn fuse(job: &Job<'_>, studio: &mut Studio<'_>) -> Result<(), Halt> {
     let desk = job.desk;
-    let lora =
-        |training| desk.look(|machine| machine.trained(training).map(|trained| trained.lora));
-    let Some(second) = lora(Training::Second) else {
-        return Err(desk.fail("there is no trained LoRA to join"));
-    };
-    let joined = join(job, studio, desk.look(Machine::current), second)?;
-    let control = lora(Training::Control)
-        .map(|control| join(job, studio, desk.look(Machine::control), control))
-        .transpose()?;
+    let machine = desk.look(Machine::clone);
+    let (joined, control) = join_all(job, studio, &machine)?;
     let result = Fused {
         merged: Digest::of(&joined.merged),
         reduced: joined.reduced.as_deref().map(Digest::of),
         control: control.as_ref().map(|control| Digest::of(&control.merged)),
     };
     let event = Event::Fused {
-        iteration: desk.look(Machine::iteration),
+        iteration: machine.iteration(),
         result,
     };
     let objects = [
@@ -217,12 +295,29 @@ pub(super) fn fuse(job: &Job<'_>, studio: &mut Studio<'_>) -> Result<(), Halt> {
     }])
 }
 
+/// What a machine's iteration learned, joined to what was learned before: the adapter itself, and the control's if there is one.
+pub(super) fn join_all(
+    job: &Job<'_>,
+    studio: &mut Studio<'_>,
+    machine: &Machine,
+) -> Result<(Joined, Option<Joined>), Halt> {
+    let lora = |training| machine.trained(training).map(|trained| trained.lora);
+    let Some(second) = lora(Training::Second) else {
+        return Err(job.desk.fail("there is no trained LoRA to join"));
+    };
+    let joined = join(job, studio, machine.current(), second)?;
+    let control = lora(Training::Control)
+        .map(|control| join(job, studio, machine.control(), control))
+        .transpose()?;
+    Ok((joined, control))
+}
+
 fn join(
     job: &Job<'_>,
     studio: &mut Studio<'_>,
     before: Option<Digest>,
     fitted: Digest,
-) -> Result<concord_artaug::engine::Joined, Halt> {
+) -> Result<Joined, Halt> {
     let before = before.map(|digest| job.desk.object(digest)).transpose()?;
     let fitted = job.desk.object(fitted)?;
     studio.join(before.as_deref(), &fitted)

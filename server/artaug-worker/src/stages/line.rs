@@ -1,7 +1,7 @@
 //! The line of work on images: one thread draws batches, helpers put them down, advise and score meanwhile.
 //!
-//! Everyone takes what the state machine says is to be done and nobody has in hand, so nothing waits longer than it must. What is
-//! drawn but not put down yet is bounded; when helpers fall behind, the drawing waits for them.
+//! Everyone takes what the state machine says is to be done and nobody has in hand, so nothing waits longer than it must. Batches that
+//! are begun and not put down yet are bounded, for a kill loses them; when helpers fall behind, the drawing waits for them.
 
 use std::{
     any::Any,
@@ -20,8 +20,8 @@ use concord_artaug::{
 use super::Studio;
 use crate::{brake::Halt, desk::Desk};
 
-/// Batches that are drawn and not put down yet.
-const DRAWN: usize = 2;
+/// Batches that are begun and not put down yet: one is drawn while the one before is put down.
+const IN_HAND: usize = 2;
 
 /// Images that are computed in one go.
 #[derive(Debug, Clone, PartialEq)]
@@ -119,7 +119,7 @@ pub(super) fn run<L: Line>(
                 .name(format!("helper-{number}"))
                 .spawn_scoped(scope, help);
             if let Err(error) = started {
-                return Err(desk.fail(format!("no thread can be started: {error}")));
+                return Err(desk.trouble(format!("no thread can be started: {error}")));
             }
         }
         let result = guarded(desk, || floor.draw(studio));
@@ -190,7 +190,7 @@ impl<L: Line> Floor<'_, L> {
     fn next_batch(&self) -> Option<Batch> {
         // Hands first, here and below: what leaves them is in the machine by then.
         let mut hands = self.hands();
-        if hands.drawn.len() >= DRAWN {
+        if hands.batches.len() >= IN_HAND {
             return None;
         }
         let batches = self.desk.look(|machine| self.line.batches(machine));
@@ -279,4 +279,86 @@ fn pieces(batch: &Batch, drawn: Drawn, seconds: f64) -> Vec<Piece> {
             seconds: seconds / members as f64,
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use concord_artaug::{folder::JobFolder, setup};
+    use concord_common::{Digest, SystemClock, job::artaug::ArtaugSpec};
+    use concord_proto::v1;
+
+    use super::*;
+    use crate::{
+        brake::Brake,
+        desk::Board,
+        limits::MemoryLimit,
+        remote::{Lease, Pace},
+        testing::{FakeServer, SPEC},
+    };
+
+    /// Batches of one image each, and nothing else to do.
+    struct Singles;
+
+    impl Line for Singles {
+        fn batches(&self, _machine: &Machine) -> Vec<Batch> {
+            let of = |item| Batch {
+                enhanced: false,
+                group: Group {
+                    members: vec![item],
+                    missing: vec![item],
+                },
+            };
+            (0..9).map(of).collect()
+        }
+
+        fn orders(&self, _batch: &Batch) -> Result<Vec<Order>, Halt> {
+            Ok(Vec::new())
+        }
+
+        fn chores(&self, _machine: &Machine) -> Vec<Chore> {
+            Vec::new()
+        }
+
+        fn keep(&self, _batch: &Batch, _pieces: Vec<Piece>) -> Result<(), Halt> {
+            Ok(())
+        }
+
+        fn act(&self, _chore: Chore) -> Result<(), Halt> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn no_third_batch_is_begun_before_the_first_is_put_down() {
+        let place = tempfile::tempdir().unwrap();
+        let spec = ArtaugSpec::parse(SPEC).unwrap();
+        let clock = Arc::new(SystemClock);
+        let specification = Digest::of(SPEC.as_bytes());
+        let (plan, quota) = (setup::plan(&spec), 1 << 20);
+        let folder =
+            JobFolder::adopt(place.path(), plan, specification, quota, clock.clone(), &[]).unwrap();
+        let lease = Lease::new(
+            Arc::new(FakeServer::new(SPEC)),
+            &v1::WorkerLease::default(),
+            Arc::new(Brake::new(Duration::ZERO)),
+            Pace::default(),
+        );
+        let board = Board::default();
+        let (memory, time) = (MemoryLimit(u64::MAX), Duration::from_hours(1));
+        let desk = Desk::new(folder, &lease, &board, clock.as_ref(), memory, time, false);
+        let floor = Floor {
+            desk: &desk,
+            line: &Singles,
+            hands: Mutex::default(),
+        };
+        let first = floor.next_batch().unwrap();
+        assert!(floor.next_batch().is_some());
+        // Also one that a helper has taken from the drawn ones, or that the engine is at, is in hand.
+        assert_eq!(floor.next_batch(), None);
+        floor.hands().batches.remove(&first.key());
+        assert!(floor.next_batch().is_some());
+        assert_eq!(floor.next_batch(), None);
+    }
 }

@@ -1,9 +1,12 @@
 //! Asking advisors and scorers, which may be models elsewhere: what says nothing of one image alone is tried again for a while.
 
-use std::time::{Duration, Instant};
+use std::{
+    mem,
+    time::{Duration, Instant},
+};
 
 use concord_artaug::{
-    advisor::{Advice, AdvisorError, Question},
+    advisor::{Advice, AdvisorError, Question, Usage},
     image::Image,
     machine::Advised,
     scorer::{Opinion, Panel, ScoreError, Use, score_all},
@@ -36,7 +39,9 @@ impl Job<'_> {
             prompt,
             max_regions: max_regions(&self.spec.advisor),
         };
-        let (advice, error) = self.persist("the advisor", || {
+        // What was answered and paid for before the advisor went away in the middle.
+        let mut earlier = Advice::default();
+        let (mut advice, error) = self.persist("the advisor", || {
             match self.tools.advisor.advise(&question) {
                 Ok(advice) => Ok((advice, None)),
                 Err(AdvisorError::NoUsableReply(advice)) => {
@@ -46,9 +51,17 @@ impl Job<'_> {
                 Err(error @ AdvisorError::Image(_)) => {
                     Ok((Advice::default(), Some(error.to_string())))
                 }
-                Err(error @ AdvisorError::Unavailable(_)) => Err(fault_of(&error)),
+                Err(error @ AdvisorError::Unavailable { .. }) => {
+                    let fault = fault_of(&error);
+                    if let AdvisorError::Unavailable { mut so_far, .. } = error {
+                        so_far.add_before(mem::take(&mut earlier));
+                        earlier = *so_far;
+                    }
+                    Err(fault)
+                }
             }
         })?;
+        advice.add_before(earlier);
         Ok(Advised {
             advisor: self.tools.advisor.name(),
             advice,
@@ -57,7 +70,7 @@ impl Job<'_> {
         })
     }
 
-    /// What a panel says of an image.
+    /// What a panel says of an image, and what that cost, with the tries that came to nothing.
     ///
     /// # Errors
     /// If a scorer cannot be asked at all, for long enough.
@@ -66,19 +79,25 @@ impl Job<'_> {
         panel: &Panel<U>,
         image: &Image,
         prompt: &str,
-    ) -> Result<Opinion<U>, Halt> {
-        self.persist("a scorer", || {
-            score_all(panel, image, prompt).map_err(|error| match &error {
+    ) -> Result<(Opinion<U>, Usage), Halt> {
+        let mut usage = Usage::default();
+        let opinion = self.persist("a scorer", || {
+            score_all(panel, image, prompt, &mut usage).map_err(|error| match &error {
                 ScoreError::Unavailable { source, .. } => {
                     fault_of(source).told_as(&error.to_string())
                 }
                 ScoreError::NoScore { .. } => Fault::Lasting(error.to_string()),
             })
-        })
+        })?;
+        Ok((opinion, usage))
     }
 
     /// Tries until it succeeds, the fault is a lasting one, the brake is pulled, or time is up.
-    fn persist<T>(&self, what: &str, call: impl Fn() -> Result<T, Fault>) -> Result<T, Halt> {
+    fn persist<T>(
+        &self,
+        what: &str,
+        mut call: impl FnMut() -> Result<T, Fault>,
+    ) -> Result<T, Halt> {
         let start = Instant::now();
         let mut delays = self.pace.delays();
         loop {
@@ -108,7 +127,7 @@ impl Fault {
 
 fn fault_of(error: &AdvisorError) -> Fault {
     match error {
-        AdvisorError::Unavailable(endpoint) if endpoint.is_passing() => {
+        AdvisorError::Unavailable { source, .. } if source.is_passing() => {
             Fault::Passing(error.to_string())
         }
         _ => Fault::Lasting(error.to_string()),

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use concord_artaug::machine::{Event, Machine};
+use concord_artaug::machine::{Event, Machine, Work};
 
 use super::{Ending, Job};
 use crate::{artefacts, brake::Halt, desk::Done};
 
-/// Takes in the words that there are on the pairs that wait for one. None if no pair waits any more; else how the work ends for now.
+/// Takes in the words that there are on the pairs that wait for one. None if the job goes on without more of them; else how the work ends for now.
 pub(super) fn read(job: &Job<'_>, open: &[u32]) -> Result<Option<Ending>, Halt> {
     let desk = job.desk;
     let iteration = desk.look(Machine::iteration);
@@ -20,14 +20,17 @@ pub(super) fn read(job: &Job<'_>, open: &[u32]) -> Result<Option<Ending>, Halt> 
             said.insert(word.item, word.accepted);
         }
     }
-    let done = said.iter().map(|(item, accepted)| {
-        Done::plain(Event::Reviewed {
+    for (item, accepted) in &said {
+        desk.record(vec![Done::plain(Event::Reviewed {
             iteration,
             item: *item,
             accepted: *accepted,
-        })
-    });
-    desk.record(done.collect())?;
+        })])?;
+        // With too few pairs left the others' words mean nothing any more.
+        if !desk.look(|machine| matches!(machine.work(), Work::Review(_))) {
+            return Ok(None);
+        }
+    }
     let waiting: Vec<u32> = open
         .iter()
         .copied()

@@ -146,8 +146,13 @@ impl Engine for FakeEngine {
             Training::Second => 12,
             Training::Control => 3,
         };
+        let ballast = if self.fault == Some("large") {
+            "x".repeat(2 << 20)
+        } else {
+            String::new()
+        };
         Ok(Fitted {
-            lora: format!("+{gain} {own}\n").into_bytes(),
+            lora: format!("+{gain} {own}{ballast}\n").into_bytes(),
             losses: (1..=steps).map(loss).collect(),
         })
     }

@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use concord_common::Digest;
+use concord_common::{
+    Digest,
+    code::{ErrorCode, Refusal},
+};
 use concord_proto::v1::{self, JobRelease, WorkerCommand};
 
 use crate::remote::{CallError, Claim, Payload, Renewed, Server};
@@ -135,7 +138,8 @@ impl FakeServer {
             return Err(lost());
         }
         if state.refused == Some(call) {
-            return Err(CallError::Protocol(format!("no {call}")));
+            let refusal = Refusal::new(ErrorCode::InvalidRequest, format!("no {call}"));
+            return Err(CallError::from_refusal(refusal));
         }
         Ok(state)
     }

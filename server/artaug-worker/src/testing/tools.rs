@@ -9,7 +9,9 @@ use std::{
 };
 
 use concord_artaug::{
-    advisor::{Advice, Advisor, AdvisorError, Question, Region, RegionPrompt, RejectedReply},
+    advisor::{
+        Advice, Advisor, AdvisorError, Question, Region, RegionPrompt, RejectedReply, Usage,
+    },
     card::CardFacts,
     endpoint::EndpointError,
     image::Image,
@@ -28,6 +30,8 @@ pub(crate) struct Outage {
     pub(crate) advisor: AtomicUsize,
     /// Of the scorers, for now.
     pub(crate) scorers: AtomicUsize,
+    /// Of the advisor, after an answer that cannot be used but was paid for.
+    pub(crate) paid: AtomicUsize,
     /// Of the advisor, for ever: its key is refused.
     pub(crate) key: AtomicUsize,
 }
@@ -54,6 +58,14 @@ fn refused() -> EndpointError {
     }
 }
 
+fn useless() -> RejectedReply {
+    RejectedReply {
+        raw: "<script>".to_owned(),
+        code: "no-json".to_owned(),
+        reason: "the answer holds no JSON".to_owned(),
+    }
+}
+
 struct FakeAdvisor(Arc<Outage>);
 
 impl Advisor for FakeAdvisor {
@@ -65,19 +77,27 @@ impl Advisor for FakeAdvisor {
         if taken(&self.0.advisor) {
             return Err(away().into());
         }
+        if taken(&self.0.paid) {
+            let so_far = Box::new(Advice {
+                rejected_replies: vec![useless()],
+                usage: Usage {
+                    calls: 2,
+                    prompt_tokens: 100,
+                    reply_tokens: 20,
+                },
+                ..Advice::default()
+            });
+            let source = away();
+            return Err(AdvisorError::Unavailable { source, so_far });
+        }
         if taken(&self.0.key) {
             return Err(refused().into());
         }
         // What it says of an image depends on nothing else.
         let number = question.image.digest().as_bytes()[0] % 8;
         if number == 0 {
-            let reply = RejectedReply {
-                raw: "<script>".to_owned(),
-                code: "no-json".to_owned(),
-                reason: "the answer holds no JSON".to_owned(),
-            };
             return Err(AdvisorError::NoUsableReply(Box::new(Advice {
-                rejected_replies: vec![reply],
+                rejected_replies: vec![useless()],
                 ..Advice::default()
             })));
         }

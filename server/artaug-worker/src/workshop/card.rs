@@ -12,7 +12,7 @@ use concord_common::{
     job::artaug::{ArtaugSpec, EvaluationScorer, FilterScorer},
 };
 
-use super::{Trained, measures};
+use super::measures;
 use crate::run::PartsError;
 
 /// Files of a model folder that a card names.
@@ -22,13 +22,12 @@ const DEEPEST: usize = 8;
 /// The key by which a model folder says that it is the embedded one.
 const EMBEDDED: &str = "_concord_patches";
 
-/// The same facts whenever they are made from the same files.
+/// What is to be said of a job but for its data: the same whenever they are made from the same files.
 pub(super) fn facts(
     spec: &ArtaugSpec,
     folder: &Path,
     threads: usize,
     advisor: &dyn Advisor,
-    trained: &Trained,
 ) -> Result<CardFacts, PartsError> {
     let embedded = fs::read_to_string(folder.join("model_index.json"))
         .is_ok_and(|text| text.contains(EMBEDDED));
@@ -47,10 +46,6 @@ pub(super) fn facts(
         .map(EvaluationScorer::name)
         .collect();
     versions.push(version("evaluation scorers", judges.join(", ")));
-    if let Some(models) = &trained.models {
-        let digest = *models.model()?.digest();
-        versions.push(version("image-text projections", digest.to_string()));
-    }
     let mut licences = vec![
         "The adapters inherit the licence of the base model; see the card in its folder."
             .to_owned(),
@@ -66,6 +61,7 @@ pub(super) fn facts(
     };
     Ok(CardFacts {
         base_files: base_files(folder).map_err(failed)?,
+        data_files: Vec::new(),
         licences,
         versions,
         limits: limits(spec, embedded),

@@ -14,7 +14,7 @@ use super::{
     parse_reply, reply_schema, system_text, user_text,
 };
 use crate::{
-    endpoint::{Endpoint, EndpointError},
+    endpoint::Endpoint,
     image::{Image, MAX_SIDE},
 };
 
@@ -106,25 +106,28 @@ impl Chat {
         )
     }
 
-    /// Asks once. An answer without usable text is no error: it is returned to be kept.
+    /// Asks once. An answer without usable text is no error: it is returned to be kept. What it costs is added to `usage`, whatever comes of it.
     ///
     /// # Errors
     /// If the endpoint cannot be asked at all.
-    pub fn ask(&self, question: &ChatQuestion<'_>) -> Result<(ChatText, Usage), AdvisorError> {
+    pub fn ask(
+        &self,
+        question: &ChatQuestion<'_>,
+        usage: &mut Usage,
+    ) -> Result<ChatText, AdvisorError> {
         let body = self.request(question)?;
-        match self.runtime.block_on(self.endpoint.post(CHAT_PATH, &body)) {
+        let answer = self
+            .runtime
+            .block_on(self.endpoint.post(CHAT_PATH, &body, &mut usage.calls));
+        match answer {
             Ok(answer) => {
-                let usage = usage_of(&answer.body, answer.calls);
-                Ok((text_of(&answer.body), usage))
+                *usage += tokens_of(&answer);
+                Ok(text_of(&answer))
             }
             Err(error) if error.is_about_the_request() => {
-                let usage = Usage {
-                    calls: 1,
-                    ..Usage::default()
-                };
-                Ok((Err(rejected("", &error.code(), &error.to_string())), usage))
+                Ok(Err(rejected("", &error.code(), &error.to_string())))
             }
-            Err(error) => Err(EndpointError::into(error)),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -182,14 +185,20 @@ impl Advisor for ChatAdvisor {
         let schema = reply_schema(question.max_regions);
         let mut advice = Advice::default();
         for attempt in 0..self.chat.settings.tries.max(1) {
-            let (text, usage) = self.chat.ask(&ChatQuestion {
+            let question_now = ChatQuestion {
                 system: &system,
                 user: &user,
                 image: &sent,
                 schema: ("advice", &schema),
                 seed: u64::from(attempt),
-            })?;
-            advice.usage += usage;
+            };
+            let text = match self.chat.ask(&question_now, &mut advice.usage) {
+                Err(AdvisorError::Unavailable { source, .. }) => {
+                    let so_far = Box::new(advice);
+                    return Err(AdvisorError::Unavailable { source, so_far });
+                }
+                text => text?,
+            };
             let parsed = text.and_then(|text| {
                 match parse_reply(&text, self.convention, sides, question.max_regions) {
                     Ok(parsed) => Ok((text, parsed)),
@@ -261,10 +270,10 @@ fn text_of(body: &Value) -> ChatText {
     Ok(text)
 }
 
-fn usage_of(body: &Value, calls: u64) -> Usage {
+fn tokens_of(body: &Value) -> Usage {
     let count = |name: &str| body["usage"][name].as_u64().unwrap_or(0);
     Usage {
-        calls,
+        calls: 0,
         prompt_tokens: count("prompt_tokens"),
         reply_tokens: count("completion_tokens"),
     }

@@ -8,10 +8,19 @@ use super::{
     *,
 };
 
+/// A good answer and what it took to get it.
+#[derive(Debug, Clone, PartialEq)]
+struct Answer {
+    body: Value,
+    calls: u64,
+}
+
 async fn post(settings: EndpointSettings) -> Result<Answer, EndpointError> {
-    Endpoint::open(settings)?
-        .post("chat/completions", &json!({"a": 1}))
-        .await
+    let mut calls = 0;
+    let body = Endpoint::open(settings)?
+        .post("chat/completions", &json!({"a": 1}), &mut calls)
+        .await?;
+    Ok(Answer { body, calls })
 }
 
 fn setting_error(settings: EndpointSettings) -> String {
@@ -238,7 +247,7 @@ async fn the_key_is_read_from_a_private_file_and_never_shown() {
         ..server.settings()
     };
     let endpoint = Endpoint::open(settings).unwrap();
-    endpoint.post("x", &json!(1)).await.unwrap();
+    endpoint.post("x", &json!(1), &mut 0).await.unwrap();
     assert!(
         server.requests()[0]
             .head

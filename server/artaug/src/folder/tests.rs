@@ -209,7 +209,7 @@ fn a_job_that_changes_hands_after_every_line_ends_in_the_same_files() {
         let event = if job.machine().has_begun() {
             testing::GOOD.act(job.machine()).swap_remove(0)
         } else {
-            job.machine().beginning()
+            job.machine().beginning(Ingredients::default())
         };
         let staged = job.stage(&event).unwrap();
         assert_eq!(staged.line.number, server.len() as u64);
@@ -270,6 +270,7 @@ fn a_lost_object_is_made_again_from_its_origin() {
     let folder = tempfile::tempdir().unwrap();
     let mut job = open(folder.path()).unwrap();
     go_on(&mut job, |machine| machine.iteration() == 3);
+    let mut retrace = job.retrace().unwrap();
     let (machine, event) = {
         let second = job.machine().made()[1].clone();
         let image = testing::object(&testing::drawn(
@@ -282,11 +283,16 @@ fn a_lost_object_is_made_again_from_its_origin() {
             &[0, 1, 2, 3],
         ));
         let merged = second.fused.unwrap().merged;
-        let (before, event) = job.origin(merged).unwrap().unwrap();
+        // One way through the journal finds both, the earlier one first.
+        let lost = [merged, image].into();
+        let (before, event) = retrace.next_of(&lost).unwrap().unwrap();
+        let first = (before.clone(), event.clone());
+        let (before, event) = retrace.next_of(&lost).unwrap().unwrap();
         assert!(matches!(event, Event::Fused { iteration: 2, .. }));
         let again = testing::joined(before.current(), before.trained(Training::Second));
         job.store_mut().put_as(merged, again.as_bytes()).unwrap();
-        job.origin(image).unwrap().unwrap()
+        assert!(retrace.next_of(&lost).unwrap().is_none());
+        first
     };
     let Event::Regenerated {
         iteration: 2,
@@ -307,7 +313,8 @@ fn a_lost_object_is_made_again_from_its_origin() {
             .put_as(result.image, alone.as_bytes())
             .is_err()
     );
-    assert!(job.origin(Digest::of(b"nobody's")).unwrap().is_none());
+    let nobodys = [Digest::of(b"nobody's")].into();
+    assert!(job.retrace().unwrap().next_of(&nobodys).unwrap().is_none());
 }
 
 #[test]
@@ -347,4 +354,21 @@ fn time_worked_goes_on_from_the_journal_and_rests_during_a_review() {
     drop(job);
     clock.advance(Duration::from_hours(1));
     assert_eq!(open().worked(), before + Duration::from_secs(7));
+}
+
+#[test]
+fn the_peak_of_memory_outlives_the_worker_that_reached_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut job = open(folder.path()).unwrap();
+    assert_eq!(job.peak_memory(), None);
+    job.note_memory(900);
+    job.note_memory(500);
+    go_on(&mut job, |_| true);
+    drop(job);
+    // The next worker needs less.
+    let mut job = open(folder.path()).unwrap();
+    job.note_memory(300);
+    go_on(&mut job, |_| true);
+    drop(job);
+    assert_eq!(open(folder.path()).unwrap().peak_memory(), Some(900));
 }

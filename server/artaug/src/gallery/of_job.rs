@@ -6,6 +6,7 @@ use concord_common::Digest;
 
 use super::{Curve, Gallery, HeldOutView, PairView, ReviewPage};
 use crate::{
+    card::FILTER_SEES_GUARD,
     filter::Verdict,
     folder::{FolderError, JobFolder},
     gallery::{InvalidJob, arm_name},
@@ -23,7 +24,14 @@ pub struct Extent {
     pub rejected: usize,
     /// Held-out prompts.
     pub held_out: usize,
+    /// Bytes of all pairs' pixels, about as much as their part of the page: each iteration has an equal share.
+    pub pixels: usize,
 }
+
+/// Longest side of a picture on a page; larger ones are shrunk.
+const SIDE: u32 = 512;
+/// Most pairs on a page for review.
+const REVIEWED: usize = 1000;
 
 impl Default for Extent {
     fn default() -> Self {
@@ -31,6 +39,7 @@ impl Default for Extent {
             kept: 24,
             rejected: 4,
             held_out: 24,
+            pixels: 128 << 20,
         }
     }
 }
@@ -46,15 +55,20 @@ impl Gallery {
     pub fn of_job(
         job: &JobFolder,
         title: &str,
-        notes: Vec<String>,
+        mut notes: Vec<String>,
         extent: Extent,
         fetch: &mut Fetch<'_>,
     ) -> Result<Self, FolderError> {
         let machine = job.machine();
         let mut pairs = Vec::new();
+        let share = extent.pixels / machine.history().len().max(1);
         for summary in machine.history() {
             let lines = job.manifest(summary.iteration)?;
-            pairs.extend(chosen(&lines, extent).filter_map(|line| view(line, fetch)));
+            let mut views = chosen(&lines, extent).filter_map(|line| view(line, fetch));
+            pairs.extend(that_fit(&mut views, share));
+        }
+        if machine.plan().filter_sees_guard() {
+            notes.push(FILTER_SEES_GUARD.to_owned());
         }
         Ok(Self {
             title: title.to_owned(),
@@ -63,29 +77,50 @@ impl Gallery {
             pairs,
             held_out: held_out(machine, extent.held_out, fetch),
             curves: curves(machine, fetch),
-            costs: job.ledger().lines(crate::ledger::peak_memory()),
+            costs: job.ledger().lines(job.peak_memory()),
         })
     }
 }
 
 impl ReviewPage {
-    /// The page for the pairs that wait for a word now. `id` is the job's id at the server.
+    /// The page for the pairs that wait for a word now: the first of them, as many as fit. `id` is the job's id at the server.
     ///
     /// # Errors
     /// [`InvalidJob`] if the id is none.
-    pub fn of_job(job: &JobFolder, id: &str, fetch: &mut Fetch<'_>) -> Result<Self, InvalidJob> {
+    pub fn of_job(
+        job: &JobFolder,
+        id: &str,
+        extent: Extent,
+        fetch: &mut Fetch<'_>,
+    ) -> Result<Self, InvalidJob> {
         let machine = job.machine();
         let waiting = match machine.work() {
             Work::Review(waiting) => waiting,
             _ => Vec::new(),
         };
-        let pairs = machine
+        let mut views = machine
             .manifest()
             .filter(|line| waiting.binary_search(&line.item).is_ok())
             .filter_map(|line| view(&line, fetch))
-            .collect();
-        Self::new(id, machine.iteration(), pairs)
+            .take(REVIEWED);
+        let pairs = that_fit(&mut views, extent.pixels);
+        Ok(Self::new(id, machine.iteration(), pairs)?.of(waiting.len()))
     }
+}
+
+/// The first pairs whose pictures together have no more than so many bytes of pixels, the base counted twice as it is shown; one at least.
+fn that_fit(views: &mut dyn Iterator<Item = PairView>, mut pixels: usize) -> Vec<PairView> {
+    let mut shown = Vec::new();
+    for view in views {
+        let enhanced = view.enhanced.as_ref();
+        let taken = 2 * view.base.pixels().len() + enhanced.map_or(0, |image| image.pixels().len());
+        if taken > pixels && !shown.is_empty() {
+            break;
+        }
+        pixels = pixels.saturating_sub(taken);
+        shown.push(view);
+    }
+    shown
 }
 
 /// The first kept pairs and the first rejected ones of each reason.
@@ -104,7 +139,7 @@ fn chosen(lines: &[ManifestLine], extent: Extent) -> impl Iterator<Item = &Manif
 }
 
 fn image(digest: Digest, fetch: &mut Fetch<'_>) -> Option<Image> {
-    Image::from_png(&fetch(digest)?).ok()
+    Some(Image::from_png(&fetch(digest)?).ok()?.shrunk(SIDE))
 }
 
 fn view(line: &ManifestLine, fetch: &mut Fetch<'_>) -> Option<PairView> {
@@ -147,7 +182,7 @@ fn both(scored: &Scored) -> Vec<(String, f64, f64)> {
 fn held_out(machine: &Machine, most: usize, fetch: &mut Fetch<'_>) -> Vec<HeldOutView> {
     let judge = &machine.plan().stop.judge;
     let result: BTreeMap<u32, &Evaluated> = machine.evaluated_result().collect();
-    let kept = machine.result();
+    let kept = machine.newest_kept();
     machine
         .evaluated(Arm::Base)
         .take(most)
@@ -161,13 +196,13 @@ fn held_out(machine: &Machine, most: usize, fetch: &mut Fetch<'_>) -> Vec<HeldOu
                 images.extend(shown);
             };
             add(arm_name(Arm::Base).to_owned(), Some(base));
-            if let Some(kept) = kept.filter(|kept| *kept > 0) {
+            if kept > 0 {
                 add(
                     format!("after iteration {kept}"),
                     result.get(&item).copied(),
                 );
             }
-            if kept != Some(machine.iteration()) {
+            if kept != machine.iteration() {
                 // Rolled back, or not over: the newest model is worth a look all the same.
                 add(
                     format!("iteration {}", machine.iteration()),

@@ -12,6 +12,8 @@ pub struct ReviewPage {
     job: String,
     iteration: u32,
     pairs: Vec<PairView>,
+    /// Pairs that wait for a word, those shown and others.
+    waiting: usize,
 }
 
 /// A job whose name does not belong into a command line.
@@ -44,8 +46,14 @@ impl ReviewPage {
         Ok(Self {
             job: job.to_owned(),
             iteration,
+            waiting: pairs.len(),
             pairs,
         })
+    }
+
+    /// The same as the first of `waiting` pairs.
+    pub(super) fn of(self, waiting: usize) -> Self {
+        Self { waiting, ..self }
     }
 
     /// The page: one file that shows itself without a network, a script or another file.
@@ -54,10 +62,18 @@ impl ReviewPage {
     /// If an image cannot be packed, which one within its bounds does not bring about.
     pub fn to_html(&self) -> Result<String, ImageError> {
         let title = format!("{}: review of iteration {}", self.job, self.iteration);
+        let shown = if self.pairs.len() < self.waiting {
+            format!(
+                "{} of the {} pairs that wait for a word are shown here; the others come on the next page, once these have one.",
+                self.pairs.len(),
+                self.waiting
+            )
+        } else {
+            format!("{} pairs wait for a word.", self.waiting)
+        };
         let notes = [
             format!(
-                "{} pairs passed the filter. Accept those whose enhanced image is better: the model is trained on them.",
-                self.pairs.len()
+                "{shown} They passed the filter. Accept those whose enhanced image is better: the model is trained on them."
             ),
             "Then copy the line below into a terminal. Pairs without a word go on waiting."
                 .to_owned(),

@@ -8,7 +8,7 @@ use crate::{
     advisor::RegionPrompt,
     folder::JobFolder,
     losses,
-    machine::{Decision, Event, Plan, StopReason, Work, testing},
+    machine::{Decision, Event, Machine, Plan, StopReason, Work, testing},
     region::Area,
     stats::{Interval, Wins},
 };
@@ -189,13 +189,22 @@ fn the_review_page_makes_up_the_line_to_be_typed_without_a_script() {
 
 /// A job whose images are real and stored, so that pages can be made of it.
 fn job_with_images(folder: &std::path::Path, review: bool) -> JobFolder {
+    job_with_images_until(folder, review, |_| false)
+}
+
+/// The same, up to a moment between two pieces of work.
+fn job_with_images_until(
+    folder: &std::path::Path,
+    review: bool,
+    stop: fn(&Machine) -> bool,
+) -> JobFolder {
     let plan = Plan {
         review,
         ..testing::plan()
     };
     let clock = std::sync::Arc::new(MockClock::new(Timestamp(5)));
     let mut job = JobFolder::open(folder, plan, testing::specification(), 1 << 20, clock).unwrap();
-    while !matches!(job.machine().work(), Work::Done | Work::Review(_)) {
+    while !matches!(job.machine().work(), Work::Done | Work::Review(_)) && !stop(job.machine()) {
         for mut event in testing::GOOD.act(job.machine()) {
             let item = event_item(&event);
             let mut put = |shade: u8| {
@@ -286,7 +295,7 @@ fn the_review_page_of_a_job_shows_the_pairs_that_wait() {
     let folder = tempfile::tempdir().unwrap();
     let job = job_with_images(folder.path(), true);
     let mut fetch = |digest| job.store().get(digest).ok();
-    let html = ReviewPage::of_job(&job, "job-1", &mut fetch)
+    let html = ReviewPage::of_job(&job, "job-1", Extent::default(), &mut fetch)
         .unwrap()
         .to_html()
         .unwrap();
@@ -297,6 +306,61 @@ fn the_review_page_of_a_job_shows_the_pairs_that_wait() {
             "{item}"
         );
     }
+    assert!(html.contains("3 pairs wait for a word"));
+    // Two pairs of pictures of 24 x 24 fit: each shows the base twice.
+    let extent = Extent {
+        pixels: 2 * 3 * 24 * 24 * 3,
+        ..Extent::default()
+    };
+    let bounded = ReviewPage::of_job(&job, "job-1", extent, &mut fetch)
+        .unwrap()
+        .to_html()
+        .unwrap();
+    check_nesting(&bounded);
+    assert!(bounded.contains("2 of the 3 pairs that wait for a word are shown"));
+    assert_eq!(bounded.matches(">accept</label>").count(), 2);
+    assert_eq!(html.matches(">accept</label>").count(), 3);
+}
+
+#[test]
+fn a_gallery_between_iterations_shows_what_the_finished_ones_draw() {
+    let folder = tempfile::tempdir().unwrap();
+    let job = job_with_images_until(folder.path(), false, |machine| machine.iteration() == 3);
+    let mut fetch = |digest| job.store().get(digest).ok();
+    let extent = Extent::default();
+    let gallery = Gallery::of_job(&job, "icons", vec![], extent, &mut fetch).unwrap();
+    for view in &gallery.held_out {
+        let names: Vec<&str> = view.images.iter().map(|(name, ..)| name.as_str()).collect();
+        assert_eq!(
+            names,
+            ["base", "after iteration 2", "prompt rewriting alone"]
+        );
+    }
+    assert_eq!(gallery.held_out.len(), 8);
+}
+
+#[test]
+fn a_gallery_says_that_the_filter_sees_the_guard() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut plan = testing::plan();
+    plan.filter.least_gain.insert("fit".to_owned(), 0.0);
+    let clock = std::sync::Arc::new(MockClock::new(Timestamp(5)));
+    let job = JobFolder::open(
+        folder.path(),
+        plan,
+        testing::specification(),
+        1 << 20,
+        clock,
+    )
+    .unwrap();
+    let extent = Extent::default();
+    let gallery = Gallery::of_job(&job, "icons", vec![], extent, &mut |_| None).unwrap();
+    assert!(
+        gallery
+            .to_html()
+            .unwrap()
+            .contains("The filter sees the guard too")
+    );
 }
 
 #[test]

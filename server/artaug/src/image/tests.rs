@@ -179,3 +179,18 @@ proptest! {
         let _ = Image::from_png(&file);
     }
 }
+
+#[test]
+fn an_image_shrinks_by_a_whole_factor_to_the_means_of_its_pixels() {
+    let mut image = Image::filled(5, 4, [10, 20, 30]).unwrap();
+    image.put(0, 0, [14, 20, 30]);
+    image.put(4, 3, [10, 23, 30]);
+    let small = image.clone().shrunk(3);
+    assert_eq!((small.width(), small.height()), (3, 2));
+    assert_eq!(small.at(0, 0), [11, 20, 30]);
+    assert_eq!(small.at(1, 1), [10, 20, 30]);
+    // The last column stands for one column alone: 20 and 23 give 21.5.
+    assert_eq!(small.at(2, 1), [10, 22, 30]);
+    assert_eq!(image.clone().shrunk(5), image);
+    assert_eq!(image.shrunk(1).width(), 1);
+}

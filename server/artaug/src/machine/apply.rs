@@ -24,7 +24,10 @@ impl Machine {
     pub fn apply(&mut self, event: Event) -> Result<(), Misfit> {
         self.check(&event)?;
         match event {
-            Event::Began { .. } => self.began = true,
+            Event::Began { ingredients, .. } => {
+                self.began = true;
+                self.ingredients = ingredients;
+            }
             Event::Generated { item, result, .. } => self.item(item).generated = Some(result),
             Event::Advised { item, result, .. } => self.item(item).advised = Some(result),
             Event::Regenerated { item, result, .. } => self.item(item).regenerated = Some(result),

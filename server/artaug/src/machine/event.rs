@@ -3,7 +3,7 @@
 use concord_common::Digest;
 use serde::{Deserialize, Serialize};
 
-use super::{Arm, Decision, Training};
+use super::{Arm, Decision, Ingredients, Training};
 use crate::{
     advisor::{Advice, Usage},
     scorer::{Failure, ForEvaluation, ForFilter, Scores},
@@ -20,6 +20,9 @@ pub enum Event {
         specification: Digest,
         /// Version of the worker.
         version: String,
+        /// What the job is made from beside its specification.
+        #[serde(default, skip_serializing_if = "Ingredients::is_empty")]
+        ingredients: Ingredients,
     },
     /// A base image was made.
     Generated {
@@ -117,7 +120,7 @@ pub enum Event {
         iteration: u32,
         /// Which arm.
         arm: Arm,
-        /// See [`crate::photometry::diversity`].
+        /// See [`crate::photometry::Thumbnails::diversity`].
         value: f64,
     },
     /// The iteration was judged.

@@ -343,5 +343,5 @@ fn train(machine: &Machine, training: Training, from: Option<Checkpoint>) -> Eve
 }
 
 pub(crate) fn began() -> Event {
-    Machine::new(plan(), specification()).beginning()
+    Machine::new(plan(), specification()).beginning(Ingredients::default())
 }

@@ -102,10 +102,15 @@ fn the_subject_is_found_where_it_stands() {
 fn equal_images_have_no_diversity_and_black_and_white_all_of_it() {
     let black = Image::filled(9, 9, [0; 3]).unwrap();
     let white = Image::filled(9, 9, [255; 3]).unwrap();
-    assert_eq!(diversity([&black]), None);
-    assert_eq!(diversity([&black, &black]), Some(0.0));
-    assert_eq!(diversity([&black, &white]), Some(1.0));
-    close(diversity([&black, &white, &white]).unwrap(), 2.0 / 3.0);
+    let diversity = |images: &[&Image]| {
+        let mut thumbnails = Thumbnails::default();
+        images.iter().for_each(|image| thumbnails.add(image));
+        thumbnails.diversity()
+    };
+    assert_eq!(diversity(&[&black]), None);
+    assert_eq!(diversity(&[&black, &black]), Some(0.0));
+    assert_eq!(diversity(&[&black, &white]), Some(1.0));
+    close(diversity(&[&black, &white, &white]).unwrap(), 2.0 / 3.0);
 }
 
 #[test]

@@ -78,14 +78,13 @@ impl<U: Use> ExternalScorer<U> {
                 schema: ("score", &schema),
                 seed: u64::from(attempt),
             };
-            let (text, cost) =
+            let text =
                 self.chat
-                    .ask(&question)
+                    .ask(&question, usage)
                     .map_err(|source| ScoreError::Unavailable {
                         scorer: self.name.clone(),
                         source,
                     })?;
-            *usage += cost;
             match text.as_deref().map(read_score) {
                 Ok(Some(score)) => return Ok(score / TOP),
                 Ok(None) => "the answer holds no score from 0 to 10".clone_into(&mut last),

@@ -184,7 +184,8 @@ fn a_panel_gives_every_score_under_its_name() {
         Box::new(FaultScorer::photometry(ranges())),
         Box::new(FaultScorer::colour(ranges())),
     ];
-    let scores = score_all(&panel, &clean_images()[0], "a").unwrap().scores;
+    let opinion = score_all(&panel, &clean_images()[0], "a", &mut Usage::default());
+    let scores = opinion.unwrap().scores;
     let names: Vec<&str> = scores.iter().map(|(name, _)| name).collect();
     assert_eq!(names, ["colour", "photometry"]);
     let text = serde_json::to_string(&scores).unwrap();
@@ -215,7 +216,7 @@ fn a_failing_scorer_is_named_and_takes_nothing_from_the_others() {
         Box::new(Says("whole", 0.5)),
         Box::new(Says("wordy", -1.0)),
     ];
-    let opinion = score_all(&panel, &clean_images()[0], "a").unwrap();
+    let opinion = score_all(&panel, &clean_images()[0], "a", &mut Usage::default()).unwrap();
     let names: Vec<&str> = opinion.scores.iter().map(|(name, _)| name).collect();
     assert_eq!(names, ["whole"]);
     let [broken, wordy] = opinion.failures.as_slice() else {
@@ -279,4 +280,20 @@ fn external_answers_without_a_usable_score_are_asked_again_and_then_told() {
         scorer.score(&clean_images()[0], "red"),
         Err(ScoreError::Unavailable { .. })
     ));
+}
+
+#[test]
+fn a_score_that_was_paid_for_counts_although_the_scorer_went_away() {
+    let gone = Play::Answer("401 Unauthorized", "", String::new());
+    let (_server, _runtime, scorer) = external(vec![
+        Play::says("eight out of ten"),
+        gone,
+        Play::says("{\"score\": 8}"),
+    ]);
+    let panel: Panel<ForEvaluation> = vec![Box::new(scorer)];
+    let mut usage = Usage::default();
+    score_all(&panel, &clean_images()[0], "red", &mut usage).unwrap_err();
+    assert_eq!((usage.calls, usage.prompt_tokens), (2, 100));
+    score_all(&panel, &clean_images()[0], "red", &mut usage).unwrap();
+    assert_eq!((usage.calls, usage.prompt_tokens), (3, 200));
 }

@@ -158,7 +158,57 @@ fn a_missing_model_stops_the_job_rather_than_the_image() {
         "",
         "no such model".to_owned(),
     )]);
-    assert!(matches!(set.advise(), Err(AdvisorError::Unavailable(_))));
+    assert!(matches!(
+        set.advise(),
+        Err(AdvisorError::Unavailable { .. })
+    ));
+}
+
+#[test]
+fn answers_that_were_paid_for_before_the_endpoint_went_away_are_handed_over() {
+    let gone = || Play::Answer("503 Service Unavailable", "", String::new());
+    let mut plays = vec![Play::says("I am sorry."), Play::says("So am I.")];
+    plays.extend([gone(), gone(), gone(), gone(), Play::says(GOOD)]);
+    let set = set_up(plays);
+    let Err(AdvisorError::Unavailable { so_far, .. }) = set.advise() else {
+        panic!("the endpoint is away")
+    };
+    let cost = |calls: u64, answers: u64| Usage {
+        calls,
+        prompt_tokens: 100 * answers,
+        reply_tokens: 20 * answers,
+    };
+    assert_eq!(so_far.rejected_replies.len(), 2);
+    // The four calls without an answer are calls too.
+    assert_eq!(so_far.usage, cost(6, 2));
+    let mut advice = set.advise().unwrap();
+    advice.add_before(*so_far);
+    assert_eq!((advice.regions.len(), advice.usage), (1, cost(7, 3)));
+    assert!(advice.rejected_replies[1].raw.contains("So am I"));
+}
+
+#[test]
+fn replies_of_many_unfinished_questions_all_count_and_fit_a_line() {
+    let reply = |number: usize| rejected(&"\u{1}".repeat(MAX_KEPT), "no-json", &number.to_string());
+    let mut advice = Advice {
+        rejected_replies: (9..14).map(reply).collect(),
+        raw: Some("\u{1}".repeat(super::super::MAX_REPLY_BYTES)),
+        ..Advice::default()
+    };
+    advice.add_before(Advice {
+        rejected_replies: (0..9).map(reply).collect(),
+        ..Advice::default()
+    });
+    let replies = &advice.rejected_replies;
+    let numbers: Vec<usize> = replies.iter().map(|r| r.reason.parse().unwrap()).collect();
+    assert_eq!(numbers, (0..14).collect::<Vec<_>>());
+    assert_eq!(replies.iter().filter(|r| r.raw.is_empty()).count(), 4);
+    let line = serde_json::to_string(&advice).unwrap();
+    assert!(
+        line.len() < crate::journal::MAX_LINE - 4096,
+        "{}",
+        line.len()
+    );
 }
 
 #[test]
