@@ -21,17 +21,21 @@ use super::{operator_of, runtime};
 /// How long a whole job may take on a busy machine.
 const JOB: Duration = Duration::from_mins(8);
 
-/// A worker is killed as soon as its journal has a line with these texts: in every stage that takes time, in its middle.
-const MOMENTS: [[&str; 2]; 9] = [
+/// A worker is killed as soon as it has written a line with these texts: in every stage, in the middle of those that take time. The last one finds
+/// it at bringing the results.
+const MOMENTS: [[&str; 2]; 12] = [
     ["generated", ""],
     ["advised", ""],
     ["regenerated", ""],
     ["scored", ""],
     ["filtered", ""],
+    ["reviewed", ""],
     ["checkpointed", "first"],
     ["checkpointed", "second"],
     ["checkpointed", "control"],
+    ["fused", ""],
     ["evaluated", ""],
+    ["decided", ""],
 ];
 
 /// Folder of the embedded base model, and of what was fetched to go with it.
@@ -62,6 +66,7 @@ fn job(name: &str) -> String {
         r#"kind = "artaug"
 name = "{name}"
 seed = 3
+review = true
 model = {{ folder = "base" }}
 prompts = {{ file = "training.txt" }}
 held_out = {{ file = "held-out.txt" }}
@@ -202,6 +207,72 @@ fn journals(folder: &Path) -> String {
     text
 }
 
+/// Kills workers, each in the earliest stage of those that none was killed in yet.
+struct Killer {
+    /// Process of the server, whose children the workers are.
+    server: u32,
+    /// Where the workers have their copies of the journal.
+    folder: PathBuf,
+    /// Whole lines that those before the worker at hand have left.
+    left: usize,
+    /// What is still to come, in a job's order.
+    moments: Vec<[&'static str; 2]>,
+}
+
+impl Killer {
+    fn look(&mut self) {
+        let Some(worker) = procfs::children(self.server).unwrap().first().copied() else {
+            return;
+        };
+        let journal = journals(&self.folder);
+        // Only what the worker at hand has written shows where it is.
+        let own: Vec<&str> = whole_lines(&journal).skip(self.left).collect();
+        let reached = self.moments.iter().position(|[event, training]| {
+            own.iter().any(|line| {
+                line.contains(&format!("\"event\":\"{event}\""))
+                    && (training.is_empty()
+                        || line.contains(&format!("\"training\":\"{training}\"")))
+            })
+        });
+        let Some(place) = reached else {
+            return;
+        };
+        self.moments.remove(place);
+        kill(worker);
+        wait_for("end of the killed worker", Duration::from_secs(20), || {
+            let children = procfs::children(self.server)?;
+            Ok((!children.contains(&worker)).then_some(()))
+        })
+        .unwrap();
+        self.left = whole_lines(&journals(&self.folder)).count();
+    }
+}
+
+/// The lines that end.
+fn whole_lines(text: &str) -> impl Iterator<Item = &str> {
+    let lines = text.split_inclusive('\n');
+    lines.filter(|line| line.ends_with('\n'))
+}
+
+/// Says yes to the pairs that wait for a word.
+async fn accept_all(operator: &mut OperatorServiceClient<Channel>, job_id: &str) {
+    let job_id = job_id.to_owned();
+    let request = v1::ListReviewRequest {
+        job_id: job_id.clone(),
+    };
+    let listed = operator.list_review(request).await.unwrap().into_inner();
+    if listed.waiting.is_empty() {
+        return;
+    }
+    let request = v1::ReviewPairsRequest {
+        job_id,
+        iteration: listed.iteration,
+        accepted: listed.waiting,
+        rejected: Vec::new(),
+    };
+    operator.review_pairs(request).await.unwrap();
+}
+
 /// Runs a job to its end and gives its files; `watch` is called again and again meanwhile.
 fn run_job(
     federation: &Federation,
@@ -212,6 +283,7 @@ fn run_job(
     let job_id = runtime().block_on(submit_as(&mut operator, name));
     let ended = wait_for("end of the job", JOB, || {
         watch();
+        runtime().block_on(accept_all(&mut operator, &job_id));
         let job = runtime().block_on(show(&mut operator, &job_id));
         Ok(is_over(&job).then_some(job))
     })
@@ -234,26 +306,17 @@ fn a_worker_killed_in_every_stage_ends_in_the_same_lora_bytes() {
     let federation = started();
     let whole = loras(&run_job(&federation, "job", || {}));
     assert!(!whole.is_empty());
+    super::demo_files::the_artaug_demo_has_a_table_for(&federation);
 
     let mut again = started();
-    let server = again.server().unwrap().pid();
-    let mut moments = MOMENTS.to_vec();
-    let folder = again.path().join("worker");
-    let killed = loras(&run_job(&again, "job", || {
-        let journal = journals(&folder);
-        let reached = moments.iter().position(|[event, training]| {
-            journal.lines().any(|line| {
-                line.contains(&format!("\"event\":\"{event}\""))
-                    && (training.is_empty()
-                        || line.contains(&format!("\"training\":\"{training}\"")))
-            })
-        });
-        let workers = procfs::children(server).unwrap();
-        if let (Some(place), Some(worker)) = (reached, workers.first()) {
-            kill(*worker);
-            moments.remove(place);
-        }
-    }));
-    assert!(moments.is_empty(), "not killed at {moments:?}");
+    let mut killer = Killer {
+        server: again.server().unwrap().pid(),
+        folder: again.path().join("worker"),
+        left: 0,
+        moments: MOMENTS.to_vec(),
+    };
+    let killed = loras(&run_job(&again, "job", || killer.look()));
+    let missed = killer.moments;
+    assert!(missed.is_empty(), "not killed at {missed:?}");
     assert_eq!(killed, whole);
 }

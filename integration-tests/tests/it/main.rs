@@ -11,6 +11,7 @@ mod artaug_cli;
 mod canary;
 mod cli;
 mod daemon;
+mod demo_files;
 mod docs;
 mod load;
 mod notify;
