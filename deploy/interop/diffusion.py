@@ -41,11 +41,13 @@ def save_model(folder, name, parts):
             target.write_bytes(source.read_bytes())
 
 
-def pipeline(folder):
+# For a model whose index names a safety checker that is not there.
+WITHOUT = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+
+
+def pipeline(folder, **without):
     """The model as `diffusers` loads it."""
-    pipe = StableDiffusionPipeline.from_pretrained(
-        folder, safety_checker=None, feature_extractor=None, requires_safety_checker=False, local_files_only=True
-    )
+    pipe = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True, **without)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -66,29 +68,37 @@ def run(pipe, size, noise, output):
 
 
 def compare(program, name, parts):
-    """Whether the adapter in both layouts and the fused model give our image."""
+    """Whether adapters in both layouts, whole and reduced, and the fused model give our image, for every placement."""
     good = True
     with tempfile.TemporaryDirectory() as work:
         work = Path(work)
         folder = work / "model"
         save_model(folder, name, parts)
         noise = rule.values("input.noise", (1, 4, *parts["size"]), 1.7)
-        save_file({"noise": noise}, work / "noise.safetensors")
-        subprocess.run([program, "adapter", folder, work], check=True)
-        ours = load_file(work / "ours.safetensors")
-        plain = run(pipeline(folder), parts["size"], noise, "latent")
-        if (plain - ours["latents"]).abs().max() < 100 * LATENTS:
-            raise SystemExit(f"{name}: the adapter changes nothing, so the comparison shows nothing")
-        for what in ("lora", "kohya", "fused"):
-            pipe = pipeline(work / "fused" if what == "fused" else folder)
-            if what != "fused":
-                pipe.load_lora_weights(work, weight_name=f"{what}.safetensors")
-            latents = (run(pipe, parts["size"], noise, "latent") - ours["latents"]).abs().max().item()
-            pixels = torch.from_numpy(np.array(run(pipe, parts["size"], noise, "pil")[0])).double()
-            off = ((pixels - ours["pixels"].double()).abs() > 1).double().mean().item()
-            fine = latents <= LATENTS and off <= PIXELS
-            good &= fine
-            print(f"{name} {what:<6} latents {latents:.1e}, bytes off by more than 1: {off:.1e}: {'same' if fine else 'DIFFERENT'}")
+        plain = run(pipeline(folder, **WITHOUT), parts["size"], noise, "latent")
+        for placement in ("attention", "transformers", "all"):
+            home = work / placement
+            home.mkdir()
+            save_file({"noise": noise}, home / "noise.safetensors")
+            subprocess.run([program, "adapter", placement, folder, home], check=True)
+            ours = load_file(home / "ours.safetensors")
+            if (plain - ours["latents"]).abs().max() < 100 * LATENTS:
+                raise SystemExit(f"{name} {placement}: the adapter changes nothing, so the comparison shows nothing")
+            for what in ("lora", "kohya", "reduced", "reduced-kohya", "fused"):
+                if what == "fused":
+                    pipe = pipeline(home / "fused")
+                else:
+                    pipe = pipeline(folder, **WITHOUT)
+                    pipe.load_lora_weights(home, weight_name=f"{what}.safetensors")
+                latents = (run(pipe, parts["size"], noise, "latent") - ours["latents"]).abs().max().item()
+                pixels = torch.from_numpy(np.array(run(pipe, parts["size"], noise, "pil")[0])).double()
+                off = ((pixels - ours["pixels"].double()).abs() > 1).double().mean().item()
+                fine = latents <= LATENTS and off <= PIXELS
+                good &= fine
+                print(
+                    f"{name} {placement:<12} {what:<13} latents {latents:.1e}, bytes off by more than 1: {off:.1e}: "
+                    f"{'same' if fine else 'DIFFERENT'}"
+                )
     return good
 
 
@@ -120,7 +130,7 @@ def bench(program):
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work) / "model"
         save_model(folder, "sd1", parts)
-        pipe = pipeline(folder)
+        pipe = pipeline(folder, **WITHOUT)
         unet = pipe.unet
         sample = torch.randn(2, 4, 32, 32)
         context = torch.randn(2, 77, 32)

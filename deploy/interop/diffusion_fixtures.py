@@ -197,6 +197,10 @@ def write_layout(folder, parts):
         {
             "_class_name": "StableDiffusionPipeline",
             "_diffusers_version": diffusers.__version__,
+            # Published models name these; Concord neither reads nor writes them.
+            "feature_extractor": ["transformers", "CLIPImageProcessor"],
+            "requires_safety_checker": True,
+            "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
             "scheduler": ["diffusers", "DDIMScheduler"],
             "text_encoder": ["transformers", "CLIPTextModel"],
             "tokenizer": ["transformers", "CLIPTokenizer"],

@@ -1,8 +1,9 @@
 //! Text-to-image for comparison with Python's `diffusers`; `deploy/interop/diffusion.py` runs it.
 //!
 //! ```text
-//! diffusion adapter <model folder> <work folder>
-//!     trains a small LoRA, writes it in both layouts with an image that it gives, and the fused model
+//! diffusion adapter attention|transformers|all <model folder> <work folder>
+//!     trains a small LoRA on those layers, writes it in both layouts, also at the rank that several of it joined are cut to, with an image that it
+//!     gives, and the fused model
 //! diffusion bench <model folder> <threads>
 //!     milliseconds, by the clock and of the processor, of one forward and backward pass of the UNet, and of 20 guided steps of DDIM
 //! ```
@@ -14,7 +15,7 @@ use concord_learning::{
     LearningError,
     diffusion::{
         denoiser::Denoiser,
-        lora::{self, Layout, Placement},
+        lora::{self, Layout, Lora, Placement},
         params::Compute,
         pipeline::{TextToImage, to_bytes},
         region::{Order, Texts, generate},
@@ -34,11 +35,13 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match words[..] {
-        ["adapter", model, work] => adapter(Path::new(model), Path::new(work)),
+        ["adapter", placement, model, work] => {
+            adapter(placement, Path::new(model), Path::new(work))
+        }
         ["bench", model, threads] => bench(Path::new(model), threads),
         _ => {
             eprintln!(
-                "usage: diffusion adapter <model> <work> | diffusion bench <model> <threads>"
+                "usage: diffusion adapter attention|transformers|all <model> <work> | diffusion bench <model> <threads>"
             );
             return ExitCode::FAILURE;
         }
@@ -60,18 +63,17 @@ fn texts(model: &TextToImage) -> Result<Texts, LearningError> {
     })
 }
 
-fn adapter(folder: &Path, work: &Path) -> Result<(), LearningError> {
+fn adapter(placement: &str, folder: &Path, work: &Path) -> Result<(), LearningError> {
+    let placement = match placement {
+        "attention" => Placement::Attention,
+        "transformers" => Placement::Transformers,
+        "all" => Placement::All,
+        other => return Err(LearningError::Config(format!("{other} is no placement"))),
+    };
     tch::set_num_threads(1);
     let mut model = TextToImage::load(folder, Compute::CPU)?;
     let compute = model.compute();
-    lora::attach_fresh(
-        model.sites(),
-        "trained",
-        Placement::Transformers,
-        3,
-        Seed(1),
-        compute,
-    )?;
+    lora::attach_fresh(model.sites(), "trained", placement, 3, Seed(1), compute)?;
     let recipe = Recipe {
         learning_rate: 1e-2,
         adamw: AdamWSettings {
@@ -95,9 +97,15 @@ fn adapter(folder: &Path, work: &Path) -> Result<(), LearningError> {
     let layers = lora::layers(model.sites());
     let trained = lora::extract(model.sites(), "trained")?;
     let notes = [("concord", "interop")];
-    for (layout, name) in [(Layout::Diffusers, "lora"), (Layout::Kohya, "kohya")] {
+    let reduced = reduced(&trained)?;
+    for (lora, layout, name) in [
+        (&trained, Layout::Diffusers, "lora"),
+        (&trained, Layout::Kohya, "kohya"),
+        (&reduced, Layout::Diffusers, "reduced"),
+        (&reduced, Layout::Kohya, "reduced-kohya"),
+    ] {
         let file = work.join(format!("{name}.safetensors"));
-        trained.write(&file, layout, &layers, &notes)?;
+        lora.write(&file, layout, &layers, &notes)?;
     }
 
     let plan = model.objective().plan(Sampler::Ddim, 10)?;
@@ -123,6 +131,23 @@ fn adapter(folder: &Path, work: &Path) -> Result<(), LearningError> {
 
     lora::merge(model.sites(), "trained")?;
     model.save(&work.join("fused"))
+}
+
+/// The mean of many copies, cut to a rank that the smallest layers do not have: the same change as before.
+fn reduced(trained: &Lora) -> Result<Lora, LearningError> {
+    let least = trained
+        .pairs
+        .values()
+        .flat_map(|pair| [pair.down.size()[1], pair.up.size()[0]])
+        .min()
+        .unwrap_or(1);
+    let rank = least + 4;
+    let copies = rank / trained.rank() + 1;
+    let parts: Vec<(&Lora, f64)> = (0..copies)
+        .map(|_| (trained, 1.0 / copies as f64))
+        .collect();
+    let (reduced, _lost) = Lora::sum(&parts)?.truncated(rank)?;
+    Ok(reduced)
 }
 
 fn bench(folder: &Path, threads: &str) -> Result<(), LearningError> {

@@ -139,17 +139,17 @@ impl Easel {
         [width, height].map(|side| (side * self.factor) as u32)
     }
 
-    /// Draws a batch on the model that this was made ready for: exactly these pictures together. `after_step` is told the number of steps done and may
-    /// stop the run with an error.
+    /// Draws a batch on the model that this was made ready for: exactly these pictures together. `after_pass` is told after every forward pass, and
+    /// between the pictures as they are decoded, how many steps are done; it may stop the run with an error.
     ///
     /// # Errors
     /// [`LearningError::Data`] for no wishes, regions that do not lie in the picture, or a model whose pictures are not finite;
-    /// [`LearningError::Tokenizer`] for a prompt; what `after_step` returns.
+    /// [`LearningError::Tokenizer`] for a prompt; what `after_pass` returns.
     pub fn draw(
         &self,
         model: &TextToImage,
         wishes: &[Wish],
-        after_step: &mut dyn FnMut(usize) -> Result<(), LearningError>,
+        after_pass: &mut dyn FnMut(usize) -> Result<(), LearningError>,
     ) -> Result<Pictures, LearningError> {
         let _frozen = tch::no_grad_guard();
         if wishes.is_empty() {
@@ -190,7 +190,7 @@ impl Easel {
             &orders,
             &texts,
             self.most_rows,
-            after_step,
+            after_pass,
         )?;
         if latents.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
             return Err(LearningError::Data(
@@ -198,8 +198,13 @@ impl Easel {
             ));
         }
         let pictures = (0..orders.len() as i64)
-            .map(|row| decode(model, &latents.f_narrow(0, row, 1)?))
-            .collect::<Result<_, _>>()?;
+            .map(|row| {
+                if row > 0 {
+                    after_pass(self.plan.steps.len())?;
+                }
+                decode(model, &latents.f_narrow(0, row, 1)?)
+            })
+            .collect::<Result<_, LearningError>>()?;
         Ok(Pictures {
             pictures,
             rows: self.rows(wishes),

@@ -157,6 +157,16 @@ impl Linear {
     /// # Errors
     /// [`LearningError::Config`] if a change was merged already, [`LearningError::Torch`] if the product cannot be formed.
     pub fn merge(&mut self, adapter: &str) -> Result<bool, LearningError> {
+        let weight = self.weight.shallow_clone();
+        self.merge_onto(adapter, &weight)
+    }
+
+    /// [`Linear::merge`] where the weight is known better than the model holds it: a model in half precision has rounded it already. Base and change are
+    /// added in f32 or better and rounded once.
+    ///
+    /// # Errors
+    /// As [`Linear::merge`].
+    pub fn merge_onto(&mut self, adapter: &str, base: &Tensor) -> Result<bool, LearningError> {
         if !self.pairs.iter().any(|pair| pair.adapter == adapter) {
             return Ok(false);
         }
@@ -170,7 +180,6 @@ impl Linear {
             return Ok(false);
         };
         let _frozen = tch::no_grad_guard();
-        // In f32 or better, so that a model in half precision is rounded once.
         let exact = match self.weight.kind() {
             Kind::Double => Kind::Double,
             _ => Kind::Float,
@@ -181,8 +190,11 @@ impl Linear {
             .f_matmul(&pair.down.f_to_kind(exact)?)?
             .f_mul_scalar(pair.scale)?
             .f_view(&self.weight.size()[..])?
-            .f_to_device(self.weight.device())?;
-        let sum = self.weight.f_to_kind(exact)?.f_add(&change)?;
+            .f_to_device(base.device())?;
+        let sum = base
+            .f_to_kind(exact)?
+            .f_reshape(&self.weight.size()[..])?
+            .f_add(&change)?;
         self.weight.f_copy_(&sum)?;
         self.merged = true;
         Ok(true)

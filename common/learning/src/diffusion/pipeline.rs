@@ -4,6 +4,7 @@
 //! that many pixels a side, as channels: that is Concord's own extension, for the small embedded model.
 
 mod codec;
+mod folder;
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +13,6 @@ use std::{
 };
 
 use concord_common::{digest::Digest, seed::Seed};
-use serde_json::{Map, Value};
 use tch::{Kind, Tensor};
 
 pub use self::codec::{Patches, Pixels};
@@ -89,7 +89,7 @@ impl TextToImage {
     /// # Errors
     /// [`LearningError::Io`], [`LearningError::Config`], [`LearningError::Weights`], [`LearningError::Tokenizer`]; each names the file.
     pub fn load(folder: &Path, compute: Compute) -> Result<Self, LearningError> {
-        let kind = read_index(folder)?;
+        let kind = folder::read_index(folder)?;
         let text = ClipText::load(&folder.join("text_encoder"), compute)?;
         let unet = UNet::load(&folder.join("unet"), compute)?;
         let codec = kind.build(|| Vae::load(&folder.join("vae"), compute))?;
@@ -101,7 +101,7 @@ impl TextToImage {
     /// # Errors
     /// As [`TextToImage::load`].
     pub fn fresh(folder: &Path, seed: Seed, compute: Compute) -> Result<Self, LearningError> {
-        let kind = read_index(folder)?;
+        let kind = folder::read_index(folder)?;
         let config = |part: &str| folder.join(part).join("config.json");
         let params = |part: &str| Params::fresh(seed.derive(part), compute);
         let text = ClipText::build(
@@ -272,7 +272,7 @@ impl TextToImage {
     }
 
     /// Writes the model as a new folder in the same layout: configurations and tokenizer are copied, weights written as they are now, in f32.
-    /// Adapters must have been merged.
+    /// `model_index.json` says of parts that Concord does not use (a safety checker) that there are none. Adapters must have been merged.
     ///
     /// # Errors
     /// [`LearningError::Config`] if an adapter is still attached, [`LearningError::Io`] if the folder exists or cannot be written.
@@ -299,17 +299,16 @@ impl TextToImage {
             )));
         }
         fs::create_dir(folder).map_err(|source| LearningError::io(folder, source))?;
-        copy(
-            &self.folder.join("model_index.json"),
-            &folder.join("model_index.json"),
-        )?;
+        let mut written = Vec::new();
         for part in ["tokenizer", "scheduler"] {
-            copy_folder(&self.folder.join(part), &folder.join(part))?;
+            folder::copy_all(&self.folder.join(part), &folder.join(part))?;
+            written.push(part);
         }
         for (part, stem, tensors) in self.parts() {
             let (from, to) = (self.folder.join(part), folder.join(part));
             fs::create_dir(&to).map_err(|source| LearningError::io(&to, source))?;
-            copy(&from.join("config.json"), &to.join("config.json"))?;
+            folder::copy(&from.join("config.json"), &to.join("config.json"))?;
+            written.push(part);
             files::write_weights_as(
                 &to.join(format!("{stem}.safetensors")),
                 tensors,
@@ -317,77 +316,8 @@ impl TextToImage {
                 stored,
             )?;
         }
-        Ok(())
+        folder::write_index(&self.folder, folder, &written)
     }
-}
-
-/// The key of `model_index.json` that says how many pixels a side a patch has.
-const PATCHES_KEY: &str = "_concord_patches";
-
-/// Checks the parts that `model_index.json` names; gives what the model works on.
-fn read_index(folder: &Path) -> Result<CodecKind, LearningError> {
-    let index = folder.join("model_index.json");
-    let parts: Map<String, Value> = files::read_config(&index, |text| {
-        serde_json::from_slice(text).map_err(|error| error.to_string())
-    })?;
-    for (part, class) in [
-        ("unet", "UNet2DConditionModel"),
-        ("text_encoder", "CLIPTextModel"),
-        ("tokenizer", "CLIPTokenizer"),
-    ] {
-        let found = parts
-            .get(part)
-            .and_then(|entry| entry.get(1))
-            .and_then(Value::as_str)
-            .unwrap_or("nothing");
-        if found.trim_end_matches("Fast") != class {
-            return Err(LearningError::Config(format!(
-                "{}: {part} is {found}, only {class} is supported",
-                index.display()
-            )));
-        }
-    }
-    let complain = |reason: String| {
-        Err(LearningError::Config(format!(
-            "{}: {reason}",
-            index.display()
-        )))
-    };
-    let has_vae = parts.get("vae").is_some_and(|entry| !entry.is_null());
-    match (has_vae, parts.get(PATCHES_KEY)) {
-        (true, None) => Ok(CodecKind::Latents),
-        (false, None) => Ok(CodecKind::Pixels),
-        (true, Some(_)) => complain(format!(
-            "a model has either a vae or {PATCHES_KEY}, this one has both"
-        )),
-        (false, Some(value)) => match value.as_i64().map(Patches::new) {
-            Some(Ok(patches)) => Ok(CodecKind::Patches(patches)),
-            Some(Err(reason)) => complain(format!("{PATCHES_KEY} {reason}")),
-            None => complain(format!("{PATCHES_KEY} {value} is not a number of pixels")),
-        },
-    }
-}
-
-fn copy(from: &Path, to: &Path) -> Result<(), LearningError> {
-    fs::copy(from, to)
-        .map(drop)
-        .map_err(|source| LearningError::io(from, source))
-}
-
-/// The plain files of a folder. Neither folders nor links are followed.
-fn copy_folder(from: &Path, to: &Path) -> Result<(), LearningError> {
-    fs::create_dir(to).map_err(|source| LearningError::io(to, source))?;
-    let entries = fs::read_dir(from).map_err(|source| LearningError::io(from, source))?;
-    for entry in entries {
-        let entry = entry.map_err(|source| LearningError::io(from, source))?;
-        let kind = entry
-            .file_type()
-            .map_err(|source| LearningError::io(entry.path(), source))?;
-        if kind.is_file() {
-            copy(&entry.path(), &to.join(entry.file_name()))?;
-        }
-    }
-    Ok(())
 }
 
 impl Denoiser for TextToImage {

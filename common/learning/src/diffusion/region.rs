@@ -222,19 +222,19 @@ pub fn generate(
     noise: &Tensor,
     orders: &[Order<'_>],
     texts: &Texts,
-    after_step: &mut dyn FnMut(usize) -> Result<(), LearningError>,
+    after_pass: &mut dyn FnMut(usize) -> Result<(), LearningError>,
 ) -> Result<Tensor, LearningError> {
-    generate_in_pieces(model, plan, noise, orders, texts, i64::MAX, after_step)
+    generate_in_pieces(model, plan, noise, orders, texts, i64::MAX, after_pass)
 }
 
 /// Runs a batch from noise `[n, c, h, w]` to clean latents, with at most `most_rows` prompts, regions and negatives in one forward pass.
 ///
 /// The rows of a step are cut at multiples of `most_rows`, whatever they hold: what a batch comes to depends on its members and on that number alone.
-/// `guidance` of 1 leaves the negative branch out. `after_step` is told the number of steps done and may stop the run with an error.
+/// `guidance` of 1 leaves the negative branch out. `after_pass` is told after every forward pass how many steps are done, and may stop the run with an error.
 ///
 /// # Errors
 /// [`LearningError::Data`] if noise, orders and texts are not as many, [`LearningError::Config`] if `most_rows` is less than 1, and those of the model
-/// and of `after_step`.
+/// and of `after_pass`.
 pub fn generate_in_pieces(
     model: &dyn Denoiser,
     plan: &Plan,
@@ -242,7 +242,7 @@ pub fn generate_in_pieces(
     orders: &[Order<'_>],
     texts: &Texts,
     most_rows: i64,
-    after_step: &mut dyn FnMut(usize) -> Result<(), LearningError>,
+    after_pass: &mut dyn FnMut(usize) -> Result<(), LearningError>,
 ) -> Result<Tensor, LearningError> {
     let _frozen = tch::no_grad_guard();
     let n = noise.size4()?.0;
@@ -264,7 +264,11 @@ pub fn generate_in_pieces(
         let outputs = batch
             .pieces
             .iter()
-            .map(|piece| {
+            .enumerate()
+            .map(|(place, piece)| {
+                if place > 0 {
+                    after_pass(walk.done)?;
+                }
                 let samples = sample.f_index_select(0, &piece.pictures)?;
                 let count = samples.size()[0];
                 let times = Tensor::f_full([count], time, (Kind::Double, samples.device()))?;
@@ -273,7 +277,7 @@ pub fn generate_in_pieces(
             .collect::<Result<Vec<_>, LearningError>>()?;
         let output = batch.combine(&Tensor::f_cat(&outputs, 0)?, orders, texts.guidance)?;
         walk.advance(plan, &output)?;
-        after_step(walk.done)?;
+        after_pass(walk.done)?;
     }
     Ok(walk.sample)
 }

@@ -69,6 +69,7 @@ impl Objective {
     }
 
     pub(crate) fn parse(text: &[u8]) -> Result<Self, String> {
+        let text = &plain_json(text);
         let Class { class } = serde_json::from_slice(text).map_err(|error| error.to_string())?;
         if class == "FlowMatchEulerDiscreteScheduler" {
             return Flow::parse(text).map(Self::Flow);
@@ -99,6 +100,14 @@ impl Objective {
             Self::Flow(flow) => flow.training_time(uniform),
         }
     }
+}
+
+/// Python writes the bound that bounds nothing, `lambda_min_clipped` of DPM-Solver++, as `-Infinity`, which is no JSON; here it is null.
+fn plain_json(text: &[u8]) -> Vec<u8> {
+    String::from_utf8_lossy(text)
+        .replace(": -Infinity", ": null")
+        .replace(":-Infinity", ":null")
+        .into_bytes()
 }
 
 /// A noisy sample and what the model should say to it.

@@ -22,7 +22,7 @@ use super::{
     params::{Compute, Params},
     resnet::{Downsample, Resnet, ResnetSizes, Upsample},
 };
-use crate::error::LearningError;
+use crate::{error::LearningError, weights::WeightsFile};
 
 /// The longest period of the time's sinusoids.
 const LONGEST_PERIOD: f64 = 10_000.0;
@@ -126,6 +126,14 @@ impl UNet {
             config,
             Params::open(&file, |stored| Some(stored.to_owned()), compute)?,
         )
+    }
+
+    /// The file of a folder's weights, whose names are the layout's own.
+    ///
+    /// # Errors
+    /// As [`UNet::load`].
+    pub fn stored(folder: &Path) -> Result<WeightsFile, LearningError> {
+        WeightsFile::open(&files::weights(folder, "diffusion_pytorch_model")?)
     }
 
     /// Makes one from parameters.

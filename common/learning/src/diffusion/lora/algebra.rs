@@ -44,6 +44,8 @@ impl Lora {
     /// The nearest set of at most this rank (Eckart and Young 1936): a truncated singular value decomposition of every B A, worked out on the small
     /// factors of their QR decompositions. Singular values are shared out evenly. Also gives the part of the squared norm that was lost.
     ///
+    /// All pairs have one rank: those of smaller layers are filled up with zeros, since not every reader of files takes unequal ranks.
+    ///
     /// # Errors
     /// [`LearningError::Config`] for rank 0, [`LearningError::Torch`] if a decomposition fails.
     pub fn truncated(&self, rank: i64) -> Result<(Self, f64), LearningError> {
@@ -91,7 +93,16 @@ impl Lora {
             );
         }
         let part = if all > 0.0 { lost / all } else { 0.0 };
-        Ok((Self { pairs }, part))
+        let mut cut = Self { pairs };
+        let rank = cut.rank();
+        for pair in cut.pairs.values_mut() {
+            let missing = rank - pair.down.size()[0];
+            if missing > 0 {
+                pair.down = pair.down.f_constant_pad_nd([0, 0, 0, missing])?;
+                pair.up = pair.up.f_constant_pad_nd([0, missing])?;
+            }
+        }
+        Ok((cut, part))
     }
 
     /// The whole change of a layer's weight, `[outputs, inputs]` in f64.

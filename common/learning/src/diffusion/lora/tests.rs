@@ -98,6 +98,25 @@ fn cutting_the_rank_is_lossless_where_it_can_be_and_best_elsewhere() {
 }
 
 #[test]
+fn cut_pairs_of_small_and_large_layers_have_one_rank() {
+    let mut wide = lora("x", 6);
+    let small = wide.pairs.get_mut("unet.down.0.to_q").unwrap();
+    small.down = testing::values("down", &[6, 3], 1.0, Kind::Float);
+    let (cut, lost) = wide.truncated(4).unwrap();
+    for (name, pair) in &cut.pairs {
+        assert_eq!(pair.down.size()[0], 4, "{name}");
+        assert_eq!(pair.up.size()[1], 4, "{name}");
+    }
+    assert!(lost > 0.0 && lost < 0.5, "{lost}");
+    // Three inputs need no more than rank 3.
+    let apart = testing::apart(
+        &cut.change("unet.down.0.to_q").unwrap().unwrap(),
+        &wide.change("unet.down.0.to_q").unwrap().unwrap(),
+    );
+    assert!(apart < 1e-5, "{apart}");
+}
+
+#[test]
 fn both_layouts_survive_a_file() {
     let folder = TempDir::new().unwrap();
     let lora = lora("x", 3);

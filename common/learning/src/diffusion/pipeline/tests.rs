@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use serde_json::{Map, Value};
 use tempfile::TempDir;
 
 use super::*;
@@ -199,6 +200,75 @@ fn a_merged_adapter_computes_what_an_attached_one_does_and_is_saved() {
     assert_eq!(loaded.digest().unwrap(), model.digest().unwrap());
 }
 
+/// As the index of Stable Diffusion 1.x and 2.x, the fixtures' names a safety checker, which Concord does not use and does not write.
+#[test]
+fn a_saved_model_names_only_parts_that_it_holds() {
+    let (folder, model) = load("sd1");
+    let target = folder.path().join("saved");
+    model.save(&target).unwrap();
+    let read = |folder: &Path| -> Map<String, Value> {
+        serde_json::from_slice(&fs::read(folder.join("model_index.json")).unwrap()).unwrap()
+    };
+    let (before, after) = (read(folder.path()), read(&target));
+    for (name, entry) in &before {
+        if name == "requires_safety_checker" {
+            assert_eq!(after[name], Value::Bool(false));
+        } else if !entry.is_array() {
+            assert_eq!(entry, &after[name]);
+        } else if target.join(name).is_dir() {
+            assert_eq!(entry, &after[name], "{name}");
+        } else {
+            assert!(["safety_checker", "feature_extractor"].contains(&name.as_str()));
+            assert_eq!(after[name], serde_json::json!([null, null]), "{name}");
+        }
+    }
+    assert_eq!(after.len(), before.len());
+    // The saved model's own copy has nothing to leave out.
+    let loaded = TextToImage::load(&target, Compute::CPU).unwrap();
+    let again = folder.path().join("again");
+    loaded.save(&again).unwrap();
+    assert_eq!(read(&again), after);
+}
+
+/// A snapshot in the cache of Hugging Face is links to files of other names.
+#[test]
+fn a_model_of_links_is_saved_with_what_they_lead_to() {
+    let (folder, model) = load("sd1");
+    let blobs = folder.path().join("blobs");
+    fs::create_dir(&blobs).unwrap();
+    let mut count = 0;
+    for part in ["tokenizer", "scheduler", "unet", "text_encoder", "vae"] {
+        for entry in fs::read_dir(folder.path().join(part)).unwrap() {
+            let file = entry.unwrap().path();
+            let blob = blobs.join(count.to_string());
+            fs::rename(&file, &blob).unwrap();
+            std::os::unix::fs::symlink(&blob, &file).unwrap();
+            count += 1;
+        }
+    }
+    let target = folder.path().join("saved");
+    model.save(&target).unwrap();
+    let loaded = TextToImage::load(&target, Compute::CPU).unwrap();
+    assert_eq!(loaded.digest().unwrap(), model.digest().unwrap());
+    for part in ["tokenizer", "scheduler"] {
+        for entry in fs::read_dir(folder.path().join(part)).unwrap() {
+            let file = entry.unwrap();
+            let copy = target.join(part).join(file.file_name());
+            assert!(copy.symlink_metadata().unwrap().is_file());
+            assert_eq!(fs::read(file.path()).unwrap(), fs::read(copy).unwrap());
+        }
+    }
+    // What cannot be copied is not left out without a word.
+    let tokenizer = folder.path().join("tokenizer");
+    std::os::unix::fs::symlink("nowhere", tokenizer.join("lost.json")).unwrap();
+    let refusal = model.save(&folder.path().join("two")).unwrap_err();
+    assert!(refusal.to_string().contains("lost.json"), "{refusal}");
+    fs::remove_file(tokenizer.join("lost.json")).unwrap();
+    fs::create_dir(tokenizer.join("more")).unwrap();
+    let refusal = model.save(&folder.path().join("three")).unwrap_err();
+    assert!(refusal.to_string().contains("tokenizer/more"), "{refusal}");
+}
+
 #[test]
 fn a_model_without_autoencoder_works_on_pixels() {
     let folder = testing::checkpoint("sd2", PLAIN);
@@ -209,6 +279,12 @@ fn a_model_without_autoencoder_works_on_pixels() {
         .unwrap_err()
         .to_string();
     assert!(refusal.contains("latents have 3"), "{refusal}");
+    // As diffusers writes a part that was left out.
+    let left_out = text.replace(r#"["diffusers","AutoencoderKL"]"#, "[null,null]");
+    assert_ne!(left_out, text);
+    fs::write(&index, left_out).unwrap();
+    let refusal = TextToImage::load(folder.path(), Compute::CPU).unwrap_err();
+    assert!(refusal.to_string().contains("latents have 3"), "{refusal}");
     assert_eq!(Pixels.factor(), 1);
 }
 

@@ -251,3 +251,31 @@ fn a_run_can_be_stopped_between_steps() {
     assert!(matches!(stopped, Err(LearningError::Cancelled)));
     assert_eq!(steps, [1, 2]);
 }
+
+/// Two guided pictures are four rows: two passes a step.
+#[test]
+fn a_run_in_pieces_can_be_stopped_within_a_step() {
+    let (_folder, model) = model();
+    let plan = model.objective().plan(Sampler::Euler, 5).unwrap();
+    let noise = testing::values("input.noise", &[2, 4, 18, 12], 1.7, Kind::Float);
+    let texts = Texts {
+        positive: model.condition(&["a fox"]).unwrap(),
+        negative: model.condition(&[""]).unwrap(),
+        guidance: 2.0,
+    };
+    let orders = [0, 0].map(|prompt| Order {
+        prompt,
+        advice: None,
+    });
+    let mut told = Vec::new();
+    let mut after_pass = |done| {
+        told.push(done);
+        if told.len() == 5 {
+            return Err(LearningError::Cancelled);
+        }
+        Ok(())
+    };
+    let stopped = generate_in_pieces(&model, &plan, &noise, &orders, &texts, 3, &mut after_pass);
+    assert!(matches!(stopped, Err(LearningError::Cancelled)));
+    assert_eq!(told, [0, 1, 1, 2, 2]);
+}

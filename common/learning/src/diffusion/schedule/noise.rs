@@ -3,11 +3,11 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::TrainingTime;
+use super::{Sampler, TrainingTime};
 use crate::diffusion::files;
 
 /// Fields of samplers that would change the numbers in ways that are not built, and the value that leaves them alone.
-const NEUTRAL: [(&str, &str); 12] = [
+const NEUTRAL: [(&str, &str); 15] = [
     ("thresholding", "false"),
     ("clip_sample", "false"),
     ("trained_betas", "null"),
@@ -16,10 +16,19 @@ const NEUTRAL: [(&str, &str); 12] = [
     ("use_exponential_sigmas", "false"),
     ("use_beta_sigmas", "false"),
     ("use_lu_lambdas", "false"),
+    ("use_flow_sigmas", "false"),
+    ("interpolation_type", "\"linear\""),
+    ("timestep_type", "\"discrete\""),
     ("euler_at_final", "false"),
     ("solver_order", "2"),
     ("algorithm_type", "\"dpmsolver++\""),
     ("final_sigmas_type", "\"zero\""),
+];
+
+/// The same for fields that mean something else to other classes.
+const NEUTRAL_FOR_DPM: [(&str, &str); 2] = [
+    ("solver_type", "\"midpoint\""),
+    ("lambda_min_clipped", "null"),
 ];
 
 /// What a model says about a noisy sample.
@@ -77,7 +86,8 @@ pub struct NoiseTable {
     /// Variance that is left of the data, by time.
     pub(super) alphas: Vec<f64>,
     pub(super) prediction: Prediction,
-    pub(super) spacing: Spacing,
+    /// What the file says; absent, every sampler has its own.
+    spacing: Option<Spacing>,
     pub(super) offset: i64,
     /// What is left at the end of DDIM.
     pub(super) final_alpha: f64,
@@ -89,6 +99,9 @@ impl NoiseTable {
             serde_json::from_slice(text).map_err(|error| error.to_string())?;
         files::neutral(&all, &NEUTRAL)?;
         let class = all.get("_class_name").and_then(Value::as_str);
+        if class == Some("DPMSolverMultistepScheduler") {
+            files::neutral(&all, &NEUTRAL_FOR_DPM)?;
+        }
         if class == Some("DDIMScheduler") && !all.contains_key("clip_sample") {
             return Err("clip_sample is not given, which means true to this scheduler; only false is supported".to_owned());
         }
@@ -131,7 +144,7 @@ impl NoiseTable {
             },
             alphas,
             prediction: fields.prediction_type,
-            spacing: fields.timestep_spacing.unwrap_or(Spacing::Leading),
+            spacing: fields.timestep_spacing,
             offset: fields.steps_offset,
         })
     }
@@ -149,7 +162,19 @@ impl NoiseTable {
     /// The same table, its times visited in another way.
     #[must_use]
     pub fn spaced(self, spacing: Spacing) -> Self {
-        Self { spacing, ..self }
+        Self {
+            spacing: Some(spacing),
+            ..self
+        }
+    }
+
+    /// How a sampler visits the times: as the file says, or as `diffusers` has it where it says nothing. There such a value is the sampler's own, also
+    /// in a file of another class.
+    pub(super) fn spacing(&self, sampler: Sampler) -> Spacing {
+        self.spacing.unwrap_or(match sampler {
+            Sampler::Ddim => Spacing::Leading,
+            Sampler::Dpm | Sampler::Euler => Spacing::Linspace,
+        })
     }
 
     pub(super) fn training_time(&self, uniform: f64) -> TrainingTime {

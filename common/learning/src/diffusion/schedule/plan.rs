@@ -132,6 +132,13 @@ impl NoiseTable {
                 "{steps} sampling steps would visit time {time}, outside 0..={last}"
             ));
         }
+        // Between equal times a step of second order divides by zero.
+        if times.windows(2).any(|pair| pair[0] <= pair[1]) {
+            return Err(format!(
+                "{steps} sampling steps of {sampler:?} would visit a time twice; ask for fewer than {}",
+                self.alphas.len()
+            ));
+        }
         Ok(match sampler {
             Sampler::Ddim => self.ddim(&times),
             Sampler::Dpm => self.dpm(&times),
@@ -144,7 +151,7 @@ impl NoiseTable {
         let n = steps as i64;
         // DPM-Solver++ counts one more time, the one at the end, and leaves it out.
         let extra = i64::from(sampler == Sampler::Dpm);
-        match self.spacing {
+        match self.spacing(sampler) {
             Spacing::Leading => {
                 let stride = all / (n + extra);
                 (extra..n + extra)
@@ -298,7 +305,7 @@ impl NoiseTable {
             .collect();
         let largest = sigmas.iter().copied().fold(0.0, f64::max);
         Plan {
-            start_scale: match self.spacing {
+            start_scale: match self.spacing(Sampler::Euler) {
                 Spacing::Leading => (largest * largest + 1.0).sqrt(),
                 Spacing::Trailing | Spacing::Linspace => largest,
             },

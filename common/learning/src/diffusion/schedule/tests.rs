@@ -58,6 +58,68 @@ fn samplers_visit_the_times_of_diffusers() {
     }
 }
 
+/// The `scheduler_config.json` of Stable Diffusion 1.5, which has no `timestep_spacing`: what `from_config` of `diffusers` 0.42.1 makes of it.
+#[test]
+fn a_file_without_spacing_leaves_it_to_the_sampler() {
+    let text = r#"{"_class_name":"PNDMScheduler","_diffusers_version":"0.6.0","beta_end":0.012,"beta_schedule":"scaled_linear",
+        "beta_start":0.00085,"num_train_timesteps":1000,"set_alpha_to_one":false,"skip_prk_steps":true,"steps_offset":1,"trained_betas":null,
+        "clip_sample":false}"#;
+    let euler: Vec<f64> = (0..8)
+        .map(|place| 999.0 * f64::from(7 - place) / 7.0)
+        .collect();
+    for class in [
+        "PNDMScheduler",
+        "DDIMScheduler",
+        "DPMSolverMultistepScheduler",
+        "EulerDiscreteScheduler",
+    ] {
+        let objective = Objective::parse(text.replace("PNDMScheduler", class).as_bytes()).unwrap();
+        for (sampler, expected) in [
+            (
+                Sampler::Ddim,
+                vec![876.0, 751.0, 626.0, 501.0, 376.0, 251.0, 126.0, 1.0],
+            ),
+            (
+                Sampler::Dpm,
+                vec![999.0, 874.0, 749.0, 624.0, 500.0, 375.0, 250.0, 125.0],
+            ),
+            (Sampler::Euler, euler.clone()),
+        ] {
+            let plan = objective.plan(sampler, 8).unwrap();
+            for (step, theirs) in plan.steps.iter().zip(&expected) {
+                let apart = (step.time - theirs).abs();
+                assert!(apart < 1e-9, "{class} {sampler:?}: {}", step.time);
+            }
+            // Noise times this: the largest sigma, without the data's own variance beside it.
+            let widest = Objective::Noise(table("sd1").spaced(Spacing::Linspace));
+            let start = widest.plan(sampler, 8).unwrap().start_scale;
+            assert!(
+                (plan.start_scale - start).abs() < 1e-12,
+                "{class} {sampler:?}"
+            );
+        }
+    }
+}
+
+/// With as many steps as there are times, DPM-Solver++ counts one time more than there are.
+#[test]
+fn a_plan_that_would_visit_a_time_twice_is_refused() {
+    for spacing in [Spacing::Leading, Spacing::Linspace] {
+        let objective = Objective::Noise(table("sd1").spaced(spacing));
+        let refusal = objective.plan(Sampler::Dpm, 1000).unwrap_err().to_string();
+        assert!(refusal.contains("fewer than 1000"), "{refusal}");
+    }
+    for sampler in [Sampler::Ddim, Sampler::Dpm, Sampler::Euler] {
+        let objective = Objective::Noise(table("sd1").spaced(Spacing::Linspace));
+        let plan = objective.plan(sampler, 999).unwrap();
+        let numbers = plan
+            .steps
+            .iter()
+            .flat_map(|step| [step.keep, step.now, step.before]);
+        assert!(numbers.into_iter().all(f64::is_finite), "{sampler:?}");
+    }
+}
+
 #[test]
 fn twenty_steps_of_ddim_go_from_951_to_1() {
     let plan = table("sd1").plan(Sampler::Ddim, 20).unwrap();
@@ -172,6 +234,31 @@ fn schedules_that_are_not_built_are_refused() {
     ] {
         let changed = text.replace(from, to);
         assert_ne!(changed, text, "{from}");
+        let refusal = Objective::parse(changed.as_bytes()).unwrap_err();
+        assert!(refusal.contains(complaint), "{refusal}");
+    }
+    // As DPMSolverMultistepScheduler of `diffusers` writes it: no JSON, strictly.
+    let dpm = text
+        .replace("DDIMScheduler", "DPMSolverMultistepScheduler")
+        .replace(
+            "\"clip_sample\":false",
+            "\"lambda_min_clipped\": -Infinity, \"solver_type\":\"midpoint\", \"use_flow_sigmas\":false",
+        );
+    assert_eq!(
+        Objective::parse(dpm.as_bytes()).unwrap(),
+        Objective::Noise(table("sd1"))
+    );
+    for (from, to, complaint) in [
+        ("-Infinity", "-5.1", "lambda_min_clipped"),
+        ("midpoint", "heun", "solver_type"),
+        (
+            "\"use_flow_sigmas\":false",
+            "\"use_flow_sigmas\":true",
+            "use_flow_sigmas",
+        ),
+    ] {
+        let changed = dpm.replace(from, to);
+        assert_ne!(changed, dpm, "{from}");
         let refusal = Objective::parse(changed.as_bytes()).unwrap_err();
         assert!(refusal.contains(complaint), "{refusal}");
     }
