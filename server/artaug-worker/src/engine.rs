@@ -108,7 +108,7 @@ impl TorchEngine {
         Ok(self.opened.as_ref().ok_or_else(nothing_open)?.easel.size())
     }
 
-    /// Drops what is open and makes the model anew.
+    /// Makes the model anew.
     fn load(&self, joined: Option<&[u8]>) -> Result<TextToImage, EngineError> {
         let joined = joined.map(adapters::read_joined).transpose()?;
         lora::current(&self.settings.folder, joined.as_ref(), self.compute).map_err(unusable)
@@ -190,7 +190,13 @@ impl Engine for TorchEngine {
 
     fn export_fused(&mut self, joined: &[u8], folder: &Path) -> Result<(), EngineError> {
         use_threads(self.settings.threads);
-        self.load(Some(joined))?.save(folder).map_err(failed)
+        self.opened = None;
+        let joined = adapters::read_joined(joined)?;
+        // In f32 whatever the job computes in: that is what the file holds.
+        lora::current(&self.settings.folder, Some(&joined), Compute::CPU)
+            .map_err(unusable)?
+            .save(folder)
+            .map_err(failed)
     }
 }
 

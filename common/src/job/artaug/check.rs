@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use super::{
     AdvisorSpec, ArtaugSpec, EvaluationScorer, FilterScorer, LoraMode, Precision, PromptsSpec,
-    stays_below,
+    Solver, stays_below,
 };
 use crate::{
     code::Refusal,
@@ -243,7 +243,12 @@ fn check_counts(spec: &ArtaugSpec) -> Result<(), Refusal> {
 
 fn check_sampler(spec: &ArtaugSpec) -> Result<(), Refusal> {
     let sampler = &spec.sampler;
-    range(&sampler.steps, 1, 1000, "sampler.steps")?;
+    // DPM-Solver++ counts one of a model's 1000 times more than it visits.
+    let most = match sampler.kind {
+        Solver::DpmSolver => 999,
+        Solver::Ddim | Solver::Euler => 1000,
+    };
+    range(&sampler.steps, 1, most, "sampler.steps")?;
     range(&sampler.guidance, 1.0, 50.0, "sampler.guidance")?;
     require(
         sampler.negative_prompt.len() <= MAX_PROMPT

@@ -213,6 +213,10 @@ fn a_value_that_cannot_be_is_refused_with_its_key() {
     }
     for (section, key) in [
         ("[sampler]\nsteps = 0", "sampler.steps"),
+        (
+            "[sampler]\nkind = \"dpm-solver\"\nsteps = 1000",
+            "`sampler.steps`: must be from 1 to 999",
+        ),
         ("[sampler]\nguidance = inf", "sampler.guidance"),
         ("[sampler]\nsize = [512, 500]", "sampler.size"),
         (

@@ -47,7 +47,7 @@ pub(super) fn run(
     watch: &mut dyn Watch,
 ) -> Result<Fitted, EngineError> {
     model.set_checkpointing(spec.recompute);
-    let result = Course::new(model, spec, fit).and_then(|course| course.run(model, watch));
+    let result = Course::new(model, spec, fit, watch).and_then(|course| course.run(model, watch));
     for adapter in [NEW, BELOW] {
         // An error says that it is not there.
         let _ = lora::detach(model.sites(), adapter);
@@ -93,7 +93,12 @@ struct Progress {
 }
 
 impl<'a> Course<'a> {
-    fn new(model: &TextToImage, spec: &'a LoraSpec, fit: &Fit<'_>) -> Result<Self, EngineError> {
+    fn new(
+        model: &TextToImage,
+        spec: &'a LoraSpec,
+        fit: &Fit<'_>,
+        watch: &mut dyn Watch,
+    ) -> Result<Self, EngineError> {
         let groups = groups(spec.mode, fit.lessons)?;
         let below = match (fit.training, fit.below) {
             (Training::Second, Some(object)) => adapters::read(object)?,
@@ -129,6 +134,7 @@ impl<'a> Course<'a> {
             .lessons
             .iter()
             .map(|lesson| {
+                go_on(watch)?;
                 let picture = Picture {
                     width: lesson.image.width(),
                     height: lesson.image.height(),
@@ -209,7 +215,10 @@ impl<'a> Course<'a> {
         let all = self.groups.len() as u64 * self.steps;
         while !trainer.done() {
             let mut sum = 0.0;
-            for _ in 0..self.spec.accumulation {
+            for pass in 0..self.spec.accumulation {
+                if pass > 0 {
+                    go_on(watch)?;
+                }
                 sum += trainer
                     .pass(model, examples, seed.derive("batches"))
                     .map_err(unusable)?;
@@ -254,6 +263,14 @@ impl<'a> Course<'a> {
             accumulation: self.spec.accumulation,
             steps: self.steps,
         }
+    }
+}
+
+/// Asks in the middle of something.
+fn go_on(watch: &mut dyn Watch) -> Result<(), EngineError> {
+    match watch.within_step() {
+        Go::On => Ok(()),
+        Go::Stop => Err(EngineError::Stopped),
     }
 }
 

@@ -98,12 +98,24 @@ struct Keeper {
     saved: Vec<Saved>,
     losses: Vec<(u64, f64)>,
     stop_after: Option<u64>,
+    /// How often the fit asked within a step, and when it is told to stop there.
+    asked: usize,
+    stop_within: Option<usize>,
 }
 
 impl Watch for Keeper {
     fn stepped(&mut self, step: u64, loss: f64) -> Go {
         self.losses.push((step, loss));
         if self.stop_after == Some(step) {
+            Go::Stop
+        } else {
+            Go::On
+        }
+    }
+
+    fn within_step(&mut self) -> Go {
+        self.asked += 1;
+        if self.stop_within == Some(self.asked) {
             Go::Stop
         } else {
             Go::On
@@ -283,6 +295,28 @@ fn a_fit_leaves_the_model_as_it_was_also_when_it_is_stopped() {
     }
 }
 
+/// Two lessons are made ready, then each of five steps has two passes.
+#[test]
+fn a_fit_can_be_stopped_within_a_step() {
+    let folder = folder();
+    let mut engine = opened(&settings(&folder));
+    let lessons = lessons(0);
+    let mut keeper = Keeper::default();
+    let fitted = engine.fit(&first(&lessons), &mut keeper).unwrap();
+    assert_eq!(keeper.asked, 2 + 5);
+    for (stop_within, steps) in [(1, 0), (2, 0), (3, 0), (5, 2)] {
+        let mut keeper = Keeper {
+            stop_within: Some(stop_within),
+            ..Keeper::default()
+        };
+        let stopped = engine.fit(&first(&lessons), &mut keeper);
+        assert!(matches!(stopped, Err(EngineError::Stopped)));
+        assert_eq!(keeper.losses.len(), steps, "{stop_within}");
+    }
+    let again = engine.fit(&first(&lessons), &mut Keeper::default());
+    assert_eq!(again.unwrap(), fitted);
+}
+
 /// Two iterations: the third's model follows from the joined bytes, whatever the engine did before.
 #[test]
 fn the_model_of_an_iteration_is_the_same_after_an_interruption() {
@@ -352,6 +386,9 @@ fn an_exported_adapter_and_checkpoint_are_what_the_engine_draws_with() {
     }
     let fused = folder.path().join("fused");
     engine.export_fused(&joined, &fused).unwrap();
+    // Two models would not fit into memory everywhere.
+    let closed = engine.size().unwrap_err().to_string();
+    assert!(closed.contains("no model is open"), "{closed}");
     engine.open(Some(&joined)).unwrap();
     let orders = [order("a red fox", 1, 1)];
     let drawn = draw(&mut engine, &orders);
@@ -364,6 +401,38 @@ fn an_exported_adapter_and_checkpoint_are_what_the_engine_draws_with() {
         engine.export_fused(&joined, &fused),
         Err(EngineError::Failed(_))
     ));
+}
+
+/// A checkpoint is in f32: base and change are not rounded to what the job computes in, and a job in bf16 that begins from it computes what it did.
+#[test]
+fn the_checkpoint_of_a_job_in_bf16_is_not_rounded() {
+    let folder = folder();
+    let single = settings(&folder);
+    let half = Settings {
+        precision: Precision::Bf16,
+        ..single.clone()
+    };
+    let mut engine = opened(&half);
+    let lessons = lessons(0);
+    let fitted = engine
+        .fit(&first(&lessons), &mut Keeper::default())
+        .unwrap();
+    let joined = engine.join(None, &fitted.lora).unwrap().merged;
+    let fused = folder.path().join("fused");
+    engine.export_fused(&joined, &fused).unwrap();
+    engine.open(Some(&joined)).unwrap();
+    let mut exact = TorchEngine::new(single.clone()).unwrap();
+    exact.open(Some(&joined)).unwrap();
+    let of_fused = |settings: Settings| {
+        let fused = Settings {
+            folder: fused.clone(),
+            ..settings
+        };
+        opened(&fused).digest().unwrap()
+    };
+    assert_eq!(of_fused(single), exact.digest().unwrap());
+    assert_eq!(of_fused(half), engine.digest().unwrap());
+    assert_ne!(exact.digest().unwrap(), engine.digest().unwrap());
 }
 
 #[test]
