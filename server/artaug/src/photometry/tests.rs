@@ -104,7 +104,9 @@ fn equal_images_have_no_diversity_and_black_and_white_all_of_it() {
     let white = Image::filled(9, 9, [255; 3]).unwrap();
     let diversity = |images: &[&Image]| {
         let mut thumbnails = Thumbnails::default();
-        images.iter().for_each(|image| thumbnails.add(image));
+        for image in images {
+            thumbnails.add(image);
+        }
         thumbnails.diversity()
     };
     assert_eq!(diversity(&[&black]), None);
