@@ -1,6 +1,9 @@
 use std::{collections::BTreeMap, time::Duration};
 
-use concord_common::{Digest, ErrorCode};
+use concord_common::{
+    Digest, ErrorCode,
+    adapter::{decode_f32, encode_f32},
+};
 use concord_proto::v1::{self, JobState, Outcome, RoundPhase};
 
 use super::harness::{World, code, constant, eventually, expect_published, spec, weighted_mean};
@@ -50,6 +53,29 @@ async fn a_job_of_two_rounds_publishes_the_exact_weighted_means() {
     let ended = silos[1].notices().await;
     assert_eq!(ended[0].job_state(), JobState::Succeeded);
     assert_eq!(ended[0].base_version, job.adapter_version);
+}
+
+#[tokio::test]
+async fn a_uniform_round_publishes_the_plain_mean_whatever_the_examples() {
+    let world = World::start().await;
+    let mut silos = world.silos(["a", "b", "c", "d"]).await;
+    let job_id = world.submit(&spec(1, 4, "weighting = \"uniform\"")).await;
+    let notice = silos[0].wait_for_round(&job_id, 1).await;
+    let base = silos[0].download(&job_id, &notice.base_version, 0).await;
+    // Weighted by examples this would be -0.12; the plain mean is 1.5, and its fourths are exact.
+    let shares = [(1.0, 1), (2.0, 10), (3.5, 100), (-0.5, 1000)];
+    for (silo, (value, examples)) in silos.iter_mut().zip(shares) {
+        let receipt = silo.contribute(&job_id, 1, value, examples).await;
+        assert_eq!(receipt.outcome(), Outcome::Accepted);
+    }
+    let job = world.wait_for_state(&job_id, JobState::Succeeded).await;
+    let expected: Vec<f32> = decode_f32(&base.unwrap())
+        .unwrap()
+        .iter()
+        .map(|value| (f64::from(*value) + 1.5) as f32)
+        .collect();
+    let last = silos[0].download(&job_id, &job.adapter_version, 0).await;
+    assert_eq!(last.unwrap(), encode_f32(&expected));
 }
 
 #[tokio::test]
