@@ -6,7 +6,7 @@ set -euo pipefail
 
 # Highest exposure allowed, times ten (the tool's own unit for --threshold).
 readonly bound=12
-readonly units=(concord-server concord-client concord-artaug)
+readonly units=(concord-server concord-client concord-artaug concord-server-with-worker)
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 command -v systemd-analyze >/dev/null || { echo "systemd: systemd-analyze is missing; install systemd" >&2; exit 1; }
@@ -17,10 +17,15 @@ trap 'rm -rf "$root"' EXIT
 mkdir -p "$root/bin" "$root/units"
 for unit in "${units[@]}"; do
   # The programs are not installed here, so their paths point to stand-ins for `verify`.
-  ln -s "$(type -P true)" "$root/bin/$unit"
-  sed "s|/usr/bin/$unit|$root/bin/$unit|g" "$here/$unit.service" >"$root/units/$unit.service"
+  program=${unit%-with-worker}
+  ln -sf "$(type -P true)" "$root/bin/$program"
+  sed "s|/usr/bin/$program|$root/bin/$program|g" "$here/$program.service" >"$root/units/$unit.service"
+  if [[ "$unit" == *-with-worker ]]; then
+    mkdir -p "$root/units/$unit.service.d"
+    sed "s|/usr/bin/|$root/bin/|g" "$here/worker.conf" >"$root/units/$unit.service.d/worker.conf"
+  fi
   if ((${version%%[^0-9]*} >= 254)); then
-    mkdir "$root/units/$unit.service.d"
+    mkdir -p "$root/units/$unit.service.d"
     cp "$here/backoff.conf" "$root/units/$unit.service.d/"
   fi
 done

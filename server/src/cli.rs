@@ -152,7 +152,7 @@ enum ArtaugCommand {
         /// The job's id.
         job: String,
     },
-    /// Writes what a job has produced into a folder; repeated, it brings what is missing.
+    /// Writes what a job has produced into a folder; repeated, it brings what is missing, with --replace what has changed too.
     Fetch {
         /// The job's id.
         job: String,
@@ -161,6 +161,9 @@ enum ArtaugCommand {
         /// Only artefacts of this name; `*` stands for any characters, `?` for one. May be repeated.
         #[arg(long, value_name = "PATTERN")]
         name: Vec<String>,
+        /// Puts artefacts in the place of files that have their names and other content, such as those of an earlier iteration.
+        #[arg(long)]
+        replace: bool,
     },
 }
 

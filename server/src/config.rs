@@ -1,6 +1,10 @@
 //! The server's settings: `concord-server run --config server.toml`. The sample `deploy/config/server.toml` shows every one.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use concord_common::{
     ErrorCode, SpiffeId,
@@ -17,6 +21,8 @@ use crate::datastore;
 
 /// Name of the program that runs jobs of kind `artaug`.
 const WORKER_PROGRAM: &str = "concord-artaug";
+/// Name of its configuration beside the server's own.
+const WORKER_CONFIG: &str = "artaug-worker.toml";
 
 /// All settings. Unknown keys are errors.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -208,7 +214,8 @@ impl Default for JobsSection {
 pub struct WorkersSection {
     /// The worker's program; `concord-artaug` beside the server's own if absent.
     pub program: Option<PathBuf>,
-    /// The worker's configuration. Without it the server starts no worker, and jobs wait for workers elsewhere.
+    /// The worker's configuration; `artaug-worker.toml` beside the server's own if absent, the file is there, and so is the program.
+    /// Without one the server starts no worker, and jobs wait for workers elsewhere.
     pub config: Option<PathBuf>,
     /// Jobs that workers hold at once; more wait in order of submission.
     pub max_running: usize,
@@ -217,6 +224,8 @@ pub struct WorkersSection {
     pub lease: Duration,
     /// Largest `limits.disk` of a job: what it may keep in the server's state folder.
     pub max_disk: ByteSize,
+    /// What all jobs together may keep there.
+    pub max_total_disk: ByteSize,
 }
 
 impl Default for WorkersSection {
@@ -227,6 +236,7 @@ impl Default for WorkersSection {
             max_running: 1,
             lease: Duration::from_mins(1),
             max_disk: ByteSize(64 << 30),
+            max_total_disk: ByteSize(256 << 30),
         }
     }
 }
@@ -241,6 +251,20 @@ pub struct WorkerCommand {
 }
 
 impl WorkersSection {
+    /// Takes the worker's configuration beside the server's own, unless another one was named or there is nothing to run with it.
+    fn look_beside(&mut self, own: &Path) {
+        let found = Self {
+            config: Some(own.with_file_name(WORKER_CONFIG)),
+            ..self.clone()
+        };
+        let is_complete = found
+            .command()
+            .is_some_and(|command| command.config.is_file() && command.program.is_file());
+        if self.config.is_none() && is_complete {
+            *self = found;
+        }
+    }
+
     /// How to start a worker on this machine, if the server is to do so.
     pub fn command(&self) -> Option<WorkerCommand> {
         let config = self.config.clone()?;
@@ -259,6 +283,12 @@ impl WorkersSection {
         for (key, number, low, high) in [
             ("workers.max_running", self.max_running as u64, 1, 1000),
             ("workers.max_disk", self.max_disk.bytes(), 1 << 20, 1 << 50),
+            (
+                "workers.max_total_disk",
+                self.max_total_disk.bytes(),
+                1 << 20,
+                1 << 50,
+            ),
         ] {
             if !(low..=high).contains(&number) {
                 return value(key, format!("must be from {low} to {high}, is {number}"));
@@ -344,10 +374,13 @@ impl ServerConfig {
     /// # Errors
     /// Naming the key that is unknown, missing or out of range.
     pub fn load(
-        path: Option<&std::path::Path>,
+        path: Option<&Path>,
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, InvalidConfig> {
-        let config: Self = load(path, environment)?;
+        let mut config: Self = load(path, environment)?;
+        if let Some(own) = path {
+            config.workers.look_beside(own);
+        }
         config.check()?;
         Ok(config)
     }

@@ -114,6 +114,7 @@ impl Server {
         let tls = TlsReload::server(config.tls.clone(), &config.federation, clock.now())?;
         let context = Arc::new(Context::open(config, clock, ids).await?);
         driver::spare(&context).await?;
+        driver::workers::spare(&context).await?;
         let shutdown = context.shutdown.clone();
         let address = context.config.listen.address;
         let bound = listener::bind(address).await?;

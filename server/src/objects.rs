@@ -17,7 +17,7 @@ use concord_common::{Digest, JobId, fsutil};
 use tempfile::NamedTempFile;
 use tokio::sync::{Mutex, MutexGuard};
 
-use crate::config::Durability;
+use crate::{config::Durability, writeback::Writeback};
 
 /// The folder of all jobs. All methods but [`ObjectStore::change`] block.
 #[derive(Debug)]
@@ -65,6 +65,7 @@ impl ObjectStore {
             file: NamedTempFile::new_in(&folder)?,
             hasher: blake3::Hasher::new(),
             bytes: 0,
+            writeback: Writeback::new(self.durability, 0),
             durable: self.durability == Durability::Power,
             folder,
         })
@@ -137,12 +138,13 @@ impl ObjectStore {
     }
 }
 
-/// An object that is being written; dropped before [`ObjectWriter::finish`] it leaves nothing behind.
+/// An object that is being written; dropped before it has its name it leaves nothing behind.
 #[derive(Debug)]
 pub struct ObjectWriter {
     file: NamedTempFile,
     hasher: blake3::Hasher,
     bytes: u64,
+    writeback: Writeback,
     durable: bool,
     folder: PathBuf,
 }
@@ -166,21 +168,45 @@ impl ObjectWriter {
         self.file.write_all(bytes)?;
         self.hasher.update(bytes);
         self.bytes += bytes.len() as u64;
+        self.writeback.written(self.file.as_file(), self.bytes);
         Ok(())
     }
 
-    /// Gives the object its name: durably if so configured. The caller has compared [`ObjectWriter::digest`] with what was
-    /// announced, and holds [`ObjectStore::change`].
+    /// Ends the object: its bytes are on the disk if so configured. The caller has compared [`ObjectWriter::digest`] with what was
+    /// announced. It may take long, so nobody is to wait for the caller meanwhile.
     ///
     /// # Errors
-    /// If it cannot be synced or renamed.
-    pub fn finish(self) -> io::Result<()> {
+    /// If it cannot be synced.
+    pub fn sync(self) -> io::Result<WholeObject> {
         if self.durable {
             self.file.as_file().sync_all()?;
         }
-        let name = Digest::from(self.hasher.finalize()).to_string();
+        Ok(WholeObject {
+            name: self.digest().to_string(),
+            file: self.file,
+            durable: self.durable,
+            folder: self.folder,
+        })
+    }
+}
+
+/// An object that is whole and has no name yet; dropped it leaves nothing behind.
+#[derive(Debug)]
+pub struct WholeObject {
+    file: NamedTempFile,
+    name: String,
+    durable: bool,
+    folder: PathBuf,
+}
+
+impl WholeObject {
+    /// Gives the object its name, durably if so configured. The caller holds [`ObjectStore::change`].
+    ///
+    /// # Errors
+    /// If it cannot be renamed, or the folder not be synced.
+    pub fn finish(self) -> io::Result<()> {
         self.file
-            .persist(self.folder.join(name))
+            .persist(self.folder.join(self.name))
             .map_err(|error| error.error)?;
         if self.durable {
             fsutil::sync_folder(&self.folder)?;
@@ -211,7 +237,7 @@ mod tests {
             writer.write(piece).unwrap();
         }
         let digest = writer.digest();
-        writer.finish().unwrap();
+        writer.sync().unwrap().finish().unwrap();
         digest
     }
 

@@ -4,11 +4,18 @@ use concord_common::telemetry::rss_bytes;
 
 use crate::brake::Halt;
 
-/// Lets others on the machine go first.
+/// How much more likely than others the process is to go when memory runs out, of 1000.
+const OOM_SCORE: &str = "500";
+
+/// Lets others on the machine go first, and stay last.
 pub fn step_back(nice: i32) {
     // Federated rounds on the same machine are to go on as if no job ran.
     if let Err(error) = rustix::process::nice(nice) {
         tracing::warn!(%error, nice, "the process keeps its priority");
+    }
+    // And to outlive it when memory runs out: jobs go on with the next worker.
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE) {
+        tracing::warn!(%error, "the process is no more likely than others to go when memory runs out");
     }
 }
 

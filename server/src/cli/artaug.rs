@@ -58,8 +58,18 @@ pub(super) async fn run(
             let answer = ArtefactList::from(artefacts(client, job).await?);
             print(out, json, &answer, table::artefacts)
         }
-        ArtaugCommand::Fetch { job, folder, name } => {
-            fetch_results(client, job, folder, name, json, out).await
+        ArtaugCommand::Fetch {
+            job,
+            folder,
+            name,
+            replace,
+        } => {
+            let wanted = chosen(client, job, name, *replace).await?;
+            let fetched = Fetched {
+                files: fetch::fetch(client, job, folder, &wanted, !json).await?,
+                folder: folder.display().to_string(),
+            };
+            print(out, json, &fetched, table::fetched)
         }
     }
 }
@@ -147,14 +157,13 @@ async fn artefacts(client: &mut Client, job: &str) -> Result<v1::ListArtefactsRe
     Ok(client.list_artefacts(request).await?.into_inner())
 }
 
-async fn fetch_results(
+/// The artefacts that patterns describe, all without one.
+async fn chosen(
     client: &mut Client,
     job: &str,
-    folder: &Path,
     patterns: &[String],
-    json: bool,
-    out: &mut dyn Write,
-) -> Result<Exit, CliError> {
+    replaces: bool,
+) -> Result<Vec<Wanted>, CliError> {
     let mut chosen = artefacts(client, job).await?.artefacts;
     if chosen.is_empty() {
         return Err(CliError::NotFound(format!(
@@ -178,11 +187,9 @@ async fn fetch_results(
                 .any(|pattern| names::matches(pattern, &artefact.name))
         });
     }
-    let wanted = fetch::plan(&chosen)?;
-    let files = fetch::fetch(client, job, folder, &wanted, !json).await?;
-    let fetched = Fetched {
-        folder: folder.display().to_string(),
-        files,
-    };
-    print(out, json, &fetched, table::fetched)
+    let mut wanted = fetch::plan(&chosen)?;
+    for file in &mut wanted {
+        file.replaces = replaces;
+    }
+    Ok(wanted)
 }

@@ -179,7 +179,7 @@ fn is_there(folder: &Path, file: &Wanted) -> Result<bool, CliError> {
                 && hash(&mut open(&path)?).is_ok_and(|hasher| is_digest(&hasher, file.digest));
             if !same && !file.replaces {
                 return Err(CliError::Usage(format!(
-                    "{} is there with other content than the artefact `{}`; move it away or choose another folder",
+                    "{} is there with other content than the artefact `{}`; say --replace, move it away, or choose another folder",
                     path.display(),
                     file.name
                 )));
@@ -289,8 +289,8 @@ async fn stream<S: Source>(
         digest: file.digest.to_vec(),
         offset: part.written,
     };
-    let mut pieces = source.open(request).await?;
-    while let Some(piece) = pieces.next().await {
+    let mut pieces = in_time(source.open(request)).await??;
+    while let Some(piece) = in_time(pieces.next()).await? {
         let piece = piece?;
         let chunk = check(&piece, part.written, file.bytes).map_err(|problem| {
             CliError::Untrusted(format!(
@@ -302,6 +302,15 @@ async fn stream<S: Source>(
         bar.advance(chunk.data.len() as u64);
     }
     Ok(())
+}
+
+/// What a server is waited for.
+async fn in_time<T>(answer: impl Future<Output = T>) -> Result<T, Status> {
+    let silent = |_| {
+        let seconds = PATIENCE.as_secs();
+        Status::deadline_exceeded(format!("the server sent nothing for {seconds} s"))
+    };
+    tokio::time::timeout(PATIENCE, answer).await.map_err(silent)
 }
 
 /// The chunk of a piece, if it is the one that must come next.
@@ -413,7 +422,7 @@ impl Part {
             let _ = failed.path.keep();
             if error.kind() == io::ErrorKind::AlreadyExists {
                 return CliError::Usage(format!(
-                    "{} appeared while the artefact `{}` was fetched; move it away and repeat the command",
+                    "{} appeared while the artefact `{}` was fetched; say --replace, or move it away, and repeat the command",
                     target.display(),
                     wanted.name
                 ));

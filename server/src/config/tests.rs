@@ -95,6 +95,10 @@ fn a_value_out_of_range_is_named() {
             format!("{MINIMAL}\n[workers]\nmax_disk = \"1 kB\""),
             "workers.max_disk",
         ),
+        (
+            format!("{MINIMAL}\n[workers]\nmax_total_disk = \"1 kB\""),
+            "workers.max_total_disk",
+        ),
         (format!("{MINIMAL}\n[log]\nfilter = \"=,=\""), "log.filter"),
         (MINIMAL.replace("north", "North!"), "federation"),
     ] {
@@ -149,6 +153,31 @@ fn a_worker_needs_its_program_and_its_configuration() {
     let own = std::env::current_exe().unwrap();
     let program = beside.command().unwrap().program;
     assert_eq!(program, own.with_file_name("concord-artaug"));
+}
+
+#[test]
+fn a_workers_configuration_beside_the_servers_is_taken_if_its_program_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name);
+    let own = file("server.toml");
+    let program = file("worker");
+    let text = format!("{MINIMAL}\n[workers]\nprogram = \"{}\"", program.display());
+    std::fs::write(&own, text).unwrap();
+    let command = || {
+        let config = ServerConfig::load(Some(&own), []).unwrap();
+        config.workers.command().map(|command| command.config)
+    };
+    assert_eq!(command(), None);
+    std::fs::write(file("artaug-worker.toml"), "").unwrap();
+    assert_eq!(command(), None);
+    std::fs::write(&program, "").unwrap();
+    assert_eq!(command(), Some(file("artaug-worker.toml")));
+    // What the server's own file says goes first.
+    std::fs::write(file("other.toml"), "").unwrap();
+    let other = format!("config = \"{}\"", file("other.toml").display());
+    let text = std::fs::read_to_string(&own).unwrap();
+    std::fs::write(&own, format!("{text}\n{other}")).unwrap();
+    assert_eq!(command(), Some(file("other.toml")));
 }
 
 #[test]

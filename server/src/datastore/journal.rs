@@ -1,6 +1,6 @@
 //! Journals of jobs that workers run.
 
-use concord_common::{JobId, Timestamp};
+use concord_common::{Digest, JobId, Timestamp};
 
 use sqlx::QueryBuilder;
 
@@ -68,6 +68,45 @@ impl Tx<'_> {
         Ok(found.is_some())
     }
 
+    /// Whether a line of a job's journal names an object.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn journal_names(
+        &mut self,
+        job_id: &JobId,
+        digest: &Digest,
+    ) -> Result<bool, DatastoreError> {
+        let found = sqlx::query(
+            "SELECT 1 FROM worker_journal WHERE job_id = $1 AND instr(line, $2) > 0 LIMIT 1",
+        )
+        .bind(job_id.as_str())
+        .bind(digest.to_string().into_bytes())
+        .fetch_optional(self.conn())
+        .await?;
+        Ok(found.is_some())
+    }
+
+    /// Forgets some lines of a job's journal, at most `most`; gives their number. For jobs that have ended.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn drop_journal_lines(
+        &mut self,
+        job_id: &JobId,
+        most: u32,
+    ) -> Result<u64, DatastoreError> {
+        let done = sqlx::query(
+            "DELETE FROM worker_journal WHERE job_id = $1 AND n IN
+                 (SELECT n FROM worker_journal WHERE job_id = $1 ORDER BY n LIMIT $2)",
+        )
+        .bind(job_id.as_str())
+        .bind(i64::from(most))
+        .execute(self.conn())
+        .await?;
+        Ok(done.rows_affected())
+    }
+
     /// Adds lines to the end of a job's journal, of which `first` is the number of the first: the job has come on.
     ///
     /// # Errors
@@ -94,7 +133,8 @@ impl Tx<'_> {
                 .await?;
         }
         let done = sqlx::query(
-            "UPDATE worker_jobs SET lines = lines + $2, journal_bytes = journal_bytes + $3, idle_attempts = 0
+            "UPDATE worker_jobs SET lines = lines + $2, journal_bytes = journal_bytes + $3, idle_attempts = 0,
+                 trouble = NULL, not_before = NULL
              WHERE job_id = $1 AND lines = $4",
         )
         .bind(job_id.as_str())

@@ -21,6 +21,11 @@ const SQLITE: &[(i64, &str, &str)] = &[
         "workers",
         include_str!("../../migrations/sqlite/0002_workers.sql"),
     ),
+    (
+        3,
+        "workers_trouble",
+        include_str!("../../migrations/sqlite/0003_workers_trouble.sql"),
+    ),
 ];
 
 pub(super) async fn run(connection: &mut SqliteConnection) -> Result<(), DatastoreError> {

@@ -166,6 +166,46 @@ impl Tx<'_> {
         Ok((named > 0, row::unsigned(&counts, "number")?))
     }
 
+    /// The object that a result is, if there is one of this name.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn artefact(
+        &mut self,
+        job_id: &JobId,
+        name: &str,
+    ) -> Result<Option<Digest>, DatastoreError> {
+        sqlx::query("SELECT digest FROM worker_artefacts WHERE job_id = $1 AND name = $2")
+            .bind(job_id.as_str())
+            .bind(name)
+            .fetch_optional(self.conn())
+            .await?
+            .map(|found| row::digest(&found, "digest"))
+            .transpose()
+    }
+
+    /// A result whose name is a folder of this one's, or the reverse: there cannot be files for both.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn clashing_artefact(
+        &mut self,
+        job_id: &JobId,
+        name: &str,
+    ) -> Result<Option<String>, DatastoreError> {
+        sqlx::query(
+            "SELECT name FROM worker_artefacts WHERE job_id = $1
+               AND (substr(name, 1, length($2) + 1) = $2 || '/' OR substr($2, 1, length(name) + 1) = name || '/')
+             LIMIT 1",
+        )
+        .bind(job_id.as_str())
+        .bind(name)
+        .fetch_optional(self.conn())
+        .await?
+        .map(|found| row::get(&found, "name"))
+        .transpose()
+    }
+
     /// Names an object as a result, in place of an earlier one of this name.
     ///
     /// # Errors

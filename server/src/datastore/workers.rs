@@ -55,6 +55,10 @@ pub struct WorkerJobRecord {
     pub reviews: u64,
     /// Iteration of the pairs about which operators are asked.
     pub waiting_iteration: Option<u32>,
+    /// What held it up when it was given back; none once it has got on since.
+    pub trouble: Option<String>,
+    /// True from a start of the server until its worker has renewed its lease.
+    pub spared: bool,
 }
 
 impl WorkerJobRecord {
@@ -90,6 +94,8 @@ impl WorkerJobRecord {
             waiting_iteration: row::get::<Option<i64>>(row, "waiting_iteration")?
                 .map(|_| row::unsigned(row, "waiting_iteration"))
                 .transpose()?,
+            trouble: row::get(row, "trouble")?,
+            spared: row::get(row, "spared")?,
         })
     }
 
@@ -177,7 +183,7 @@ impl Tx<'_> {
         .collect()
     }
 
-    /// The oldest job that a worker may take at `now`.
+    /// The oldest job that a worker may take at `now`. One that is put off comes after all others.
     ///
     /// # Errors
     /// If the database fails.
@@ -190,7 +196,7 @@ impl Tx<'_> {
             "WHERE jobs.kind = $1 AND jobs.state IN ('queued', 'running') AND worker_jobs.paused = 0
                AND (worker_jobs.token IS NULL OR worker_jobs.expires_at <= $2)
                AND (worker_jobs.waits = 0 OR reviews > worker_jobs.reviews_done)
-             ORDER BY jobs.seq LIMIT 1"
+             ORDER BY coalesce(worker_jobs.not_before, 0) > $2, jobs.seq LIMIT 1"
         ))
         .bind(kind)
         .bind(now.as_millis())
@@ -245,7 +251,7 @@ impl Tx<'_> {
     ) -> Result<(), DatastoreError> {
         let done = sqlx::query(
             "UPDATE worker_jobs SET worker = $2, token = $3, expires_at = $4, attempts = attempts + 1,
-                 lines_at_claim = lines, waits = 0
+                 lines_at_claim = lines, waits = 0, spared = 0
              WHERE job_id = $1",
         )
         .bind(job_id.as_str())
@@ -287,13 +293,60 @@ impl Tx<'_> {
         expires_at: Timestamp,
     ) -> Result<(), DatastoreError> {
         let done = sqlx::query(
-            "UPDATE worker_jobs SET expires_at = $2 WHERE job_id = $1 AND token IS NOT NULL",
+            "UPDATE worker_jobs SET expires_at = $2, spared = 0 WHERE job_id = $1 AND token IS NOT NULL",
         )
         .bind(job_id.as_str())
         .bind(expires_at.as_millis())
         .execute(self.conn())
         .await?;
         require_one(done.rows_affected(), || format!("held job {job_id}"))
+    }
+
+    /// Makes all leases last until `until` at least, as those of workers that could not renew them. Gives their number.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn spare_worker_leases(&mut self, until: Timestamp) -> Result<u64, DatastoreError> {
+        let done = sqlx::query(
+            "UPDATE worker_jobs SET expires_at = max(expires_at, $1), spared = 1 WHERE token IS NOT NULL",
+        )
+        .bind(until.as_millis())
+        .execute(self.conn())
+        .await?;
+        Ok(done.rows_affected())
+    }
+
+    /// Notes what holds a job up, and that other jobs go before it until `not_before`.
+    ///
+    /// # Errors
+    /// If no worker may run the job, or the database fails.
+    pub async fn put_off(
+        &mut self,
+        job_id: &JobId,
+        trouble: &str,
+        not_before: Timestamp,
+    ) -> Result<(), DatastoreError> {
+        let done =
+            sqlx::query("UPDATE worker_jobs SET trouble = $2, not_before = $3 WHERE job_id = $1")
+                .bind(job_id.as_str())
+                .bind(trouble)
+                .bind(not_before.as_millis())
+                .execute(self.conn())
+                .await?;
+        require_one(done.rows_affected(), || format!("worker's job {job_id}"))
+    }
+
+    /// Bytes kept for all jobs.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn all_kept_bytes(&mut self) -> Result<u64, DatastoreError> {
+        let row = sqlx::query(
+            "SELECT coalesce(sum(journal_bytes + object_bytes), 0) AS kept FROM worker_jobs",
+        )
+        .fetch_one(self.conn())
+        .await?;
+        row::unsigned(&row, "kept")
     }
 
     /// Notes how far a job is.

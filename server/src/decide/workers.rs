@@ -19,6 +19,9 @@ use crate::{
 /// Leases that may run out in a row without a new line in the journal; then the job fails.
 pub(crate) const MAX_IDLE_ATTEMPTS: u32 = 3;
 
+/// How long younger jobs go before one that a worker gave back because of some trouble.
+const PUT_OFF: Duration = Duration::from_mins(5);
+
 /// How a lease ends that was not renewed in time.
 const EXPIRED: &str = "expired";
 
@@ -139,12 +142,18 @@ pub(crate) async fn expire(tx: &mut Tx<'_>, now: Timestamp) -> Result<Vec<Worker
         }
         change.lease = Some(EXPIRED);
         let is_idle = record.lines == record.lines_at_claim;
-        let idle_attempts = if is_idle { record.idle_attempts + 1 } else { 0 };
+        let idle_attempts = match (record.spared, is_idle) {
+            // The server was away: that the worker is too since then says nothing about the job.
+            (true, _) => record.idle_attempts,
+            (false, true) => record.idle_attempts + 1,
+            (false, false) => 0,
+        };
         tx.free_worker_job(job_id, idle_attempts).await?;
         if idle_attempts >= MAX_IDLE_ATTEMPTS {
             let reason = format!(
                 "{idle_attempts} times in a row a worker lost the job without having got on with it; the worker's log says why"
             );
+            tx.stop_asking(job_id).await?;
             tx.end_job(job_id, JobState::Failed, &reason, now).await?;
             change.job_state = Some(JobState::Failed);
         }
@@ -262,7 +271,10 @@ pub(crate) enum Release {
     Failed {
         reason: String,
     },
-    Stopped,
+    Stopped {
+        /// What holds the job up, if that is why.
+        trouble: Option<String>,
+    },
     Paused,
     Review {
         iteration: u32,
@@ -276,7 +288,8 @@ impl Release {
         match self {
             Self::Succeeded => "succeeded",
             Self::Failed { .. } => "failed",
-            Self::Stopped => "stopped",
+            Self::Stopped { trouble: None } => "stopped",
+            Self::Stopped { trouble: Some(_) } => "held up",
             Self::Paused => "paused",
             Self::Review { .. } => "waits for review",
         }
@@ -315,7 +328,10 @@ pub(crate) async fn release(
             tx.end_job(job_id, JobState::Failed, reason, now).await?;
             change.job_state = Some(JobState::Failed);
         }
-        Release::Stopped | Release::Paused => {}
+        Release::Stopped { trouble: None } | Release::Paused => {}
+        Release::Stopped {
+            trouble: Some(trouble),
+        } => tx.put_off(job_id, trouble, now + PUT_OFF).await?,
         Release::Review { iteration, waiting } => {
             tx.wait_for_reviews(job_id, *iteration, waiting).await?;
         }

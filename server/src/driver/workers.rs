@@ -22,6 +22,30 @@ const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 const LONG_LIFE: Duration = Duration::from_mins(1);
 /// Longest time that a worker gets to save its work at the server's stop.
 const STOP_GRACE: Duration = Duration::from_secs(10);
+/// What of it is for giving the job back.
+const GIVING_BACK: Duration = Duration::from_secs(2);
+
+/// Lets workers keep the jobs that they held when the server stopped, as long as if they had just renewed their leases: they could
+/// not. For the start of the server, before it takes a call.
+///
+/// # Errors
+/// If the database fails.
+pub(crate) async fn spare(context: &Context) -> Result<(), Failure> {
+    let until = context.now() + context.config.workers.lease;
+    let held = context
+        .datastore
+        .run_tx("spare_job_leases", |tx| {
+            Box::pin(async move { Ok::<_, Failure>(tx.spare_worker_leases(until).await?) })
+        })
+        .await?;
+    if held > 0 {
+        tracing::info!(
+            jobs = held,
+            "workers may go on with the jobs that they hold"
+        );
+    }
+    Ok(())
+}
 
 /// Ends leases that have run out until the server stops, so that their jobs go on with other workers.
 pub(crate) async fn leases(context: Arc<Context>) {
@@ -79,11 +103,7 @@ pub(crate) async fn supervise(context: Arc<Context>) {
     let mut pause = FIRST_PAUSE;
     while !stop.is_cancelled() {
         changes.mark_unchanged();
-        let wanted = is_work_waiting(&context).await.unwrap_or_else(|error| {
-            tracing::warn!(%error, "cannot look for jobs that wait for a worker; trying again");
-            false
-        });
-        if !wanted {
+        if !is_wanted(&context).await {
             tokio::select! {
                 () = tokio::time::sleep(LOOK_AGAIN) => {}
                 // The hub lives in the context, so that the sender cannot be gone.
@@ -93,27 +113,48 @@ pub(crate) async fn supervise(context: Arc<Context>) {
             continue;
         }
         let began = Instant::now();
-        if run_one(&context, &command).await && began.elapsed() >= LONG_LIFE {
-            pause = FIRST_PAUSE;
-            continue;
-        }
-        // Also one that ended well at once although there is work: something is wrong with it.
+        let is_well = run_one(&context, &command).await;
+        // One that ended well at once although there is work: something is wrong with it.
+        let was_useful = began.elapsed() >= LONG_LIFE || (is_well && !is_wanted(&context).await);
         tokio::select! {
-            () = tokio::time::sleep(pause) => {}
+            () = tokio::time::sleep(pause_after(&mut pause, is_well, was_useful)) => {}
             () = stop.cancelled() => {}
         }
-        pause = if began.elapsed() >= LONG_LIFE {
-            FIRST_PAUSE
-        } else {
-            (pause * 2).min(LONGEST_PAUSE)
-        };
     }
+}
+
+async fn is_wanted(context: &Context) -> bool {
+    is_work_waiting(context).await.unwrap_or_else(|error| {
+        tracing::warn!(%error, "cannot look for jobs that wait for a worker; trying again");
+        false
+    })
+}
+
+/// How long to wait after a worker's end; `pause` becomes that of the next failure.
+fn pause_after(pause: &mut Duration, is_well: bool, was_useful: bool) -> Duration {
+    if was_useful {
+        *pause = FIRST_PAUSE;
+        if is_well {
+            return Duration::ZERO;
+        }
+    }
+    let now = *pause;
+    *pause = (now * 2).min(LONGEST_PAUSE);
+    now
+}
+
+/// How long a worker gets to save its work at the server's stop.
+fn stop_grace(context: &Context) -> Duration {
+    STOP_GRACE.min(context.config.stop_timeout / 2)
 }
 
 /// Runs one worker to its end, or to the server's; gives whether it ended well.
 async fn run_one(context: &Arc<Context>, command: &WorkerCommand) -> bool {
     let shutdown = &context.shutdown;
-    let mut process = match Process::start(command) {
+    let grace = stop_grace(context);
+    // It is to have given its job back before it is killed.
+    let stop_within = grace.saturating_sub(GIVING_BACK).max(grace / 2);
+    let mut process = match Process::start(command, stop_within) {
         Ok(process) => process,
         Err(error) => {
             let program = command.program.display();
@@ -126,7 +167,6 @@ async fn run_one(context: &Arc<Context>, command: &WorkerCommand) -> bool {
     let ended = tokio::select! {
         ended = process.ended() => ended,
         () = shutdown.token().cancelled_owned() => {
-            let grace = STOP_GRACE.min(context.config.stop_timeout / 2);
             process.stop(grace, shutdown.hard_token()).await
         }
     };
@@ -143,5 +183,29 @@ async fn run_one(context: &Arc<Context>, command: &WorkerCommand) -> bool {
             tracing::error!(process = process.id(), %error, "cannot tell how the worker ended");
             false
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_from_failure_to_failure_and_not_from_job_to_job() {
+        let mut pause = FIRST_PAUSE;
+        // Jobs of some seconds, one after the other.
+        for _ in 0..10 {
+            assert_eq!(pause_after(&mut pause, true, true), Duration::ZERO);
+        }
+        let waits: Vec<_> = (0..10)
+            .map(|_| pause_after(&mut pause, false, false))
+            .collect();
+        assert_eq!(waits[..3], [FIRST_PAUSE, FIRST_PAUSE * 2, FIRST_PAUSE * 4]);
+        assert_eq!(waits[9], LONGEST_PAUSE);
+        // It ended well, and there is work all the same.
+        assert_eq!(pause_after(&mut pause, true, false), LONGEST_PAUSE);
+        // It failed after a long life.
+        assert_eq!(pause_after(&mut pause, false, true), FIRST_PAUSE);
+        assert_eq!(pause_after(&mut pause, true, true), Duration::ZERO);
     }
 }

@@ -29,7 +29,13 @@ pub(super) fn job(record: &JobRecord, worker: Option<&WorkerJobRecord>, now: Tim
         state: v1::JobState::from(record.state) as i32,
         round: record.round,
         rounds: training.map_or(0, |spec| spec.rounds.count),
-        reason: record.reason.clone(),
+        reason: if record.has_ended() {
+            record.reason.clone()
+        } else {
+            worker
+                .and_then(|worker| worker.trouble.clone())
+                .unwrap_or_default()
+        },
         submitted_at: Some(record.submitted_at.to_proto()),
         ended_at: record.ended_at.map(Timestamp::to_proto),
         adapter_version: record

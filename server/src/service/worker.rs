@@ -2,7 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use concord_common::{ErrorCode, code::Refusal, job::artaug, lifecycle::Shutdown, wire};
+use concord_common::{
+    ErrorCode, code::Refusal, config::ByteSize, job::artaug, lifecycle::Shutdown, wire,
+};
 use concord_proto::v1::{self, worker_service_server::WorkerService};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
@@ -10,6 +12,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{BoxStream, federation::shutting_down, worker_of};
 use crate::{
     context::Context,
+    datastore::{Tx, WorkerJobRecord},
     decide::workers::{self, Claimed, Grip},
     error::Failure,
 };
@@ -24,6 +27,8 @@ const CLAIM_WAIT: Duration = Duration::from_secs(20);
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// When a worker is to ask again whose kinds of jobs this server does not have.
 const RETRY_STRANGER: Duration = Duration::from_mins(1);
+/// When a worker is to ask again for which there is no room.
+const RETRY_FULL: Duration = Duration::from_mins(1);
 /// Words on pairs in one answer.
 const MAX_REVIEWS: u32 = 1000;
 
@@ -208,7 +213,8 @@ impl WorkerService for Workers {
         let grip = check::grip(request.grip, worker).map_err(Failure::from)?;
         let digest = wire::digest("digest", &request.digest).map_err(Failure::from)?;
         check::artefact_name(&request.name).map_err(Failure::from)?;
-        objects::name(&self.context, &grip, &request.name, digest).await?;
+        let named = objects::name(Arc::clone(&self.context), grip, request.name, digest);
+        self.context.to_the_end(named).await?;
         Ok(Response::new(v1::PutArtefactResponse {}))
     }
 
@@ -309,8 +315,38 @@ fn lease(context: &Context, claimed: Claimed) -> v1::ClaimJobResponse {
     }
 }
 
+/// Whether `more` bytes may be kept for a job.
+///
+/// # Errors
+/// `QUOTA_EXCEEDED` if it would keep more than it may, `BUSY` if all jobs together would: the job goes on as soon as an operator has
+/// made room.
+async fn within_bounds(
+    tx: &mut Tx<'_>,
+    record: &WorkerJobRecord,
+    more: u64,
+    most: ByteSize,
+) -> Result<(), Failure> {
+    within_quota(record, more)?;
+    let kept = tx.all_kept_bytes().await?;
+    if kept.saturating_add(more) <= most.bytes() {
+        return Ok(());
+    }
+    tracing::warn!(
+        job.id = %record.job_id, kept, more, "a worker's job waits for room: `workers.max_total_disk` is reached"
+    );
+    Err(Refusal::new(
+        ErrorCode::Busy,
+        format!(
+            "the server keeps {kept} bytes for jobs of workers and may keep {} (`workers.max_total_disk`); {more} more do not fit",
+            most.bytes()
+        ),
+    )
+    .retry_after(RETRY_FULL)
+    .into())
+}
+
 /// `QUOTA_EXCEEDED` if a job would keep more than it may.
-fn within_quota(record: &crate::datastore::WorkerJobRecord, more: u64) -> Result<(), Refusal> {
+fn within_quota(record: &WorkerJobRecord, more: u64) -> Result<(), Refusal> {
     let kept = record.kept_bytes();
     if kept.saturating_add(more) <= record.quota {
         return Ok(());

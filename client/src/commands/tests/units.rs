@@ -93,6 +93,7 @@ const KNOWN: [(&str, &[&str]); 3] = [
             "TasksMax",
             "CPUWeight",
             "OOMScoreAdjust",
+            "OOMPolicy",
         ],
     ),
     ("[Install]", &["WantedBy"]),

@@ -42,8 +42,8 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 const MAX_MESSAGE: usize = 8 << 20;
 /// Largest object that is fetched, as the worker's own store has it.
 const MAX_OBJECT: usize = 8 << 30;
-/// Longest journal that is read: enough for tens of thousands of pairs with all that an advisor said.
-const MAX_JOURNAL: usize = 2 << 30;
+/// Longest journal that is read, as long as the server takes one: enough for tens of thousands of pairs with all that an advisor said.
+const MAX_JOURNAL: usize = 512 << 20;
 /// Kinds of jobs that this worker runs.
 const KIND: &str = "artaug";
 /// Messages of an upload that are ready before they are sent.

@@ -124,6 +124,7 @@ async fn other_content_is_refused_before_anything_is_fetched() {
         .unwrap_err();
     assert_eq!(error.exit(), Exit::Usage);
     assert!(error.to_string().contains("other content"), "{error}");
+    assert!(error.to_string().contains("--replace"), "{error}");
     assert_eq!(fs::read(folder.path().join("b")).unwrap(), b"mine");
     assert_eq!(names_in(folder.path()), ["b"]);
     assert!(server.offsets.is_empty());
@@ -226,6 +227,41 @@ async fn a_server_that_sends_nothing_is_given_up_after_a_while() {
     assert!(error.to_string().contains("after 0 of 10 bytes"), "{error}");
     let tries = server.offsets.len() as u64;
     assert!((50..80).contains(&tries), "{tries} tries");
+}
+
+/// A server that does not answer, or answers and then sends nothing.
+struct Silent {
+    answers: bool,
+    tries: u32,
+}
+
+impl Source for Silent {
+    type Pieces = stream::Pending<Result<v1::GetArtefactResponse, Status>>;
+
+    async fn open(&mut self, _: v1::GetArtefactRequest) -> Result<Self::Pieces, Status> {
+        self.tries += 1;
+        if !self.answers {
+            std::future::pending::<()>().await;
+        }
+        Ok(stream::pending())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_falls_silent_within_a_stream_is_given_up_after_a_while() {
+    for answers in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut server = Silent { answers, tries: 0 };
+        let wanted = plan(&[artefact("a", b"0123456789")]).unwrap();
+        let begin = Instant::now();
+        let error = fetch(&mut server, "job", folder.path(), &wanted, false)
+            .await
+            .unwrap_err();
+        assert_eq!(error.exit(), Exit::Unreachable, "{error}");
+        assert!(error.to_string().contains("sent nothing"), "{error}");
+        assert!(begin.elapsed() < PATIENCE * 3, "{:?}", begin.elapsed());
+        assert!(server.tries > 1);
+    }
 }
 
 #[tokio::test]

@@ -3,9 +3,12 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use concord_common::Digest;
+use concord_common::{Digest, JobId};
 
 use crate::{blobs::BlobStore, context::Context, error::Failure};
+
+/// Lines of a journal that are deleted in one transaction.
+const LINES_AT_ONCE: u32 = 1000;
 
 /// Keeps what `[retention]` says and gives up the rest.
 pub(super) async fn retain(context: &Arc<Context>) -> Result<(), Failure> {
@@ -55,6 +58,7 @@ async fn keep_results(context: &Arc<Context>) -> Result<(), Failure> {
         })
         .await?;
     for job_id in jobs {
+        drop_journal(context, &job_id).await?;
         let _change = context.objects.change().await;
         let id = &job_id;
         let gone = context
@@ -75,6 +79,23 @@ async fn keep_results(context: &Arc<Context>) -> Result<(), Failure> {
         .await?;
     }
     Ok(())
+}
+
+/// Deletes the lines of an ended job's journal, some at a time: everybody else waits for a transaction's end.
+async fn drop_journal(context: &Arc<Context>, job_id: &JobId) -> Result<(), Failure> {
+    loop {
+        let dropped = context
+            .datastore
+            .run_tx("drop_journal_lines", |tx| {
+                Box::pin(async move {
+                    Ok::<_, Failure>(tx.drop_journal_lines(job_id, LINES_AT_ONCE).await?)
+                })
+            })
+            .await?;
+        if dropped < u64::from(LINES_AT_ONCE) {
+            return Ok(());
+        }
+    }
 }
 
 /// Deletes what is condemned and not needed; blocking. Gives the number of blobs.

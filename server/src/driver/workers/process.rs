@@ -28,11 +28,12 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// Starts `program run --config FILE --exit-when-idle 30s`. What it writes goes where the server's own goes.
+    /// Starts `program run --config FILE --exit-when-idle 30s`, whose stop is to take `stop_within` at most. What it writes goes where
+    /// the server's own goes.
     ///
     /// # Errors
     /// If it cannot be started.
-    pub(super) fn start(command: &WorkerCommand) -> io::Result<Self> {
+    pub(super) fn start(command: &WorkerCommand, stop_within: Duration) -> io::Result<Self> {
         let mut starting = Command::new(&command.program);
         starting
             .arg("run")
@@ -53,6 +54,10 @@ impl Process {
         for name in OWN_VARIABLES {
             starting.env_remove(name);
         }
+        starting.env(
+            format!("{ENVIRONMENT_PREFIX}LIMITS__STOP_WITHIN"),
+            format!("{}ms", stop_within.as_millis()),
+        );
         let child = starting.spawn()?;
         let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         Ok(Self { child, group })

@@ -110,7 +110,7 @@ pub(super) fn digests(digests: &[Vec<u8>]) -> Result<BTreeSet<Digest>, Refusal> 
 /// Names become paths on the disks of operators.
 pub(super) fn artefact_name(name: &str) -> Result<(), Refusal> {
     let canonical = name.split('/').all(|part| {
-        !part.is_empty() && !part.starts_with('.') && !part.ends_with(['.', ' ']) && part != "-"
+        !part.is_empty() && !part.starts_with(['.', '-']) && !part.ends_with(['.', ' '])
     });
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '/');
     if name.len() <= MAX_NAME && canonical && name.chars().all(plain) && stays_below(name) {
@@ -118,7 +118,7 @@ pub(super) fn artefact_name(name: &str) -> Result<(), Refusal> {
     }
     let problem = format!(
         "must be a relative path of at most {MAX_NAME} bytes in names of letters, digits, `.`, `_` and `-` that do not begin or \
-         end with a dot"
+         end with a dot, nor begin with a dash"
     );
     Err(wire::invalid_field("name", problem))
 }
@@ -130,7 +130,9 @@ pub(super) fn release(request: &v1::ReleaseJobRequest) -> Result<Release, Refusa
         JobRelease::Failed => Ok(Release::Failed {
             reason: reason(&request.reason)?,
         }),
-        JobRelease::Stopped => Ok(Release::Stopped),
+        JobRelease::Stopped => Ok(Release::Stopped {
+            trouble: line(&request.reason)?,
+        }),
         JobRelease::Paused => Ok(Release::Paused),
         JobRelease::WaitsForReview => review(request),
         JobRelease::Unspecified => Err(wire::invalid_field("release", "is missing")),
@@ -138,16 +140,18 @@ pub(super) fn release(request: &v1::ReleaseJobRequest) -> Result<Release, Refusa
 }
 
 fn reason(text: &str) -> Result<String, Refusal> {
+    Ok(line(text)?
+        .unwrap_or_else(|| "the worker could not finish it; its log has the details".to_owned()))
+}
+
+/// A reason, if one was given.
+fn line(text: &str) -> Result<Option<String>, Refusal> {
     if text.len() > MAX_REASON || text.chars().any(char::is_control) {
         let problem = format!("must be one line of at most {MAX_REASON} bytes");
         return Err(wire::invalid_field("reason", problem));
     }
     let text = text.trim();
-    Ok(if text.is_empty() {
-        "the worker could not finish it; its log has the details".to_owned()
-    } else {
-        text.to_owned()
-    })
+    Ok((!text.is_empty()).then(|| text.to_owned()))
 }
 
 fn review(request: &v1::ReleaseJobRequest) -> Result<Release, Refusal> {
@@ -191,6 +195,8 @@ mod tests {
             "a\0b",
             "naïve",
             "end.",
+            "-x",
+            "a/-x",
             &long,
         ] {
             assert!(artefact_name(bad).is_err(), "{bad}");

@@ -2,19 +2,23 @@
 
 use std::sync::Arc;
 
-use concord_common::{ErrorCode, wire};
+use concord_common::{ErrorCode, code::Refusal, wire};
 use concord_proto::v1;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 
-use super::{Grip, check::MAX_LINE_BYTES, within_quota};
+use super::{Grip, check::MAX_LINE_BYTES, within_bounds};
 use crate::{
     context::Context,
+    datastore::WorkerJobRecord,
     decide::workers,
     error::{Failure, refuse},
     metrics,
     service::BoxStream,
 };
 
+/// Most bytes of a job's journal, which is in the database: as many as a worker reads (`concord-artaug`'s `MAX_JOURNAL`), enough for
+/// tens of thousands of pairs with all that an advisor said.
+const MAX_JOURNAL: u64 = 512 << 20;
 /// Most lines in one message.
 const PAGE_LINES: u32 = 1000;
 
@@ -76,7 +80,7 @@ pub(super) async fn append(
     first: u64,
     lines: &[Vec<u8>],
 ) -> Result<u64, Failure> {
-    let now = context.now();
+    let (now, most) = (context.now(), context.config.workers.max_total_disk);
     let (added, next) = context
         .datastore
         .run_tx("append_journal", |tx| {
@@ -102,7 +106,8 @@ pub(super) async fn append(
                     return Ok((0, record.lines));
                 }
                 let bytes = new.iter().map(|line| line.len() as u64).sum();
-                within_quota(&record, bytes)?;
+                within_journal(&record, bytes)?;
+                within_bounds(tx, &record, bytes, most).await?;
                 tx.append_journal(job_id, record.lines, new, now).await?;
                 let added = new.len() as u64;
                 Ok::<_, Failure>((added, record.lines + added))
@@ -113,6 +118,54 @@ pub(super) async fn append(
     Ok(next)
 }
 
+/// `QUOTA_EXCEEDED` if a journal would become longer than workers read.
+fn within_journal(record: &WorkerJobRecord, more: u64) -> Result<(), Refusal> {
+    if record.journal_bytes.saturating_add(more) <= MAX_JOURNAL {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        ErrorCode::QuotaExceeded,
+        format!(
+            "the journal of job `{}` has {} bytes; it may have {MAX_JOURNAL}, and {more} more do not fit",
+            record.job_id, record.journal_bytes
+        ),
+    ))
+}
+
 fn conflict<T>(message: String) -> Result<T, Failure> {
     refuse(ErrorCode::JournalConflict, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_journal_grows_no_longer_than_workers_read() {
+        let record = |journal_bytes| WorkerJobRecord {
+            job_id: "a".parse().unwrap(),
+            has_ended: false,
+            paused: false,
+            lease: None,
+            attempts: 1,
+            idle_attempts: 0,
+            lines_at_claim: 0,
+            lines: 1,
+            journal_bytes,
+            object_bytes: 0,
+            quota: u64::MAX,
+            progress: None,
+            waits: false,
+            reviews_done: 0,
+            reviews: 0,
+            waiting_iteration: None,
+            trouble: None,
+            spared: false,
+        };
+        within_journal(&record(MAX_JOURNAL - 7), 7).unwrap();
+        for (there, more) in [(MAX_JOURNAL - 7, 8), (MAX_JOURNAL, 1), (1, u64::MAX)] {
+            let refused = within_journal(&record(there), more).unwrap_err();
+            assert_eq!(refused.code, ErrorCode::QuotaExceeded);
+        }
+    }
 }

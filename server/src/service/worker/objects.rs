@@ -2,17 +2,18 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use concord_common::{Digest, ErrorCode, chunk::MAX_CHUNK_BYTES, code::Refusal, wire};
+use concord_common::{Digest, ErrorCode, JobId, chunk::MAX_CHUNK_BYTES, code::Refusal, wire};
 use concord_proto::v1::{self, put_object_request::Part};
 use tonic::Streaming;
 
-use super::{Grip, check, within_quota};
+use super::{Grip, check, within_bounds};
 use crate::{
     context::Context,
+    datastore::Tx,
     decide::workers,
     error::{Failure, refuse},
     metrics,
-    objects::ObjectWriter,
+    objects::{ObjectWriter, WholeObject},
     service::{
         BoxStream,
         pieces::{self, Wanted, unknown_object},
@@ -112,13 +113,16 @@ pub(super) async fn put(
     }
     // The disk may be slow; the next transfer need not wait for it.
     drop(turn);
-    let kept = keep(Arc::clone(context), announced, writer);
+    let whole = tokio::task::spawn_blocking(move || writer.sync())
+        .await?
+        .map_err(Failure::io("cannot keep an object"))?;
+    let kept = keep(Arc::clone(context), announced, whole);
     context.to_the_end(kept).await
 }
 
 /// Looks before a byte is taken: gives the bytes that the job keeps if the object is there already.
 async fn is_kept(context: &Arc<Context>, announced: &Announced) -> Result<Option<u64>, Failure> {
-    let now = context.now();
+    let (now, most) = (context.now(), context.config.workers.max_total_disk);
     let (kept, is_known) = context
         .datastore
         .run_read("find_object", |tx| {
@@ -136,7 +140,7 @@ async fn is_kept(context: &Arc<Context>, announced: &Announced) -> Result<Option
                     }
                     Some(_) => Ok((record.kept_bytes(), true)),
                     None => {
-                        within_quota(&record, *bytes)?;
+                        within_bounds(tx, &record, *bytes, most).await?;
                         Ok::<_, Failure>((record.kept_bytes(), false))
                     }
                 }
@@ -219,13 +223,14 @@ fn write(mut writer: ObjectWriter, chunk: &v1::Chunk) -> Result<ObjectWriter, Fa
 async fn keep(
     context: Arc<Context>,
     announced: Announced,
-    writer: ObjectWriter,
+    whole: WholeObject,
 ) -> Result<u64, Failure> {
     let _change = context.objects.change().await;
-    tokio::task::spawn_blocking(move || writer.finish())
+    tokio::task::spawn_blocking(move || whole.finish())
         .await?
         .map_err(Failure::io("cannot keep an object"))?;
     let (now, object) = (context.now(), &announced);
+    let most = context.config.workers.max_total_disk;
     let noted = context
         .datastore
         .run_tx("put_object", |tx| {
@@ -239,7 +244,7 @@ async fn keep(
                 if tx.object(&grip.job_id, digest).await?.is_some() {
                     return Ok(record.kept_bytes());
                 }
-                within_quota(&record, *bytes)?;
+                within_bounds(tx, &record, *bytes, most).await?;
                 tx.put_object(&grip.job_id, digest, *bytes).await?;
                 Ok::<_, Failure>(record.kept_bytes() + bytes)
             })
@@ -362,7 +367,17 @@ pub(super) async fn remove(
             })
         })
         .await?;
-    let (store, job_id) = (Arc::clone(&context.objects), grip.job_id);
+    delete_files(&context, grip.job_id, gone).await?;
+    Ok(kept)
+}
+
+/// Deletes the files of objects that have no row any more.
+async fn delete_files(
+    context: &Arc<Context>,
+    job_id: JobId,
+    gone: Vec<Digest>,
+) -> Result<(), Failure> {
+    let store = Arc::clone(&context.objects);
     tokio::task::spawn_blocking(move || {
         for digest in gone {
             if let Err(error) = store.delete(&job_id, &digest) {
@@ -371,34 +386,68 @@ pub(super) async fn remove(
         }
     })
     .await?;
-    Ok(kept)
+    Ok(())
 }
 
-/// Names an object as a result.
+/// Names an object as a result. The one that had the name before is deleted if nothing needs it any more. For
+/// [`Context::to_the_end`].
 pub(super) async fn name(
-    context: &Arc<Context>,
-    grip: &Grip,
-    name: &str,
+    context: Arc<Context>,
+    grip: Grip,
+    name: String,
     digest: Digest,
 ) -> Result<(), Failure> {
-    let now = context.now();
-    context
+    let _change = context.objects.change().await;
+    let (now, held, name) = (context.now(), &grip, name.as_str());
+    // Before the transaction: a journal may be long.
+    let before = context
+        .datastore
+        .run_read("find_artefact", |tx| {
+            Box::pin(async move {
+                let job_id = &held.job_id;
+                let before = tx.artefact(job_id, name).await?;
+                match before.filter(|before| *before != digest) {
+                    Some(before) if !tx.journal_names(job_id, &before).await? => Ok(Some(before)),
+                    _ => Ok::<_, Failure>(None),
+                }
+            })
+        })
+        .await?;
+    let gone = context
         .datastore
         .run_tx("put_artefact", |tx| {
             Box::pin(async move {
-                workers::gripped(tx, grip, now).await?;
-                if tx.object(&grip.job_id, &digest).await?.is_none() {
-                    return Err(unknown_object(&grip.job_id, &digest).into());
+                let job_id = &held.job_id;
+                workers::gripped(tx, held, now).await?;
+                if tx.object(job_id, &digest).await?.is_none() {
+                    return Err(unknown_object(job_id, &digest).into());
                 }
-                let (is_named, count) = tx.count_artefacts(&grip.job_id, name).await?;
-                if !is_named && count >= MAX_ARTEFACTS {
-                    return refuse(
-                        ErrorCode::QuotaExceeded,
-                        format!("a job has at most {MAX_ARTEFACTS} named results"),
-                    );
+                has_room(tx, job_id, name).await?;
+                tx.put_artefact(job_id, name, &digest).await?;
+                match before {
+                    Some(before) if tx.delete_object(job_id, &before).await? => Ok(vec![before]),
+                    _ => Ok::<_, Failure>(Vec::new()),
                 }
-                Ok::<_, Failure>(tx.put_artefact(&grip.job_id, name, &digest).await?)
             })
         })
-        .await
+        .await?;
+    delete_files(&context, grip.job_id, gone).await
+}
+
+/// Whether a job may have a result of this name beside the others.
+async fn has_room(tx: &mut Tx<'_>, job_id: &JobId, name: &str) -> Result<(), Failure> {
+    let (is_named, count) = tx.count_artefacts(job_id, name).await?;
+    if !is_named && count >= MAX_ARTEFACTS {
+        return refuse(
+            ErrorCode::QuotaExceeded,
+            format!("a job has at most {MAX_ARTEFACTS} named results"),
+        );
+    }
+    if let Some(other) = tx.clashing_artefact(job_id, name).await? {
+        let problem = format!(
+            "cannot be a file beside the artefact `{other}`: one of them is a folder of the other"
+        );
+        return Err(wire::invalid_field("name", problem).into());
+    }
+    Ok(())
 }

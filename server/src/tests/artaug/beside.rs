@@ -1,9 +1,13 @@
 //! Workers' jobs and silos' jobs do not stand in each other's way.
 
-use concord_proto::v1::{self, JobRelease, JobState};
+use concord_common::{Digest, chunk};
+use concord_proto::v1::{self, JobRelease, JobState, put_object_request::Part};
 
 use super::{FakeWorker, artaug};
-use crate::tests::harness::{World, expect_published, spec};
+use crate::{
+    config::Durability,
+    tests::harness::{World, eventually, expect_published, spec},
+};
 
 #[tokio::test]
 async fn rounds_go_on_beside_a_job_that_a_worker_holds() {
@@ -72,4 +76,62 @@ async fn a_revoked_silo_changes_nothing_for_workers() {
     held.append(0, &["one"]).await.unwrap();
     let job = world.job(&job_id).await.job.unwrap();
     assert_eq!(job.state(), JobState::Running);
+}
+
+#[tokio::test]
+async fn rounds_go_on_while_a_large_object_comes_and_is_synced() {
+    let world = World::start_with(|config| config.durability = Durability::Power).await;
+    let [mut a] = world.silos(["a"]).await;
+    world.submit(&artaug().replace("1 MiB", "64 MiB")).await;
+    let rounds = world.submit(&spec(3, 1, "")).await;
+    let mut held = FakeWorker::of(&world, "w1").claim().await;
+    let large: Vec<u8> = (0..40_u32 << 20).map(|n| (n % 251) as u8).collect();
+    let large = bytes::Bytes::from(large);
+    let digest = Digest::of(&large);
+    let header = Part::Header(v1::PutObjectHeader {
+        grip: Some(held.grip()),
+        digest: digest.to_vec(),
+        bytes: large.len() as u64,
+    });
+    let chunks = chunk::chunks(&large, 0, 1 << 20).map(Part::Chunk);
+    let parts: Vec<_> = [header].into_iter().chain(chunks).collect();
+    let mut sender = held.clone();
+    let work = async {
+        for round in 1..=3 {
+            a.contribute(&rounds, round, 0.5, 3).await;
+        }
+        world.wait_for_state(&rounds, JobState::Succeeded).await;
+    };
+    let (kept, ()) = tokio::join!(sender.put_parts(parts), work);
+    assert_eq!(kept.unwrap(), large.len() as u64);
+    assert_eq!(held.get(digest, 0).await.unwrap(), large);
+}
+
+#[tokio::test]
+async fn the_bytes_of_an_object_are_on_the_disk_before_anybody_has_to_wait_for_it() {
+    let world = World::start_with(|config| config.durability = Durability::Power).await;
+    world.submit(&artaug()).await;
+    let mut held = FakeWorker::of(&world, "w1").claim().await;
+    let context = world.server().context();
+    // Somebody else changes files and rows: the object comes whole meanwhile, and has no name before that is over.
+    let change = context.objects.change().await;
+    let folder = world
+        .config
+        .state_dir
+        .join("artaug")
+        .join(&held.lease.job_id);
+    let mut sender = held.clone();
+    let sending = tokio::task::JoinSet::from_iter([async move { sender.put(b"picture").await }]);
+    let sizes = || {
+        let files = std::fs::read_dir(&folder).into_iter().flatten();
+        files
+            .map(|file| file.unwrap().metadata().unwrap().len())
+            .collect::<Vec<_>>()
+    };
+    eventually("the bytes", async || (sizes() == [7]).then_some(())).await;
+    let digest = Digest::of(b"picture");
+    assert_eq!(held.missing(&[digest]).await.unwrap(), [digest.to_vec()]);
+    drop(change);
+    assert_eq!(sending.join_all().await.remove(0).unwrap(), 7);
+    assert!(held.missing(&[digest]).await.unwrap().is_empty());
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use concord_common::ErrorCode;
 use concord_proto::v1::{self, JobRelease, JobState, WorkerCommand};
 
-use super::{FakeWorker, advance, artaug, expect_all_refused, is_waiting, now};
+use super::{FakeWorker, Held, advance, artaug, expect_all_refused, is_waiting, now};
 use crate::{
     datastore::WorkerJobRecord,
     error::Failure,
@@ -308,4 +308,88 @@ async fn a_grip_is_well_formed_or_refused() {
     expect_all_refused(&mut stranger).await;
     let lease = stored(&world, &held.lease.job_id).await.lease.unwrap();
     assert!(lease.expires_at > now(&world));
+}
+
+#[tokio::test]
+async fn an_outage_of_the_server_takes_no_job_from_its_worker() {
+    let mut world = World::start().await;
+    let job_id = world.submit(&artaug()).await;
+    let mut held = FakeWorker::of(&world, "w1").claim().await;
+    world.stop().await;
+    world.clock.advance(Duration::from_mins(10));
+    world.restart().await;
+    assert!(!is_waiting(&world).await);
+    held.client = FakeWorker::of(&world, "w1").client;
+    let answer = held.renew(None).await.unwrap();
+    assert_eq!(answer.command(), WorkerCommand::GoOn);
+    assert_eq!(stored(&world, &job_id).await.attempts, 1);
+    // From now on it is a lease like any other.
+    advance(&world, Duration::from_secs(61));
+    assert_eq!(
+        FakeWorker::of(&world, "w2").claim().await.lease.job_id,
+        job_id
+    );
+    assert_eq!(stored(&world, &job_id).await.idle_attempts, 1);
+}
+
+#[tokio::test]
+async fn workers_that_went_away_with_the_server_say_nothing_about_the_job() {
+    let mut world = World::start().await;
+    let job_id = world.submit(&artaug()).await;
+    for attempt in 1..=4 {
+        FakeWorker::of(&world, "w1").claim().await;
+        assert_eq!(stored(&world, &job_id).await.attempts, attempt);
+        world.restart().await;
+        advance(&world, Duration::from_secs(61));
+    }
+    eventually("the last lease's end", async || {
+        is_waiting(&world).await.then_some(())
+    })
+    .await;
+    assert_eq!(stored(&world, &job_id).await.idle_attempts, 0);
+    let job = world.job(&job_id).await.job.unwrap();
+    assert_eq!(job.state(), JobState::Running);
+}
+
+#[tokio::test]
+async fn a_job_that_is_held_up_lets_younger_ones_go_first_and_says_why() {
+    let world = World::start().await;
+    let first = world.submit(&artaug()).await;
+    let second = world.submit(&artaug()).await;
+    let mut worker = FakeWorker::of(&world, "w1");
+    let held_up = async |held: &mut Held, reason: &str| {
+        let request = v1::ReleaseJobRequest {
+            reason: reason.to_owned(),
+            ..held.letting_go(JobRelease::Stopped)
+        };
+        held.release_as(request).await
+    };
+    let mut held = worker.claim().await;
+    assert_eq!(held.lease.job_id, first);
+    let answer = held_up(&mut held, "two\nlines").await;
+    assert_eq!(code(answer), ErrorCode::InvalidRequest);
+    held_up(&mut held, "the advisor `vision` is away")
+        .await
+        .unwrap();
+    let shown = world.job(&first).await.job.unwrap();
+    assert_eq!(shown.state(), JobState::Running);
+    assert_eq!(shown.reason, "the advisor `vision` is away");
+
+    let mut held = worker.claim().await;
+    assert_eq!(held.lease.job_id, second);
+    held.release(JobRelease::Stopped).await.unwrap();
+    // Its turn comes again after a while, and at once if no other job waits.
+    world.clock.advance(Duration::from_mins(6));
+    let mut held = worker.claim().await;
+    assert_eq!(held.lease.job_id, first);
+    held_up(&mut held, "still away").await.unwrap();
+    let mut held = worker.claim().await;
+    assert_eq!(held.lease.job_id, second);
+    held.release(JobRelease::Succeeded).await.unwrap();
+    let mut held = worker.claim().await;
+    assert_eq!(held.lease.job_id, first);
+    assert_eq!(world.job(&first).await.job.unwrap().reason, "still away");
+    // It got on.
+    held.append(0, &["one"]).await.unwrap();
+    assert_eq!(world.job(&first).await.job.unwrap().reason, "");
 }

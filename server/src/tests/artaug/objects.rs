@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf, time::Duration};
 
-use concord_common::{Digest, ErrorCode, chunk};
+use concord_common::{Digest, ErrorCode, chunk, config::ByteSize};
 use concord_proto::v1::{self, JobRelease, put_object_request::Part};
 
 use super::{FakeWorker, Held, artaug};
@@ -35,7 +35,7 @@ async fn held(world: &World) -> Held {
 #[tokio::test]
 async fn an_object_comes_back_as_it_was_from_any_offset_also_after_a_restart() {
     let mut world = World::start_with(|config| {
-        config.limits.chunk_size = concord_common::config::ByteSize(16 << 10);
+        config.limits.chunk_size = ByteSize(16 << 10);
     })
     .await;
     let mut held = held(&world).await;
@@ -244,4 +244,100 @@ async fn results_have_plain_names_of_objects_that_are_there() {
     let listed = listed.into_inner().artefacts;
     assert_eq!(listed.len(), 1);
     assert_eq!(listed[0].digest, Digest::of(b"better").to_vec());
+}
+
+#[tokio::test]
+async fn a_result_that_is_replaced_makes_room_unless_something_else_needs_its_object() {
+    let world = World::start().await;
+    let mut held = held(&world).await;
+    let (plain, named, kept) = (b"of 1", b"by two names", b"by the journal");
+    for (name, bytes) in [
+        ("gallery.html", plain.as_slice()),
+        ("metrics.csv", named),
+        ("copy.csv", named),
+        ("lora/merged.bin", kept),
+    ] {
+        held.put(bytes).await.unwrap();
+        held.name(name, Digest::of(bytes)).await.unwrap();
+    }
+    let line = format!(r#"{{"lora":"{}"}}"#, Digest::of(kept));
+    held.append(0, &[&line]).await.unwrap();
+    held.put(b"new").await.unwrap();
+    let new = Digest::of(b"new");
+    // Naming it twice is the same as once.
+    for name in [
+        "gallery.html",
+        "gallery.html",
+        "metrics.csv",
+        "lora/merged.bin",
+    ] {
+        held.name(name, new).await.unwrap();
+    }
+    let gone = held.get(Digest::of(plain), 0).await;
+    assert_eq!(code(gone), ErrorCode::UnknownObject);
+    assert_eq!(held.get(Digest::of(named), 0).await.unwrap(), named);
+    assert_eq!(held.get(Digest::of(kept), 0).await.unwrap(), kept);
+    assert_eq!(files(&world, &held.lease.job_id).len(), 3);
+    let expected = named.len() + kept.len() + 3 + line.len();
+    assert_eq!(held.remove(&[]).await.unwrap(), expected as u64);
+    // Iteration after iteration of pages that fill half of what the job may keep.
+    for iteration in 0..5 {
+        let page = vec![iteration; 1 << 19];
+        held.put(&page).await.unwrap();
+        held.name("review.html", Digest::of(&page)).await.unwrap();
+        held.put(b"small").await.unwrap();
+        held.name("review.html", Digest::of(b"small"))
+            .await
+            .unwrap();
+    }
+}
+
+#[tokio::test]
+async fn results_that_could_not_be_files_of_one_folder_are_refused() {
+    let world = World::start().await;
+    let mut held = held(&world).await;
+    held.put(b"result").await.unwrap();
+    let digest = Digest::of(b"result");
+    held.name("lora/merged/a.bin", digest).await.unwrap();
+    held.name("lora.txt", digest).await.unwrap();
+    for bad in [
+        "lora",
+        "lora/merged",
+        "lora.txt/a",
+        "lora/merged/a.bin/b/c",
+        "-x",
+        "a/-x",
+    ] {
+        let refused = refusal(held.name(bad, digest).await);
+        assert_eq!(refused.code, ErrorCode::InvalidRequest, "{bad}");
+    }
+    for good in ["lora/merged/b.bin", "lora/merge", "lora/merged2", "LORA"] {
+        held.name(good, digest).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn all_jobs_together_keep_no_more_than_the_server_says_and_wait_for_room() {
+    let world = World::start_with(|config| {
+        config.workers.max_running = 2;
+        config.workers.max_total_disk = ByteSize::mebibytes(1);
+    })
+    .await;
+    let mut first = held(&world).await;
+    let mut second = held(&world).await;
+    let large = vec![1; 700_000];
+    first.put(&large).await.unwrap();
+    let refused = refusal(second.put(&vec![2; 400_000]).await);
+    assert_eq!(refused.code, ErrorCode::Busy);
+    assert!(refused.retry_after.is_some());
+    assert!(
+        refused.message.contains("workers.max_total_disk"),
+        "{refused}"
+    );
+    assert!(files(&world, &second.lease.job_id).is_empty());
+    let line = "x".repeat(400_000);
+    assert_eq!(code(second.append(0, &[&line]).await), ErrorCode::Busy);
+    first.remove(&[Digest::of(&large)]).await.unwrap();
+    second.put(&vec![2; 400_000]).await.unwrap();
+    second.append(0, &[&line]).await.unwrap();
 }

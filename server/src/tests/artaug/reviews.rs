@@ -1,9 +1,11 @@
 //! Pairs that wait for an operator's word.
 
+use std::time::Duration;
+
 use concord_common::{Digest, ErrorCode};
 use concord_proto::v1::{self, JobRelease};
 
-use super::{FakeWorker, artaug, at, is_waiting};
+use super::{FakeWorker, advance, artaug, at, is_waiting};
 use crate::tests::harness::{World, code};
 
 async fn list(world: &World, job_id: &str) -> v1::ListReviewResponse {
@@ -159,4 +161,21 @@ async fn words_on_pairs_that_do_not_wait_are_refused_and_none_is_recorded() {
     assert_eq!(code(answer), ErrorCode::InvalidRequest);
     assert_eq!(list(&world, &job_id).await.waiting, [1, 2]);
     assert!(!is_waiting(&world).await);
+}
+
+#[tokio::test]
+async fn a_job_that_failed_because_its_workers_were_lost_asks_about_no_pair_any_more() {
+    let world = World::start().await;
+    let job_id = world.submit(&artaug()).await;
+    let mut worker = FakeWorker::of(&world, "w1");
+    let mut held = worker.claim().await;
+    held.wait_for_words(1, &[1, 2], 0).await.unwrap();
+    say(&world, &job_id, 1, &[1], &[]).await.unwrap();
+    for _ in 0..3 {
+        worker.claim().await;
+        advance(&world, Duration::from_secs(61));
+    }
+    world.wait_for_state(&job_id, v1::JobState::Failed).await;
+    let listed = list(&world, &job_id).await;
+    assert_eq!((listed.iteration, listed.waiting), (0, vec![]));
 }

@@ -14,7 +14,7 @@ async fn world(script: &str) -> World {
     let folder = world.folder.path();
     let program = folder.join("worker.sh");
     let text = format!(
-        "#!/bin/sh\ncd '{}'\nprintf '%s ' \"$@\" > arguments\n{script}\n",
+        "#!/bin/sh\ncd '{}'\nprintf '%s ' \"$@\" > arguments\necho $CONCORD__LIMITS__STOP_WITHIN > within\n{script}\n",
         folder.display()
     );
     fs::write(&program, text).unwrap();
@@ -69,6 +69,13 @@ async fn a_worker_is_started_for_a_job_and_ends_with_the_server() {
     assert_eq!(
         arguments,
         format!("run --config {} --exit-when-idle 30s ", config.display())
+    );
+    // Less than the server waits for it, which is half of its own time to stop.
+    let within = fs::read_to_string(world.folder.path().join("within")).unwrap();
+    let within = humantime::parse_duration(within.trim()).unwrap();
+    assert!(
+        !within.is_zero() && within < world.config.stop_timeout / 2,
+        "{within:?}"
     );
     world.stop().await;
     gone(&processes).await;
