@@ -155,11 +155,9 @@ impl Notice {
                     .then(|| wire::adapter_version("base_version", &proto.base_version))
                     .transpose()?,
                 closes_at: proto.closes_at.as_ref().map(Timestamp::from_proto),
-                answered: !matches!(
-                    proto.outcome(),
-                    v1::Outcome::Unspecified | v1::Outcome::Rejected
-                ),
-                rejected: proto.outcome() == v1::Outcome::Rejected,
+                answered: proto.outcome != v1::Outcome::Unspecified as i32
+                    && proto.outcome != v1::Outcome::Rejected as i32,
+                rejected: proto.outcome == v1::Outcome::Rejected as i32,
             })
         };
         read().map_err(|refusal| CallError::protocol(&refusal))

@@ -153,10 +153,10 @@ impl<C: Coordinator> Daemon<C> {
         self.settled.reopen(&notices);
         self.tidy(&notices).await;
         let Some(task) = self.choose(&notices) else {
-            return match self.ask_unlisted(&notices).await? {
-                true => Ok(()),
-                false => self.wait(watching).await,
-            };
+            if self.ask_unlisted(&notices).await? {
+                return Ok(());
+            }
+            return self.wait(watching).await;
         };
         let job = task.job().clone();
         self.open = Some(job.clone());
