@@ -155,7 +155,7 @@ async fn a_round_whose_time_ran_out_while_no_server_was_there_waits_for_silos_to
     let job_id = world.submit(&spec(2, 2, "max_time = \"1h\"")).await;
     a.contribute(&job_id, 1, 1.25, 3).await;
     world.stop().await;
-    world.clock.advance(Duration::from_hours(30));
+    world.clock.advance(Duration::from_hours(20));
     world.restart().await;
     let [mut a, mut b] = world.silos(["a", "b"]).await;
     // The updates were finished meanwhile.
