@@ -1,5 +1,6 @@
 //! What a text-to-image model must be able to do, so that generation, interaction and training need not know which it is.
 
+use concord_common::Digest;
 use tch::Tensor;
 
 use super::{
@@ -14,18 +15,57 @@ use crate::error::LearningError;
 pub struct Condition {
     /// Hidden states, `[n, t, d]`.
     pub context: Tensor,
+    /// One vector for each text, `[n, p]`, for models that read one besides (as SD3.5 and FLUX do).
+    pub pooled: Option<Tensor>,
 }
 
 impl Condition {
+    /// Hidden states alone.
+    pub fn of(context: Tensor) -> Self {
+        Self {
+            context,
+            pooled: None,
+        }
+    }
+
+    /// The same rows again; nothing is copied.
+    #[must_use]
+    pub fn share(&self) -> Self {
+        Self {
+            context: self.context.shallow_clone(),
+            pooled: self.pooled.as_ref().map(Tensor::shallow_clone),
+        }
+    }
+
     /// One after another.
     ///
     /// # Errors
-    /// [`LearningError::Torch`] if the widths differ.
+    /// [`LearningError::Torch`] if the widths differ, [`LearningError::Data`] if some have a vector for each text and some have none.
     pub fn stack(parts: &[&Self]) -> Result<Self, LearningError> {
         let contexts: Vec<&Tensor> = parts.iter().map(|part| &part.context).collect();
+        let pooled: Vec<&Tensor> = parts
+            .iter()
+            .filter_map(|part| part.pooled.as_ref())
+            .collect();
+        if !pooled.is_empty() && pooled.len() < parts.len() {
+            return Err(LearningError::Data(
+                "some texts have a vector of their own and some have none".to_owned(),
+            ));
+        }
         Ok(Self {
             context: Tensor::f_cat(&contexts, 0)?,
+            pooled: (!pooled.is_empty())
+                .then(|| Tensor::f_cat(&pooled, 0))
+                .transpose()?,
         })
+    }
+
+    /// `count` rows from `start` on; nothing is copied.
+    ///
+    /// # Errors
+    /// [`LearningError::Torch`] if there are not as many.
+    pub fn narrow(&self, start: i64, count: i64) -> Result<Self, LearningError> {
+        self.map(|rows| Ok(rows.f_narrow(0, start, count)?))
     }
 
     /// The rows of these places.
@@ -34,8 +74,16 @@ impl Condition {
     /// [`LearningError::Torch`] if there is no such row.
     pub fn rows(&self, places: &[i64]) -> Result<Self, LearningError> {
         let index = Tensor::f_from_slice(places)?.f_to_device(self.context.device())?;
+        self.map(|rows| Ok(rows.f_index_select(0, &index)?))
+    }
+
+    fn map(
+        &self,
+        rows: impl Fn(&Tensor) -> Result<Tensor, LearningError>,
+    ) -> Result<Self, LearningError> {
         Ok(Self {
-            context: self.context.f_index_select(0, &index)?,
+            context: rows(&self.context)?,
+            pooled: self.pooled.as_ref().map(rows).transpose()?,
         })
     }
 
@@ -132,6 +180,15 @@ pub trait Denoiser {
         training_pair(clean, noise, times)
     }
 
+    /// BLAKE3 over names, shapes and f32 values of all weights as they are now: what a stage's results depend on. Attached adapters do not count.
+    ///
+    /// # Errors
+    /// [`LearningError::Torch`] if a weight cannot be read.
+    fn digest(&self) -> Result<Digest, LearningError>;
+
+    /// Whether [`Denoiser::predict_and_pull`] runs blocks twice instead of keeping what lies between their ends.
+    fn set_checkpointing(&mut self, on: bool);
+
     /// The linear layers of the denoiser itself, by which adapters are attached, with the layout's names.
     fn sites(&mut self) -> Vec<(String, &mut Linear)>;
 }
@@ -145,3 +202,6 @@ pub(crate) fn named<'a>(part: &str, model: &'a mut dyn Sites) -> Vec<(String, &'
         .map(|linear| (format!("{part}.{}", linear.name()), linear))
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

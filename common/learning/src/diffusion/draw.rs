@@ -9,7 +9,7 @@ use tch::Tensor;
 
 use super::{
     denoiser::{Condition, Denoiser},
-    pipeline::{TextToImage, from_bytes, to_bytes},
+    pipeline::{from_bytes, to_bytes},
     region::{Advice, Order, Region, Texts, generate_in_pieces},
     schedule::{Objective, Plan, Sampler},
     seeds,
@@ -88,7 +88,7 @@ impl Sampling {
     ///
     /// # Errors
     /// [`LearningError::Config`] if the model cannot be sampled so, with what can; [`LearningError::Tokenizer`] for the negative prompt.
-    pub fn ready(&self, model: &TextToImage) -> Result<Easel, LearningError> {
+    pub fn ready(&self, model: &dyn Denoiser) -> Result<Easel, LearningError> {
         let complain = |reason: String| Err(LearningError::Config(reason));
         if !(self.guidance >= 1.0 && self.guidance <= 100.0) {
             return complain(format!("guidance {} is not in 1..=100", self.guidance));
@@ -147,7 +147,7 @@ impl Easel {
     /// [`LearningError::Tokenizer`] for a prompt; what `after_pass` returns.
     pub fn draw(
         &self,
-        model: &TextToImage,
+        model: &dyn Denoiser,
         wishes: &[Wish],
         after_pass: &mut dyn FnMut(usize) -> Result<(), LearningError>,
     ) -> Result<Pictures, LearningError> {
@@ -177,9 +177,7 @@ impl Easel {
             .collect();
         let texts = Texts {
             positive: Condition::stack(&prompts.iter().collect::<Vec<_>>())?,
-            negative: Condition {
-                context: self.negative.context.shallow_clone(),
-            },
+            negative: self.negative.share(),
             guidance: self.guidance,
         };
         let noises: Vec<Seed> = wishes.iter().map(|wish| wish.seed).collect();
@@ -218,7 +216,7 @@ impl Easel {
     }
 }
 
-fn decode(model: &TextToImage, latent: &Tensor) -> Result<Picture, LearningError> {
+fn decode(model: &dyn Denoiser, latent: &Tensor) -> Result<Picture, LearningError> {
     let image = model.codec().decode(latent)?;
     let (_, _, height, width) = image.size4()?;
     Ok(Picture {
@@ -234,7 +232,7 @@ impl Example {
     /// # Errors
     /// [`LearningError::Data`] if the bytes are not those of the sides or the sides do not suit the model, [`LearningError::Tokenizer`] for the caption.
     pub fn of(
-        model: &TextToImage,
+        model: &dyn Denoiser,
         caption: &str,
         picture: &Picture,
     ) -> Result<Self, LearningError> {

@@ -175,11 +175,6 @@ impl TextToImage {
         })
     }
 
-    /// Runs blocks twice in training instead of keeping all activations.
-    pub fn set_checkpointing(&mut self, on: bool) {
-        self.checkpointing = on;
-    }
-
     /// The folder that it was loaded from.
     pub fn folder(&self) -> &Path {
         &self.folder
@@ -238,25 +233,9 @@ impl TextToImage {
     /// # Errors
     /// [`LearningError::Tokenizer`], [`LearningError::Data`].
     pub fn encode_text(&self, prompts: &[&str]) -> Result<Condition, LearningError> {
-        Ok(Condition {
-            context: self.text.run(&self.tokenizer.batch(prompts)?)?,
-        })
-    }
-
-    /// BLAKE3 over names, shapes and f32 values of all weights as they are now: what a stage's results depend on. Attached adapters do not count.
-    ///
-    /// # Errors
-    /// [`LearningError::Torch`] if a weight cannot be copied to the CPU.
-    pub fn digest(&self) -> Result<Digest, LearningError> {
-        let mut hasher = blake3::Hasher::new_derive_key("concord.v1 diffusion weights");
-        for (part, _, tensors) in self.parts() {
-            for (name, tensor) in tensors {
-                let host = HostTensor::from_tensor(tensor)?;
-                hasher.update(format!("{part}.{name} {:?}\n", host.shape).as_bytes());
-                hasher.update(&concord_common::adapter::encode_f32(&host.values));
-            }
-        }
-        Ok(hasher.finalize().into())
+        Ok(Condition::of(
+            self.text.run(&self.tokenizer.batch(prompts)?)?,
+        ))
     }
 
     /// Folder, file stem and tensors of every part with weights.
@@ -369,6 +348,22 @@ impl Denoiser for TextToImage {
         }
         let output = self.predict(samples, times, condition)?;
         super::unet::pull_through(&[&output], &[&output_gradient(&output.detach())?], leaves)
+    }
+
+    fn digest(&self) -> Result<Digest, LearningError> {
+        let mut hasher = blake3::Hasher::new_derive_key("concord.v1 diffusion weights");
+        for (part, _, tensors) in self.parts() {
+            for (name, tensor) in tensors {
+                let host = HostTensor::from_tensor(tensor)?;
+                hasher.update(format!("{part}.{name} {:?}\n", host.shape).as_bytes());
+                hasher.update(&concord_common::adapter::encode_f32(&host.values));
+            }
+        }
+        Ok(hasher.finalize().into())
+    }
+
+    fn set_checkpointing(&mut self, on: bool) {
+        self.checkpointing = on;
     }
 
     fn sites(&mut self) -> Vec<(String, &mut Linear)> {

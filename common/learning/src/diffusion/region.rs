@@ -331,8 +331,8 @@ impl Batch {
                 pictures.extend(vec![picture as i64; advice.len() as usize]);
             }
         }
-        let context = Condition::stack(&parts)?.context;
-        let pictures = Tensor::f_from_slice(&pictures)?.f_to_device(context.device())?;
+        let texts = Condition::stack(&parts)?;
+        let pictures = Tensor::f_from_slice(&pictures)?.f_to_device(texts.context.device())?;
         let rows = pictures.size()[0];
         let mut pieces = Vec::new();
         let mut start = 0;
@@ -340,9 +340,7 @@ impl Batch {
             let count = most_rows.min(rows - start);
             pieces.push(Piece {
                 pictures: pictures.f_narrow(0, start, count)?,
-                condition: Condition {
-                    context: context.f_narrow(0, start, count)?,
-                },
+                condition: texts.narrow(start, count)?,
             });
             start += count;
         }

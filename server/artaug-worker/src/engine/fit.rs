@@ -17,7 +17,6 @@ use concord_learning::{
         draw::Picture,
         lora::{self, Lora, Placement},
         params::Compute,
-        pipeline::TextToImage,
         train::{Example, Recipe, Trainer, lora_leaves},
     },
     optimiser::AdamWSettings,
@@ -41,7 +40,7 @@ const DONE: &str = "done ";
 
 /// Trains on a model as it is opened; its adapters are off again at the end, whatever the end is.
 pub(super) fn run(
-    model: &mut TextToImage,
+    model: &mut dyn Denoiser,
     spec: &LoraSpec,
     fit: &Fit<'_>,
     watch: &mut dyn Watch,
@@ -94,7 +93,7 @@ struct Progress {
 
 impl<'a> Course<'a> {
     fn new(
-        model: &TextToImage,
+        model: &dyn Denoiser,
         spec: &'a LoraSpec,
         fit: &Fit<'_>,
         watch: &mut dyn Watch,
@@ -159,7 +158,7 @@ impl<'a> Course<'a> {
 
     fn run(
         mut self,
-        model: &mut TextToImage,
+        model: &mut dyn Denoiser,
         watch: &mut dyn Watch,
     ) -> Result<Fitted, EngineError> {
         for place in self.progress.done.len()..self.groups.len() {
@@ -177,7 +176,7 @@ impl<'a> Course<'a> {
     fn train(
         &mut self,
         place: usize,
-        model: &mut TextToImage,
+        model: &mut dyn Denoiser,
         watch: &mut dyn Watch,
     ) -> Result<Vec<u8>, EngineError> {
         let Group { name, examples } = &self.groups[place];
@@ -394,7 +393,11 @@ fn groups(mode: LoraMode, lessons: &[Lesson]) -> Result<Vec<Group>, EngineError>
 }
 
 /// What a fit's numbers depend on beside the recipe, in words that say what differs.
-fn fingerprint(model: &TextToImage, spec: &LoraSpec, fit: &Fit<'_>) -> Result<String, EngineError> {
+fn fingerprint(
+    model: &dyn Denoiser,
+    spec: &LoraSpec,
+    fit: &Fit<'_>,
+) -> Result<String, EngineError> {
     let mut hasher = blake3::Hasher::new_derive_key("concord.v1 artaug lessons");
     for lesson in fit.lessons {
         hasher.update(&lesson.item.to_le_bytes());

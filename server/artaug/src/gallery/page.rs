@@ -25,7 +25,7 @@ th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px so
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(23rem, 1fr)); gap: 1rem; }
 .card { border: 1px solid var(--line); border-radius: .5rem; padding: .8rem; background: var(--soft); overflow-wrap: anywhere; }
 .card h3 { font-size: .95rem; margin: 0 0 .5rem; }
-.row { display: flex; flex-wrap: wrap; gap: .6rem; } figure { margin: 0; flex: 1 1 6rem; max-width: 11rem; }
+.row { display: grid; grid-template-columns: repeat(auto-fit, minmax(4.4rem, 1fr)); gap: .6rem; } figure { margin: 0; max-width: 11rem; }
 figcaption { font-size: .8rem; opacity: .8; } .frame { position: relative; line-height: 0; }
 .frame img { width: 100%; image-rendering: pixelated; border-radius: .2rem; }
 .frame svg { position: absolute; inset: 0; width: 100%; height: 100%; }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::diffusion::{
     params::Compute,
+    pipeline::TextToImage,
     testing::{self, PLAIN},
 };
 

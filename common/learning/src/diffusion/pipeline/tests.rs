@@ -117,9 +117,12 @@ fn adapters_of_diffusers_and_kohya_give_the_output_of_diffusers() {
             let (height, width) = size(name);
             let sample = testing::values("input.sample", &[3, 4, height, width], 1.7, kind);
             let context = model.unet().config().context as usize;
-            let condition = Condition {
-                context: testing::values("input.context", &[3, 11, context], 1.7, kind),
-            };
+            let condition = Condition::of(testing::values(
+                "input.context",
+                &[3, 11, context],
+                1.7,
+                kind,
+            ));
             let times = Tensor::from_slice(&[951_i64, 420, 1]);
             let plain = model.predict(&sample, &times, &condition).unwrap();
             let theirs = reference
