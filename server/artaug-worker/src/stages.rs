@@ -78,7 +78,7 @@ impl Tools {
             .card
             .base_files
             .iter()
-            .filter(|(name, _)| !name.ends_with(".md"))
+            .filter(|(name, _)| Path::new(name).extension() != Some("md".as_ref()))
             .flat_map(|(name, digest)| [name.clone(), digest.to_string()])
             .collect();
         ingredients.add_texts("the files of the model", model.iter().map(String::as_str));

@@ -18,6 +18,8 @@ pub struct WorkerLease {
     pub token: [u8; 16],
     /// When it runs out.
     pub expires_at: Timestamp,
+    /// True from a start of the server until the worker has renewed it.
+    pub spared: bool,
 }
 
 /// The part of a job that its workers and operators move.
@@ -57,8 +59,6 @@ pub struct WorkerJobRecord {
     pub waiting_iteration: Option<u32>,
     /// What held it up when it was given back; none once it has got on since.
     pub trouble: Option<String>,
-    /// True from a start of the server until its worker has renewed its lease.
-    pub spared: bool,
 }
 
 impl WorkerJobRecord {
@@ -69,6 +69,7 @@ impl WorkerJobRecord {
                 worker: worker.to_owned(),
                 token: row::token(row, "token")?,
                 expires_at: row::time(row, "expires_at")?,
+                spared: row::get(row, "spared")?,
             }),
         };
         let progress = row::get::<Option<&[u8]>>(row, "progress")?
@@ -95,7 +96,6 @@ impl WorkerJobRecord {
                 .map(|_| row::unsigned(row, "waiting_iteration"))
                 .transpose()?,
             trouble: row::get(row, "trouble")?,
-            spared: row::get(row, "spared")?,
         })
     }
 

@@ -142,7 +142,8 @@ pub(crate) async fn expire(tx: &mut Tx<'_>, now: Timestamp) -> Result<Vec<Worker
         }
         change.lease = Some(EXPIRED);
         let is_idle = record.lines == record.lines_at_claim;
-        let idle_attempts = match (record.spared, is_idle) {
+        let spared = record.lease.as_ref().is_some_and(|lease| lease.spared);
+        let idle_attempts = match (spared, is_idle) {
             // The server was away: that the worker is too since then says nothing about the job.
             (true, _) => record.idle_attempts,
             (false, true) => record.idle_attempts + 1,
@@ -200,6 +201,7 @@ pub(crate) async fn claim(
         worker: worker.to_owned(),
         token,
         expires_at: now + duration,
+        spared: false,
     };
     let mut change = WorkerChange::new(job_id);
     change.lease = Some("granted");

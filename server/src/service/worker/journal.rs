@@ -160,7 +160,6 @@ mod tests {
             reviews: 0,
             waiting_iteration: None,
             trouble: None,
-            spared: false,
         };
         within_journal(&record(MAX_JOURNAL - 7), 7).unwrap();
         for (there, more) in [(MAX_JOURNAL - 7, 8), (MAX_JOURNAL, 1), (1, u64::MAX)] {
