@@ -7,6 +7,7 @@
 Uses the tiny checkpoints of diffusion_fixtures.py for the comparison, and for the benchmark one of the size of the embedded model.
 """
 
+import resource
 import subprocess
 import sys
 import tempfile
@@ -150,6 +151,11 @@ def bench(program):
             text = subprocess.run([program, "bench", folder, str(threads)], check=True, capture_output=True, text=True)
             for line in text.stdout.splitlines():
                 what, *ours = line.split()
+                if what == "memory":
+                    # Of this whole program, which has also made the model that both read.
+                    mine, other = float(ours[0]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+                    print(f"{threads} threads, peak memory: concord {mine:.0f} MB, diffusers {other:.0f} MB with Python")
+                    continue
                 for clock, mine, other in zip(("clock", "processor"), map(float, ours), theirs[what]):
                     print(f"{threads} threads, {what}, {clock}: concord {mine:.0f} ms, diffusers {other:.0f} ms, "
                           f"{other / mine:.2f} times as fast")

@@ -5,7 +5,8 @@
 //!     trains a small LoRA on those layers, writes it in both layouts, also at the rank that several of it joined are cut to, with an image that it
 //!     gives, and the fused model
 //! diffusion bench <model folder> <threads>
-//!     milliseconds, by the clock and of the processor, of one forward and backward pass of the UNet, and of 20 guided steps of DDIM
+//!     milliseconds, by the clock and of the processor, of one forward and backward pass of the UNet, and of 20 guided steps of DDIM;
+//!     then the program's peak memory in MB
 //! ```
 
 use std::{collections::BTreeMap, env, path::Path, process::ExitCode, time::Instant};
@@ -192,6 +193,8 @@ fn bench(folder: &Path, threads: &str) -> Result<(), LearningError> {
         Ok(())
     };
     println!("sample {}", measured(3, 1, run)?);
+    let peak = concord_common::telemetry::peak_rss_bytes();
+    println!("memory {:.3}", peak.map_or(f64::NAN, |bytes| bytes as f64 / 1e6));
     Ok(())
 }
 
