@@ -2,7 +2,7 @@
 """Runs a whole ArtAug job on this machine and shows the result; `make artaug-demo` calls it once everything is built.
 
 One `concord-server`, which starts a `concord-artaug` worker of its own, over mutual TLS on loopback with certificates
-made on the spot. The embedded base model (deploy/artaug/base) improves itself for two iterations with the advice of the
+made on the spot. The embedded base model (deploy/artaug/base) improves itself for three iterations with the advice of the
 embedded advisor, and is judged on held-out prompts beside two control arms. Writes gallery, LoRA files and metrics below
 `target/artaug-demo/results`, stops every process and exits 0. Ctrl-C stops everything.
 
@@ -48,7 +48,7 @@ class DemoError(Exception):
 class Settings:
     """What the demo's job asks for."""
 
-    iterations: int = 2
+    iterations: int = 3
     pairs: int = 192
     held_out: int = 200
     seed: int = 0
@@ -199,8 +199,8 @@ def job_spec(settings: Settings) -> str:
                     "held_out": settings.held_out,
                 },
             ),
-            ("sampler", {"kind": "euler", "steps": 10, "guidance": 2.0, "batch": 16}),
-            ("lora", {"rank": 8, "targets": "all-linear", "learning_rate": 1e-3, "checkpoint_every": 40, "reduced_rank": 8}),
+            ("sampler", {"kind": "euler", "steps": 10, "guidance": 3.0, "region_strength": 3.0, "batch": 16}),
+            ("lora", {"rank": 8, "targets": "all-linear", "learning_rate": 1e-3, "first_steps": 200, "second_steps": 200, "checkpoint_every": 50, "reduced_rank": 8}),
             ("limits", {"time": "1h", "disk": "2 GiB", "threads": settings.threads}),
             ("output", {"fused": True}),
         ]
