@@ -194,7 +194,10 @@ fn bench(folder: &Path, threads: &str) -> Result<(), LearningError> {
     };
     println!("sample {}", measured(3, 1, run)?);
     let peak = concord_common::telemetry::peak_rss_bytes();
-    println!("memory {:.3}", peak.map_or(f64::NAN, |bytes| bytes as f64 / 1e6));
+    println!(
+        "memory {:.3}",
+        peak.map_or(f64::NAN, |bytes| bytes as f64 / 1e6)
+    );
     Ok(())
 }
 
