@@ -9,7 +9,7 @@
 #
 # Equal work: consecutive rows in batches of 32, padded to the longest of each, nothing cached, all terms of FedMCP's loss. Both
 # sides are checked to train on as many tokens, padding counted. Cached and bucketed: as in a silo, against the same Python.
-# The three programs run in turn, REPEATS times over. About twelve minutes, when everything is built.
+# The three programs run in turn, REPEATS times over. About twelve minutes by a run that was stopped after nine, when everything is built.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
