@@ -5,7 +5,7 @@ use bytes::{Bytes, BytesMut};
 use concord_common::{
     Digest, SiloId,
     adapter::{AdapterLayout, AdapterVersion},
-    chunk::{ChunkAssembler, DEFAULT_CHUNK_BYTES, Expected, chunks},
+    chunk::{ChunkAssembler, Cut, DEFAULT_CHUNK_BYTES, Expected, chunks},
     tls::{ChannelOptions, TlsError, TlsFiles, client_config, connect_channel},
     wire::{self, SignedReceipt},
 };
@@ -203,15 +203,16 @@ impl Silo {
         payload: &Bytes,
         examples: u64,
     ) -> Result<SignedReceipt, Status> {
+        let cut = Cut::new(payload.clone(), DEFAULT_CHUNK_BYTES);
         let begun = self
             .client
-            .begin_contribution(lease.begin(payload, examples))
+            .begin_contribution(lease.header(payload, cut.digest(), examples))
             .await?
             .into_inner();
         let receipt = if begun.receipt.is_some() {
             begun.receipt
         } else {
-            let messages = upload_messages(&begun.upload_id, payload, begun.offset);
+            let messages = messages(&begun.upload_id, cut.chunks(begun.offset));
             self.client
                 .upload_contribution(tokio_stream::iter(messages))
                 .await?
@@ -251,8 +252,15 @@ pub fn upload_messages(
     payload: &Bytes,
     from: u64,
 ) -> impl Iterator<Item = v1::UploadContributionRequest> + use<> {
+    messages(upload_id, chunks(payload, from, DEFAULT_CHUNK_BYTES))
+}
+
+fn messages<C: Iterator<Item = v1::Chunk>>(
+    upload_id: &[u8],
+    chunks: C,
+) -> impl Iterator<Item = v1::UploadContributionRequest> + use<C> {
     let mut upload_id = upload_id.to_vec();
-    chunks(payload, from, DEFAULT_CHUNK_BYTES).map(move |chunk| v1::UploadContributionRequest {
+    chunks.map(move |chunk| v1::UploadContributionRequest {
         upload_id: std::mem::take(&mut upload_id),
         chunk: Some(chunk),
     })
@@ -276,13 +284,22 @@ pub struct Lease {
 impl Lease {
     /// The header of a contribution with this lease.
     pub fn begin(&self, payload: &[u8], examples: u64) -> v1::BeginContributionRequest {
+        self.header(payload, Digest::of(payload), examples)
+    }
+
+    fn header(
+        &self,
+        payload: &[u8],
+        digest: Digest,
+        examples: u64,
+    ) -> v1::BeginContributionRequest {
         v1::BeginContributionRequest {
             job_id: self.job_id.clone(),
             round: self.round,
             lease_token: self.token.clone(),
             layout: Some(self.layout.to_proto()),
             base_version: self.base.0.to_vec(),
-            payload_digest: Digest::of(payload).to_vec(),
+            payload_digest: digest.to_vec(),
             payload_bytes: payload.len() as u64,
             examples,
         }

@@ -8,15 +8,20 @@ use std::{
     time::Duration,
 };
 
-use concord_common::Role;
+use concord_common::{Role, round::Outcome};
 use concord_integration_tests::{
     harness::{Federation, ServerOptions, program_path, wait_for},
     procfs,
+    silo::{Lease, Silo, added},
 };
 use concord_proto::v1::{self, operator_service_client::OperatorServiceClient};
 use tonic::transport::Channel;
 
-use super::{operator_of, runtime};
+use super::{
+    job_toml, operator_of,
+    rounds::{end, lease},
+    runtime, silo, submit,
+};
 
 /// How long a whole job may take on a busy machine.
 const JOB: Duration = Duration::from_mins(8);
@@ -220,9 +225,10 @@ struct Killer {
 }
 
 impl Killer {
-    fn look(&mut self) {
+    /// Whether a worker was killed now.
+    fn look(&mut self) -> bool {
         let Some(worker) = procfs::children(self.server).unwrap().first().copied() else {
-            return;
+            return false;
         };
         let journal = journals(&self.folder);
         // Only what the worker at hand has written shows where it is.
@@ -235,7 +241,7 @@ impl Killer {
             })
         });
         let Some(place) = reached else {
-            return;
+            return false;
         };
         self.moments.remove(place);
         kill(worker);
@@ -245,6 +251,60 @@ impl Killer {
         })
         .unwrap();
         self.left = whole_lines(&journals(&self.folder)).count();
+        true
+    }
+}
+
+/// A federated job beside the ArtAug job: two silos that always have a round's lease in hand.
+struct Rounds {
+    job_id: String,
+    silos: Vec<Silo>,
+    leases: Vec<Lease>,
+    /// Rounds of the job.
+    count: u32,
+    done: u32,
+}
+
+impl Rounds {
+    async fn begun(federation: &Federation, count: u32) -> Self {
+        let names = ["silo-a", "silo-b"];
+        let job_id = submit(&mut operator_of(federation), job_toml(&names, count)).await;
+        let mut rounds = Self {
+            job_id,
+            silos: names.map(|name| silo(federation, name)).into(),
+            leases: Vec::new(),
+            count,
+            done: 0,
+        };
+        rounds.lease().await;
+        rounds
+    }
+
+    async fn lease(&mut self) {
+        for silo in &mut self.silos {
+            self.leases.push(lease(silo, &self.job_id, self.done).await);
+        }
+    }
+
+    /// Both silos answer the round whose leases they have, and take those of the next.
+    async fn answer(&mut self) {
+        for (silo, lease) in self.silos.iter_mut().zip(self.leases.drain(..)) {
+            let base = silo
+                .download(&self.job_id, &lease.layout, lease.base)
+                .await
+                .unwrap();
+            let delta = added(&base, 0.5).unwrap();
+            let receipt = silo.contribute(&lease, &delta, 10).await.unwrap();
+            assert_eq!(receipt.receipt.outcome, Outcome::Accepted);
+        }
+        self.done += 1;
+        if self.done < self.count {
+            self.lease().await;
+        }
+    }
+
+    async fn ended(mut self) -> v1::JobState {
+        end(&mut self.silos[0], &self.job_id, self.count).await.0
     }
 }
 
@@ -302,7 +362,7 @@ async fn submit_as(operator: &mut OperatorServiceClient<Channel>, name: &str) ->
 }
 
 #[test]
-fn a_worker_killed_in_every_stage_ends_in_the_same_lora_bytes() {
+fn a_worker_killed_in_every_stage_ends_in_the_same_lora_bytes_and_no_round_is_disturbed() {
     let federation = started();
     let whole = loras(&run_job(&federation, "job", || {}));
     assert!(!whole.is_empty());
@@ -315,8 +375,15 @@ fn a_worker_killed_in_every_stage_ends_in_the_same_lora_bytes() {
         left: 0,
         moments: MOMENTS.to_vec(),
     };
-    let killed = loras(&run_job(&again, "job", || killer.look()));
+    // Every kill falls into a round that both silos have begun and answer afterwards.
+    let mut rounds = runtime().block_on(Rounds::begun(&again, MOMENTS.len() as u32));
+    let killed = loras(&run_job(&again, "job", || {
+        if killer.look() {
+            runtime().block_on(rounds.answer());
+        }
+    }));
     let missed = killer.moments;
     assert!(missed.is_empty(), "not killed at {missed:?}");
     assert_eq!(killed, whole);
+    assert_eq!(runtime().block_on(rounds.ended()), v1::JobState::Succeeded);
 }

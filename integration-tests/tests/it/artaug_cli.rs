@@ -99,10 +99,13 @@ fn submitted(federation: &Federation) -> String {
         .unwrap()
         .replace("review = false", "review = true");
     fs::write(federation.path().join("artaug.toml"), text).unwrap();
-    let answer = json(concord(
-        federation,
-        &["job", "submit", "artaug.toml", "--json"],
-    ));
+    let submitted = concord(federation, &["job", "submit", "artaug.toml", "--json"]);
+    // This server starts no worker.
+    assert!(
+        submitted.stderr.contains("warning: no worker asks"),
+        "{submitted:?}"
+    );
+    let answer = json(submitted);
     assert_eq!(answer["job"]["kind"], "artaug");
     answer["job"]["job_id"].as_str().unwrap().to_owned()
 }
@@ -200,6 +203,28 @@ fn an_operator_reviews_pairs_and_fetches_results() {
     let refused = concord(&federation, &fetch);
     assert_eq!(refused.code(), 2, "{refused:?}");
     assert_eq!(fs::read(&file).unwrap(), b"mine");
+    deletes_what_is_left(&mut federation, &job);
+}
+
+/// The end of what an ended job has left on the server's disk.
+fn deletes_what_is_left(federation: &mut Federation, job: &str) {
+    let delete = ["artaug", "delete", job, "--yes", "--json"];
+    let asked = concord(federation, &delete[..3]);
+    assert_eq!(asked.code(), 2, "{asked:?}");
+    assert!(asked.stderr.contains("2 artefacts"), "{asked:?}");
+    let deleted = json(concord(federation, &delete));
+    assert!(
+        deleted["bytes_freed"].as_u64().unwrap() > 3_000_000,
+        "{deleted}"
+    );
+    assert_eq!(deleted["job"]["state"], "succeeded");
+    federation.stop_server().unwrap();
+    federation.start_server().unwrap();
+    assert_eq!(json(concord(federation, &delete))["bytes_freed"], 0);
+    let fetched = concord(federation, &["artaug", "fetch", job, "again"]);
+    assert_eq!(fetched.code(), 4, "{fetched:?}");
+    let listed = concord(federation, &["job", "list"]).success().unwrap();
+    assert!(listed.contains("succeeded, files deleted"), "{listed}");
 }
 
 #[test]

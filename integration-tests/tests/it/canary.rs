@@ -163,10 +163,10 @@ fn uploads(bodies: &[Vec<u8>]) -> Vec<Vec<u8>> {
         let mut payload = Vec::new();
         for message in messages(body) {
             let chunk = v1::UploadContributionRequest::decode(message).ok()?.chunk?;
-            if chunk.digest != Digest::of(&chunk.data).as_bytes() {
+            payload.extend_from_slice(&chunk.data);
+            if chunk.digest != Digest::of(&payload).as_bytes() {
                 return None;
             }
-            payload.extend_from_slice(&chunk.data);
         }
         (!payload.is_empty()).then_some(payload)
     };

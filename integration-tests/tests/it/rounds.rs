@@ -27,7 +27,7 @@ fn started(durability: &str) -> Federation {
 }
 
 /// Waits for a round and takes its lease.
-async fn lease(silo: &mut Silo, job_id: &str, done: u32) -> Lease {
+pub(super) async fn lease(silo: &mut Silo, job_id: &str, done: u32) -> Lease {
     let mut watch = silo.watch().await.unwrap();
     match silo.next_notice(&mut watch, job_id, done).await.unwrap() {
         Notice::Work { round, .. } => silo.claim(job_id, round).await.unwrap(),
@@ -36,7 +36,11 @@ async fn lease(silo: &mut Silo, job_id: &str, done: u32) -> Lease {
 }
 
 /// Waits for the job's end and gives its last adapter.
-async fn end(silo: &mut Silo, job_id: &str, done: u32) -> (v1::JobState, AdapterVersion) {
+pub(super) async fn end(
+    silo: &mut Silo,
+    job_id: &str,
+    done: u32,
+) -> (v1::JobState, AdapterVersion) {
     let mut watch = silo.watch().await.unwrap();
     match silo.next_notice(&mut watch, job_id, done).await.unwrap() {
         Notice::Ended { state, version } => {
