@@ -12,10 +12,12 @@ class Setting:
     algorithm: dict
     adapter: dict = field(default_factory=dict)
     head: dict = field(default_factory=dict)
+    rounds: dict = field(default_factory=dict)
 
     def label(self) -> str:
         """A short text for tables, without the algorithm's name."""
-        parts = [f"{key} {value}" for key, value in {**self.algorithm, **self.adapter}.items() if key != "name"]
+        values = {**self.algorithm, **self.adapter, **{f"rounds {key}": value for key, value in self.rounds.items()}}
+        parts = [f"{key} {value}" for key, value in values.items() if key != "name"]
         return ", ".join(parts) or "no settings"
 
 
@@ -78,3 +80,23 @@ ARMS: tuple[Arm, ...] = (
         baseline=False,
     ),
 )
+
+
+# What all arms have in common and the grids leave as it is: which layers carry adapters, and the rounds. The first is the experiment's.
+SCOPES: tuple[tuple[tuple[int, ...], int], ...] = (
+    ((4, 5), 6),
+    ((4, 5), 12),
+    ((2, 3, 4, 5), 6),
+    ((0, 1, 2, 3, 4, 5), 6),
+)
+
+
+def scoped(layers: tuple[int, ...], rounds: int) -> dict[str, Setting]:
+    """Local, FedMCP as selection chose it, and its ablation, in a scope; by arm."""
+    common = {"layers": layers}
+    count = {"count": rounds}
+    return {
+        "local": Setting({"name": "local"}, {"bottleneck": 2 * BOTTLENECK, **common}, rounds=count),
+        "fedmcp-mu0": Setting({"name": "fedmcp", "mu": 0.0}, common, rounds=count),
+        "fedmcp": Setting({"name": "fedmcp", "mu": 1.0, "alpha": 1.0}, common, rounds=count),
+    }

@@ -12,6 +12,7 @@ from arms import ARMS
 
 ADMISSION = 0.02
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+SCOPES_BEGIN, SCOPES_END = "<!-- scopes: begin -->", "<!-- scopes: end -->"
 OURS, ABLATION = "fedmcp", "fedmcp-mu0"
 
 
@@ -201,12 +202,32 @@ def write(raw: dict, out: Path) -> str:
     return verdict_lines(results)
 
 
+def scope_table(scopes: list[dict]) -> str:
+    """Validation accuracy by layers and rounds, in percent, as Markdown."""
+    lines = ["| adapters in layers (from 0) | rounds | Local | FedMCP, mu = 0 | FedMCP | FedMCP minus Local |", "|---|---|---|---|---|---|"]
+    for scope in scopes:
+        scores = [100 * scope[arm] for arm in ("local", "fedmcp-mu0", "fedmcp")]
+        layers = ", ".join(map(str, scope["layers"]))
+        values = " | ".join(f"{score:.1f}" for score in scores)
+        lines.append(f"| {layers} | {scope['rounds']} | {values} | {scores[2] - scores[0]:+.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def replace_between(page: Path, begin: str, end: str, body: str) -> None:
+    """Puts `body` between two marks of a page."""
+    text = page.read_text(encoding="utf-8")
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    page.write_text(f"{before}{begin}\n\n{body}\n{end}{after}", encoding="utf-8")
+
+
 def publish(raw: dict, docs: Path) -> None:
     """Puts the results between the marks of docs/experiments.md."""
     results = Results(raw)
     write_plots(results, docs / "experiments")
-    page = docs / "experiments.md"
-    text = page.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n\n{markdown(results, 'experiments/')}\n{END}{after}", encoding="utf-8")
+    replace_between(docs / "experiments.md", BEGIN, END, markdown(results, "experiments/"))
+
+
+def publish_scopes(table: str, docs: Path) -> None:
+    """Puts the table of layers and rounds between its marks of docs/experiments.md."""
+    replace_between(docs / "experiments.md", SCOPES_BEGIN, SCOPES_END, table)

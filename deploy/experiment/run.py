@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Runs the experiment of docs/experiments.md: selection on validation rows, then every arm with every seed, then the verdict.
 
-    run.py [--quick] [--out DIR] [--publish]
+    run.py [--quick | --scopes] [--out DIR] [--publish]
 
 writes `<out>/results.json`, `<out>/results.md` and plots. `--publish` also puts them into docs/experiments.md and
-docs/experiments/. What an interrupted run has finished is used again;
-delete the folder to begin anew.
+docs/experiments/. `--scopes` compares layers and rounds instead, on validation rows. What an interrupted run has finished
+is used again; delete the folder to begin anew.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ sys.path.insert(0, str(HERE))
 sys.path.insert(0, str(HERE.parent / "demo"))
 
 import page  # noqa: E402
-from arms import ARMS  # noqa: E402
+from arms import ARMS, SCOPES, scoped  # noqa: E402
 from fetch import cache_folder  # noqa: E402
 from runs import BACKBONE, FULL, QUICK, Bench, Run  # noqa: E402
 
@@ -89,15 +89,32 @@ def measure(bench: Bench, chosen: dict[str, dict]) -> list[dict]:
     return rows
 
 
+def compare_scopes(bench: Bench) -> list[dict]:
+    """Local, FedMCP and its ablation in every scope, with the selection's seed: validation scores."""
+    seed = bench.sizes.selection_seed
+    bench.tasks(seed, TASKS)
+    runs = {scope: {arm: Run(arm, setting, seed) for arm, setting in scoped(*scope).items()} for scope in SCOPES}
+    results = bench.run_all([run for by_arm in runs.values() for run in by_arm.values()], "scopes")
+    return [
+        {
+            "layers": layers,
+            "rounds": rounds,
+            **{arm: validation_score(results[run]) for arm, run in runs[layers, rounds].items()},
+        }
+        for layers, rounds in SCOPES
+    ]
+
+
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="the same path in minutes; says nothing about the claim")
+    parser.add_argument("--scopes", action="store_true", help="compares layers and rounds, on validation rows")
     parser.add_argument("--out", type=Path, help="folder for runs and results (default: target/experiment)")
     parser.add_argument("--publish", action="store_true", help="put the results into docs/")
     options = parser.parse_args()
-    if options.quick and options.publish:
-        parser.error("a quick run is not published")
+    if options.quick and (options.publish or options.scopes):
+        parser.error("a quick run is neither published nor compares scopes")
     target = Path(os.environ.get("CARGO_TARGET_DIR") or CHECKOUT / "target")
     program = target / "release" / "concord-client"
     if not program.exists():
@@ -107,6 +124,13 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     bench = Bench(program, cache_folder() / "backbones" / BACKBONE, out, QUICK if options.quick else FULL)
     try:
+        if options.scopes:
+            table = page.scope_table(compare_scopes(bench))
+            (out / "scopes.md").write_text(table, encoding="utf-8")
+            if options.publish:
+                page.publish_scopes(table, CHECKOUT / "docs")
+            print(table)
+            return 0
         chosen = select(bench)
         rows = measure(bench, chosen)
     except (RuntimeError, subprocess.CalledProcessError) as error:

@@ -81,7 +81,7 @@ def specification(run: Run, sizes: Sizes) -> str:
         ("head", {**run.setting.head}),
         ("algorithm", run.setting.algorithm),
         ("training", {"batch_size": 16, "learning_rate": 1e-3, "head_learning_rate": 1e-3, "max_length": 64}),
-        ("rounds", {"count": sizes.rounds, "min_silos": 2, "weighting": "uniform"}),
+        ("rounds", {"count": sizes.rounds, "min_silos": 2, "weighting": "uniform", **run.setting.rounds}),
     ]
     lines = []
     for header, values in tables:

@@ -10,7 +10,7 @@ sys.path.insert(0, str(HERE.parent))
 sys.path.insert(0, str(HERE.parent.parent / "demo"))
 
 import page  # noqa: E402
-from arms import ARMS  # noqa: E402
+from arms import ARMS, scoped  # noqa: E402
 from runs import QUICK, Run, specification  # noqa: E402
 
 
@@ -57,6 +57,23 @@ class Page(unittest.TestCase):
             self.assertTrue(text.startswith("before\n") and text.endswith("\nafter\n"))
             self.assertNotIn("stale", text)
             self.assertTrue((docs / "experiments" / "differences.svg").exists())
+
+    def test_layers_and_rounds_have_a_table_of_their_own_between_their_marks(self):
+        scores = {"local": 0.78, "fedmcp-mu0": 0.785, "fedmcp": 0.77}
+        with tempfile.TemporaryDirectory() as folder:
+            docs = Path(folder)
+            (docs / "experiments.md").write_text(f"before\n{page.SCOPES_BEGIN}\nstale\n{page.SCOPES_END}\nafter\n")
+            page.publish_scopes(page.scope_table([{"layers": (4, 5), "rounds": 12, **scores}]), docs)
+            text = (docs / "experiments.md").read_text()
+        self.assertIn("| 4, 5 | 12 | 78.0 | 78.5 | 77.0 | -1.0 |", text)
+        self.assertNotIn("stale", text)
+        self.assertTrue(text.startswith("before\n") and text.endswith("\nafter\n"))
+
+    def test_layers_and_rounds_of_a_scope_reach_the_job(self):
+        for arm, setting in scoped((2, 3), 9).items():
+            text = specification(Run(arm, setting, 1), QUICK)
+            self.assertIn("layers = [2, 3]", text)
+            self.assertIn("count = 9", text)
 
 
 class Specification(unittest.TestCase):
