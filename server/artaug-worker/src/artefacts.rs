@@ -277,7 +277,9 @@ fn curves(job: &Job<'_>, iteration: u32, made: &Made) -> Result<(), Halt> {
 fn ledger(folder: &JobFolder) -> Vec<u8> {
     let mut ledger = serde_json::json!(folder.ledger());
     ledger["peak_memory"] = serde_json::json!(folder.peak_memory());
-    ledger["worked"] = serde_json::json!(folder.worked().as_secs_f64());
+    let worked = folder.worked();
+    ledger["worked"] = serde_json::json!(worked.as_secs_f64());
+    ledger["overlapped"] = serde_json::json!(folder.ledger().overlapped(worked));
     let mut text = ledger.to_string().into_bytes();
     text.push(b'\n');
     text

@@ -1,6 +1,7 @@
 //! A made-up engine, advisor, scorers and server, so that whole jobs run in a moment.
 
 mod engine;
+mod overlap;
 mod server;
 mod tools;
 
@@ -11,6 +12,7 @@ use concord_common::{SystemClock, job::artaug::ArtaugSpec};
 
 pub(crate) use self::{
     engine::FakeEngine,
+    overlap::Overlap,
     server::{FakeServer, Loss},
     tools::{Outage, tools},
 };
@@ -59,6 +61,9 @@ resamples = 200
 fused = true
 "#;
 
+/// Its held-out prompts.
+pub(crate) const HELD_OUT: [&str; 3] = ["white dog", "black boat", "small lamp"];
+
 /// The job with something else in it.
 pub(crate) fn spec_with(changes: &[(&str, &str)]) -> String {
     changes.iter().fold(SPEC.to_owned(), |text, (from, to)| {
@@ -78,6 +83,8 @@ pub(crate) struct FakeWorkshop {
     pub(crate) more_prompts: Vec<String>,
     /// When advisor and scorers cannot be asked.
     pub(crate) outage: Arc<Outage>,
+    /// Who has to be at work at the same time, if so.
+    pub(crate) overlap: Option<Arc<Overlap>>,
 }
 
 impl Workshop for FakeWorkshop {
@@ -85,10 +92,10 @@ impl Workshop for FakeWorkshop {
         if self.is_bare || spec.model.folder == "missing" {
             return Err(SetupError::NoEndpoint("vision".to_owned()).into());
         }
-        let mut tools = tools(spec, &self.outage);
+        let mut tools = tools(spec, &self.outage, self.overlap.as_ref());
         tools.prompts.extend_from_slice(&self.more_prompts);
         Ok(Parts {
-            engine: Box::new(FakeEngine::new(spec, self.fault)),
+            engine: Box::new(FakeEngine::new(spec, self.fault, self.overlap.clone())),
             opened: Opened::Nothing,
             tools,
         })

@@ -60,7 +60,7 @@ pub fn model_card(spec: &ArtaugSpec, job: &JobFolder, facts: &CardFacts) -> Stri
         &mut card,
         "Cost",
         ["what", "amount"],
-        &job.ledger().lines(job.peak_memory()),
+        &job.ledger().lines(job.peak_memory(), job.worked()),
     );
     section(&mut card, "Licences", &facts.licences);
     card

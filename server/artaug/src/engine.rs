@@ -5,6 +5,7 @@
 //! is given, every prompt is encoded alone, and noise follows from the seeds. That is why a job that was killed ends in the same
 //! bytes.
 
+use bytes::Bytes;
 use concord_common::seed::Seed;
 
 use crate::{advisor::Region, image::Image, machine::Training};
@@ -75,7 +76,16 @@ pub struct Fit<'a> {
     /// Seed of batches, noise and first weights.
     pub seed: Seed,
     /// A saved state of the same fit to go on from.
-    pub from: Option<&'a [u8]>,
+    pub from: Option<Kept<'a>>,
+}
+
+/// A saved state as it was kept.
+#[derive(Debug, Clone, Copy)]
+pub struct Kept<'a> {
+    /// [`Saved::state`].
+    pub state: &'a [u8],
+    /// [`Saved::finished`].
+    pub finished: &'a [Bytes],
 }
 
 /// A state from which a fit goes on to the same bytes.
@@ -83,10 +93,23 @@ pub struct Fit<'a> {
 pub struct Saved {
     /// Steps done, over all pairs where each has its own `LoRA`.
     pub step: u64,
-    /// Weights, moments, counters and the losses so far.
+    /// Weights, moments, counters and the losses so far; nothing of the finished pairs but what tells whether they are the same.
     pub state: Vec<u8>,
+    /// Where each pair has its own `LoRA`: those of the finished pairs, in order. They stay as they are from one state to the next, so each need
+    /// be kept once only.
+    pub finished: Vec<Bytes>,
     /// Mean loss of the steps since the state before.
     pub loss: f64,
+}
+
+impl Saved {
+    /// To go on from it.
+    pub fn kept(&self) -> Kept<'_> {
+        Kept {
+            state: &self.state,
+            finished: &self.finished,
+        }
+    }
 }
 
 /// A finished fit.

@@ -30,7 +30,7 @@ use crate::{
     course::Worked,
     journal::{Entry, Journal, JournalError, Line},
     ledger::Ledger,
-    machine::{Event, Ingredients, Machine, ManifestLine, Misfit, Plan, Work},
+    machine::{Checkpoint, Event, Ingredients, Machine, ManifestLine, Misfit, Plan, Work},
     store::{Store, StoreError},
 };
 
@@ -169,7 +169,7 @@ impl JobFolder {
         let lasting = &opened.lasting;
         let swept = opened
             .store
-            .sweep(|digest| lasting.contains(&digest) || Some(digest) == checkpoint)?;
+            .sweep(|digest| lasting.contains(&digest) || checkpoint.contains(&digest))?;
         if swept > 0 {
             tracing::info!(objects = swept, "objects that nothing needs removed");
         }
@@ -299,7 +299,11 @@ impl JobFolder {
         let Staged { line, event } = staged;
         self.machine.check(&event)?;
         self.journal.append(&line)?;
-        let old = self.checkpoint();
+        let old = if is_of_training(&event) {
+            self.checkpoint()
+        } else {
+            BTreeSet::new()
+        };
         if matches!(event, Event::Decided { .. }) {
             self.write_manifest()?;
         }
@@ -319,19 +323,27 @@ impl JobFolder {
                 self.write_manifest()?;
             }
         }
-        let Some(old) = old.filter(|_| is_of_training(&event)) else {
-            return Ok(Vec::new());
-        };
-        if self.checkpoint() == Some(old) || self.lasting.contains(&old) {
+        if old.is_empty() {
             return Ok(Vec::new());
         }
-        self.store.remove(old)?;
-        Ok(vec![old])
+        let needed = self.checkpoint();
+        let unneeded: Vec<Digest> = old
+            .into_iter()
+            .filter(|object| !needed.contains(object) && !self.lasting.contains(object))
+            .collect();
+        for object in &unneeded {
+            self.store.remove(*object)?;
+        }
+        Ok(unneeded)
     }
 
-    /// The state of the training under way.
-    fn checkpoint(&self) -> Option<Digest> {
-        self.machine.checkpoint().map(|checkpoint| checkpoint.state)
+    /// The objects of the training under way: its state and what it has finished.
+    fn checkpoint(&self) -> BTreeSet<Digest> {
+        let checkpoint = self.machine.checkpoint();
+        checkpoint
+            .into_iter()
+            .flat_map(Checkpoint::objects)
+            .collect()
     }
 
     fn write_manifest(&self) -> Result<(), FolderError> {

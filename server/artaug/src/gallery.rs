@@ -34,10 +34,23 @@ pub struct Gallery {
     pub pairs: Vec<PairView>,
     /// Held-out images at equal seeds.
     pub held_out: Vec<HeldOutView>,
+    /// How many there are of what is shown in part.
+    pub totals: Totals,
     /// Losses.
     pub curves: Vec<Curve>,
     /// What it cost: names and values as they are to be read.
     pub costs: Vec<(String, String)>,
+}
+
+/// Counts over all finished iterations; where fewer are shown, the page says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Totals {
+    /// Kept pairs.
+    pub kept: usize,
+    /// Rejected pairs.
+    pub rejected: usize,
+    /// Held-out images of an arm.
+    pub held_out: usize,
 }
 
 /// One pair.
@@ -96,17 +109,11 @@ impl Gallery {
         if !self.iterations.is_empty() {
             page::iterations(&mut body, &self.iterations);
         }
-        page::held_out(&mut body, &self.held_out)?;
-        page::pairs(
-            &mut body,
-            "Kept pairs",
-            self.pairs.iter().filter(|pair| pair.kept),
-        )?;
-        page::pairs(
-            &mut body,
-            "Rejected pairs",
-            self.pairs.iter().filter(|pair| !pair.kept),
-        )?;
+        page::held_out(&mut body, &self.held_out, self.totals.held_out)?;
+        let (kept, rejected): (Vec<&PairView>, Vec<&PairView>) =
+            self.pairs.iter().partition(|pair| pair.kept);
+        page::pairs(&mut body, "Kept pairs", &kept, self.totals.kept)?;
+        page::pairs(&mut body, "Rejected pairs", &rejected, self.totals.rejected)?;
         chart::curves(&mut body, &self.curves);
         page::costs(&mut body, &self.costs);
         Ok(document(&self.title, "", &body))

@@ -1,5 +1,7 @@
 //! What a job cost, added up from its journal.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -72,8 +74,15 @@ impl Ledger {
         self.generating += seconds;
     }
 
-    /// Names and values as they are to be read, with the peak of memory in bytes if it is known.
-    pub fn lines(&self, peak_memory: Option<u64>) -> Vec<(String, String)> {
+    /// Seconds that work at the same time has saved, at least, where the job has been worked on for so long: what the stages took together beyond
+    /// that. Scoring and writing, which run beside them too, are not measured.
+    pub fn overlapped(&self, worked: Duration) -> f64 {
+        let together = self.generating + self.evaluating + self.advising + self.training;
+        (together - worked.as_secs_f64()).max(0.0)
+    }
+
+    /// Names and values as they are to be read, with the peak of memory in bytes if it is known, and the time worked on the job.
+    pub fn lines(&self, peak_memory: Option<u64>, worked: Duration) -> Vec<(String, String)> {
         let line = |name: &str, value: String| (name.to_owned(), value);
         let seconds = |value: f64| format!("{value:.1} s");
         vec![
@@ -103,6 +112,11 @@ impl Ledger {
             line("drawing held-out images", seconds(self.evaluating)),
             line("waiting for advice", seconds(self.advising)),
             line("training", seconds(self.training)),
+            line("worked on the job", seconds(worked.as_secs_f64())),
+            line(
+                "saved by work at the same time, at least",
+                seconds(self.overlapped(worked)),
+            ),
             line(
                 "peak memory",
                 peak_memory.map_or_else(
@@ -231,7 +245,9 @@ mod tests {
         for event in of_pairs(object).iter().chain(&of_the_rest(object)) {
             ledger.take(event);
         }
-        let lines = ledger.lines(Some(512_000_000));
+        // 1.5 + 8 + 2.5 + 60 seconds of work in 70.
+        let lines = ledger.lines(Some(512_000_000), Duration::from_secs(70));
+        assert_eq!(ledger.overlapped(Duration::from_secs(80)), 0.0);
         for (name, value) in [
             ("images", "2"),
             ("forward passes for pairs", "20"),
@@ -244,6 +260,8 @@ mod tests {
             ("training", "60.0 s"),
             ("waiting for advice", "8.0 s"),
             ("drawing held-out images", "2.5 s"),
+            ("worked on the job", "70.0 s"),
+            ("saved by work at the same time, at least", "2.0 s"),
             ("peak memory", "512 MB"),
         ] {
             assert!(

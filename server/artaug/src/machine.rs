@@ -183,7 +183,7 @@ impl Machine {
         &self.ingredients
     }
 
-    /// The newest checkpoint of the training under way.
+    /// The newest checkpoint of the training under way, with the names of all finished pairs.
     pub fn checkpoint(&self) -> Option<&Checkpoint> {
         self.checkpoints.values().next()
     }

@@ -21,7 +21,7 @@ impl What {
     fn label(self) -> &'static str {
         match self {
             Self::Lora => "artaug lora 1",
-            Self::Fit => "artaug fit 1",
+            Self::Fit => "artaug fit 2",
         }
     }
 }
@@ -30,13 +30,17 @@ impl What {
 pub(super) type Sections = BTreeMap<String, Vec<u8>>;
 
 /// Puts sections into one object.
-pub(super) fn pack(what: What, sections: &Sections) -> Result<Vec<u8>, EngineError> {
+pub(super) fn pack<B: AsRef<[u8]>>(
+    what: What,
+    sections: &BTreeMap<String, B>,
+) -> Result<Vec<u8>, EngineError> {
     let failed = |error: safetensors::SafeTensorError| {
         EngineError::Failed(format!("{}: {error}", what.label()))
     };
     let views = sections
         .iter()
         .map(|(name, bytes)| {
+            let bytes = bytes.as_ref();
             let view = TensorView::new(Dtype::U8, vec![bytes.len()], bytes).map_err(failed)?;
             Ok((name.as_str(), view))
         })
@@ -87,7 +91,7 @@ mod tests {
         assert_eq!(unpack(What::Fit, &bytes).unwrap(), sections);
         assert_eq!(pack(What::Fit, &sections).unwrap(), bytes);
         let refusal = unpack(What::Lora, &bytes).unwrap_err().to_string();
-        assert!(refusal.contains("artaug fit 1"), "{refusal}");
+        assert!(refusal.contains("artaug fit 2"), "{refusal}");
     }
 
     proptest! {

@@ -2,8 +2,9 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
+use bytes::Bytes;
 use concord_artaug::{
-    engine::{EngineError, Fit, Fitted, Go, Lesson, Saved, Watch},
+    engine::{EngineError, Fit, Fitted, Go, Kept, Lesson, Saved, Watch},
     machine::Training,
 };
 use concord_common::{
@@ -24,7 +25,7 @@ use concord_learning::{
 
 use super::{
     adapters::{self, ALL},
-    container::{Sections, What, pack, unpack},
+    container::{What, pack, unpack},
     failed, unusable,
 };
 
@@ -36,7 +37,7 @@ const BELOW: &str = "below";
 const FINGERPRINT: &str = "fit";
 const LOSSES: &str = "losses";
 const TRAINER: &str = "trainer";
-const DONE: &str = "done ";
+const FINISHED: &str = "finished";
 
 /// Trains on a model as it is opened; its adapters are off again at the end, whatever the end is.
 pub(super) fn run(
@@ -81,14 +82,38 @@ struct Course<'a> {
 /// How far a fit is.
 #[derive(Debug, Default)]
 struct Progress {
-    /// `LoRA` files of the finished groups.
-    done: BTreeMap<String, Vec<u8>>,
+    finished: Finished,
     /// Losses of all steps so far, over all groups.
     losses: Vec<f64>,
     /// How many of them an earlier state told of.
     reported: usize,
     /// The trainer's state in the group that comes next, if it has begun.
     trainer: Option<Vec<u8>>,
+}
+
+/// `LoRA` files of the finished groups, in order. A state holds a digest of them and not the files, which would be written again and again.
+#[derive(Debug)]
+struct Finished {
+    files: Vec<Bytes>,
+    /// Follows from all files and their order.
+    digest: Digest,
+}
+
+impl Default for Finished {
+    fn default() -> Self {
+        Self {
+            files: Vec::new(),
+            digest: Digest::of(b"no group"),
+        }
+    }
+}
+
+impl Finished {
+    fn push(&mut self, file: Bytes) {
+        let chained = [self.digest, Digest::of(&file)].map(|digest| *digest.as_bytes());
+        self.digest = Digest::of(chained.as_flattened());
+        self.files.push(file);
+    }
 }
 
 impl<'a> Course<'a> {
@@ -127,7 +152,7 @@ impl<'a> Course<'a> {
         let fingerprint = fingerprint(model, spec, fit)?;
         let progress = match fit.from {
             None => Progress::default(),
-            Some(state) => Progress::read(state, &fingerprint, &expected)?,
+            Some(kept) => Progress::read(kept, &fingerprint, groups.len())?,
         };
         let examples = fit
             .lessons
@@ -161,13 +186,14 @@ impl<'a> Course<'a> {
         model: &mut dyn Denoiser,
         watch: &mut dyn Watch,
     ) -> Result<Fitted, EngineError> {
-        for place in self.progress.done.len()..self.groups.len() {
+        for place in self.progress.finished.files.len()..self.groups.len() {
             let bytes = self.train(place, model, watch)?;
-            let name = self.groups[place].name.clone();
-            self.progress.done.insert(name, bytes);
+            self.progress.finished.push(bytes.into());
         }
+        let names = self.groups.into_iter().map(|group| group.name);
+        let loras: BTreeMap<String, Bytes> = names.zip(self.progress.finished.files).collect();
         Ok(Fitted {
-            lora: pack(What::Lora, &self.progress.done)?,
+            lora: pack(What::Lora, &loras)?,
             losses: self.progress.losses,
         })
     }
@@ -235,6 +261,7 @@ impl<'a> Course<'a> {
                 let saved = Saved {
                     step,
                     state: self.progress.write(&self.fingerprint, state)?,
+                    finished: self.progress.finished.files.clone(),
                     loss,
                 };
                 if watch.save(saved)? == Go::Stop {
@@ -288,23 +315,22 @@ impl Progress {
             .iter()
             .flat_map(|loss| loss.to_le_bytes())
             .collect();
-        let mut sections = Sections::from([
+        let finished = self.finished.digest.to_vec();
+        let sections = BTreeMap::from([
             (FINGERPRINT.to_owned(), fingerprint.as_bytes().to_vec()),
             (LOSSES.to_owned(), losses),
             (TRAINER.to_owned(), trainer),
+            (FINISHED.to_owned(), finished),
         ]);
-        for (name, lora) in &self.done {
-            sections.insert(format!("{DONE}{name}"), lora.clone());
-        }
         pack(What::Fit, &sections)
     }
 
-    /// A saved state, if it is one of this fit.
-    fn read(state: &[u8], fingerprint: &str, groups: &[String]) -> Result<Self, EngineError> {
+    /// A saved state, if it is one of this fit, which has so many groups.
+    fn read(kept: Kept<'_>, fingerprint: &str, groups: usize) -> Result<Self, EngineError> {
         let complain = |reason: &str| {
             EngineError::Unusable(format!("a saved state of a fit cannot be used: {reason}"))
         };
-        let mut sections = unpack(What::Fit, state)?;
+        let mut sections = unpack(What::Fit, kept.state)?;
         let mut take = |name: &str| {
             sections
                 .remove(name)
@@ -323,21 +349,24 @@ impl Progress {
             return Err(complain("its losses are cut short"));
         }
         let trainer = Some(take(TRAINER)?);
-        let done: BTreeMap<String, Vec<u8>> = sections
-            .into_iter()
-            .map(|(name, lora)| match name.strip_prefix(DONE) {
-                Some(name) => Ok((name.to_owned(), lora)),
-                None => Err(complain(&format!("it has a section {name:?}"))),
-            })
-            .collect::<Result<_, _>>()?;
-        if done.len() >= groups.len() || !done.keys().eq(&groups[..done.len()]) {
-            return Err(complain("its finished pairs are not the first of this fit"));
+        let digest = take(FINISHED)?;
+        if let Some(name) = sections.keys().next() {
+            return Err(complain(&format!("it has a section {name:?}")));
         }
-        for lora in done.values() {
+        let mut finished = Finished::default();
+        for file in kept.finished {
+            finished.push(file.clone());
+        }
+        if finished.files.len() >= groups || digest != finished.digest.as_bytes() {
+            return Err(complain(
+                "the finished pairs that are given with it are not those it was saved with",
+            ));
+        }
+        for lora in &finished.files {
             Lora::from_bytes(lora).map_err(unusable)?;
         }
         Ok(Self {
-            done,
+            finished,
             reported: losses.len(),
             losses: losses
                 .iter()

@@ -1,17 +1,16 @@
 //! The engine on a tiny model with weights from a seed: what it gives depends on its arguments alone.
 
+mod fit;
+
 use std::fs;
 
 use concord_artaug::{
     advisor::RegionPrompt,
-    engine::{Lesson, Saved},
+    engine::{Kept, Lesson, Saved},
     machine::Training,
     region::Area,
 };
-use concord_common::{
-    job::artaug::{LoraMode, LoraTargets},
-    seed::Seed,
-};
+use concord_common::seed::Seed;
 use concord_learning::diffusion::lora::Lora;
 use tempfile::TempDir;
 
@@ -177,146 +176,6 @@ fn a_drawing_can_be_stopped_between_steps() {
     assert_eq!(asked, 1);
 }
 
-/// All trainings of an iteration, from every state that they saved, each by an engine that was started anew.
-fn resumes_to_the_byte(settings: &Settings) {
-    let (base, enhanced) = (lessons(0), lessons(50));
-    let mut straight = opened(settings);
-    let below = straight
-        .fit(&first(&base), &mut Keeper::default())
-        .unwrap()
-        .lora;
-    for (training, lessons, below) in [
-        (Training::First, &base, None),
-        (Training::Second, &enhanced, Some(below.as_slice())),
-        (Training::Control, &enhanced, None),
-    ] {
-        let fit = Fit {
-            training,
-            lessons,
-            below,
-            seed: SEED,
-            from: None,
-        };
-        let mut keeper = Keeper::default();
-        let fitted = straight.fit(&fit, &mut keeper).unwrap();
-        assert_eq!(fitted, straight.fit(&fit, &mut Keeper::default()).unwrap());
-        let told: Vec<f64> = keeper.losses.iter().map(|(_, loss)| *loss).collect();
-        assert_eq!(told, fitted.losses);
-        assert!(!keeper.saved.is_empty());
-        for saved in &keeper.saved {
-            let mean = &fitted.losses[saved.step as usize - 2..saved.step as usize];
-            assert!((saved.loss - mean.iter().sum::<f64>() / 2.0).abs() < 1e-12);
-            let resumed = Fit {
-                from: Some(&saved.state),
-                ..fit
-            };
-            let mut later = Keeper::default();
-            let again = opened(settings).fit(&resumed, &mut later).unwrap();
-            assert_eq!(again, fitted, "{training:?} from step {}", saved.step);
-            assert_eq!(later.losses[0].0, saved.step + 1);
-            let rest: Vec<&Saved> = keeper
-                .saved
-                .iter()
-                .filter(|other| other.step > saved.step)
-                .collect();
-            assert_eq!(later.saved.iter().collect::<Vec<_>>(), rest);
-        }
-    }
-}
-
-#[test]
-fn a_fit_resumed_at_any_checkpoint_ends_in_the_same_bytes() {
-    let folder = folder();
-    resumes_to_the_byte(&settings(&folder));
-}
-
-#[test]
-fn a_fit_of_one_adapter_a_pair_resumed_at_any_checkpoint_ends_in_the_same_bytes() {
-    let folder = folder();
-    let mut settings = settings(&folder);
-    settings.lora.mode = LoraMode::PerPair;
-    settings.lora.first_steps = 3;
-    settings.lora.recompute = true;
-    settings.lora.targets = LoraTargets::AllLinear;
-    resumes_to_the_byte(&settings);
-}
-
-/// Each pair's adapter is what it would be alone, and joining them is taking their mean.
-#[test]
-fn adapters_of_single_pairs_are_averaged() {
-    let folder = folder();
-    let mut settings = settings(&folder);
-    settings.lora.mode = LoraMode::PerPair;
-    let mut engine = opened(&settings);
-    let lessons = lessons(0);
-    let both = engine
-        .fit(&first(&lessons), &mut Keeper::default())
-        .unwrap();
-    assert_eq!(both.losses.len(), 2 * 5);
-    let alone: Vec<Lora> = lessons
-        .iter()
-        .map(|lesson| {
-            let lesson = std::slice::from_ref(lesson);
-            let fitted = engine.fit(&first(lesson), &mut Keeper::default()).unwrap();
-            let (_, lora) = adapters::read(&fitted.lora).unwrap().pop_first().unwrap();
-            lora
-        })
-        .collect();
-    let joined = engine.join(None, &both.lora).unwrap();
-    let mean = Lora::sum(&[(&alone[0], 0.5), (&alone[1], 0.5)]).unwrap();
-    let ours = adapters::read_joined(&joined.merged).unwrap();
-    assert_eq!(ours.to_bytes().unwrap(), mean.to_bytes().unwrap());
-    assert_eq!(ours.rank(), 4);
-    assert!(joined.reduced.is_none());
-    // One for every pair is nothing that a model can be made with.
-    let refusal = engine.open(Some(&both.lora)).unwrap_err().to_string();
-    assert!(refusal.contains("join them first"), "{refusal}");
-}
-
-#[test]
-fn a_fit_leaves_the_model_as_it_was_also_when_it_is_stopped() {
-    let folder = folder();
-    let mut engine = opened(&settings(&folder));
-    let orders = [order("a red fox", 1, 1)];
-    let before = (engine.digest().unwrap(), draw(&mut engine, &orders));
-    let lessons = lessons(0);
-    for stop_after in [None, Some(1), Some(4)] {
-        let mut keeper = Keeper {
-            stop_after,
-            ..Keeper::default()
-        };
-        let result = engine.fit(&first(&lessons), &mut keeper);
-        match stop_after {
-            None => assert!(result.is_ok()),
-            Some(_) => assert!(matches!(result, Err(EngineError::Stopped))),
-        }
-        let after = (engine.digest().unwrap(), draw(&mut engine, &orders));
-        assert_eq!(after, before);
-    }
-}
-
-/// Two lessons are made ready, then each of five steps has two passes.
-#[test]
-fn a_fit_can_be_stopped_within_a_step() {
-    let folder = folder();
-    let mut engine = opened(&settings(&folder));
-    let lessons = lessons(0);
-    let mut keeper = Keeper::default();
-    let fitted = engine.fit(&first(&lessons), &mut keeper).unwrap();
-    assert_eq!(keeper.asked, 2 + 5);
-    for (stop_within, steps) in [(1, 0), (2, 0), (3, 0), (5, 2)] {
-        let mut keeper = Keeper {
-            stop_within: Some(stop_within),
-            ..Keeper::default()
-        };
-        let stopped = engine.fit(&first(&lessons), &mut keeper);
-        assert!(matches!(stopped, Err(EngineError::Stopped)));
-        assert_eq!(keeper.losses.len(), steps, "{stop_within}");
-    }
-    let again = engine.fit(&first(&lessons), &mut Keeper::default());
-    assert_eq!(again.unwrap(), fitted);
-}
-
 /// Two iterations: the third's model follows from the joined bytes, whatever the engine did before.
 #[test]
 fn the_model_of_an_iteration_is_the_same_after_an_interruption() {
@@ -463,7 +322,7 @@ fn what_cannot_be_done_is_refused_in_words() {
     let good = lessons(0);
     let mut keeper = Keeper::default();
     let fitted = engine.fit(&first(&good), &mut keeper).unwrap();
-    let state = &keeper.saved[0].state;
+    let saved = keeper.saved[0].kept();
     let turned: Vec<Lesson> = good.iter().rev().cloned().collect();
     let others = lessons(1);
     let wrong_size = vec![Lesson {
@@ -491,14 +350,14 @@ fn what_cannot_be_done_is_refused_in_words() {
         ),
         (
             Fit {
-                from: Some(state),
+                from: Some(saved),
                 ..first(&others)
             },
             "another fit",
         ),
         (
             Fit {
-                from: Some(state),
+                from: Some(saved),
                 seed: Seed(12),
                 ..first(&good)
             },
@@ -506,17 +365,23 @@ fn what_cannot_be_done_is_refused_in_words() {
         ),
         (
             Fit {
-                from: Some(&fitted.lora),
+                from: Some(Kept {
+                    state: &fitted.lora,
+                    ..saved
+                }),
                 ..one_pair
             },
             "artaug lora 1",
         ),
         (
             Fit {
-                from: Some(&state[..state.len() / 2]),
+                from: Some(Kept {
+                    state: &saved.state[..saved.state.len() / 2],
+                    ..saved
+                }),
                 ..first(&good)
             },
-            "artaug fit 1",
+            "artaug fit 2",
         ),
     ] {
         let refusal = engine.fit(&fit, &mut Keeper::default()).unwrap_err();

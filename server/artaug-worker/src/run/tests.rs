@@ -1,9 +1,13 @@
 mod held_up;
+mod limits;
 mod lost;
+mod overlap;
+mod per_pair;
+mod review;
 mod sources;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::Path,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -13,10 +17,7 @@ use concord_common::Digest;
 use concord_proto::v1::{self, JobRelease, WorkerCommand};
 
 use super::*;
-use crate::{
-    limits::MemoryLimit,
-    testing::{FakeServer, FakeWorkshop, Loss, SPEC, spec_with, worker},
-};
+use crate::testing::{FakeServer, FakeWorkshop, Loss, SPEC, spec_with, worker};
 
 /// Runs a job to its end without a disturbance.
 fn undisturbed(spec: &str) -> Arc<FakeServer> {
@@ -90,9 +91,9 @@ fn a_job_is_the_same_with_one_helper_and_with_many() {
 }
 
 /// Every lease ends after a few writes; what comes out must be as if none had.
-fn killed_again_and_again(loss: Loss, same_folder: bool) {
-    let wanted = undisturbed(SPEC).lasting_results();
-    let server = Arc::new(FakeServer::new(SPEC));
+fn killed_again_and_again(spec: &str, loss: Loss, same_folder: bool) {
+    let wanted = undisturbed(spec).lasting_results();
+    let server = Arc::new(FakeServer::new(spec));
     server.state().loss = loss;
     if same_folder {
         let folder = tempfile::tempdir().unwrap();
@@ -112,17 +113,17 @@ fn killed_again_and_again(loss: Loss, same_folder: bool) {
 
 #[test]
 fn a_job_killed_before_every_second_write_ends_in_the_same_bytes() {
-    killed_again_and_again(Loss::Before(2), true);
+    killed_again_and_again(SPEC, Loss::Before(2), true);
 }
 
 #[test]
 fn a_job_killed_after_every_single_write_unheard_ends_in_the_same_bytes() {
-    killed_again_and_again(Loss::After(1), true);
+    killed_again_and_again(SPEC, Loss::After(1), true);
 }
 
 #[test]
 fn a_job_handed_from_machine_to_machine_ends_in_the_same_bytes() {
-    killed_again_and_again(Loss::After(11), false);
+    killed_again_and_again(SPEC, Loss::After(11), false);
 }
 
 #[test]
@@ -292,92 +293,6 @@ fn a_stopped_worker_gives_the_job_back() {
 }
 
 #[test]
-fn a_review_is_waited_for_and_its_words_are_kept() {
-    let spec = spec_with(&[
-        ("seed = 7", "seed = 7\nreview = true"),
-        ("iterations = 2", "iterations = 1"),
-    ]);
-    let server = Arc::new(FakeServer::new(&spec));
-    let folder = tempfile::tempdir().unwrap();
-    worker(&server, folder.path()).run();
-    let (release, _) = server.released();
-    assert_eq!(release, JobRelease::WaitsForReview);
-    let (waiting, reviews) = {
-        let state = server.state();
-        let last = state.releases.last().unwrap();
-        (last.waiting.clone(), last.reviews)
-    };
-    assert_eq!((waiting.len(), reviews), (4, 0));
-    let page = server.results()["review/iteration-1.html"].clone();
-    assert!(
-        String::from_utf8(page)
-            .unwrap()
-            .contains("concord artaug review")
-    );
-
-    let say = |words: &[(u32, bool)]| {
-        let mut state = server.state();
-        for (item, accepted) in words {
-            let number = state.words.len() as u64 + 1;
-            state.words.push(v1::PairReview {
-                number,
-                iteration: 1,
-                item: *item,
-                accepted: *accepted,
-            });
-        }
-    };
-    // A later word on the same pair replaces an earlier one, and words on other pairs mean nothing.
-    say(&[
-        (waiting[0], true),
-        (waiting[0], false),
-        (999, true),
-        (waiting[1], true),
-    ]);
-    worker(&server, folder.path()).run();
-    let still = server.state().releases.last().unwrap().clone();
-    assert_eq!(still.release(), JobRelease::WaitsForReview);
-    assert_eq!(
-        (still.waiting.as_slice(), still.reviews),
-        (&waiting[2..], 4)
-    );
-
-    say(&[(waiting[2], true), (waiting[3], true)]);
-    worker(&server, folder.path()).run();
-    succeeded(&server);
-    let manifest = String::from_utf8(server.results()["manifest-1.jsonl"].clone()).unwrap();
-    assert_eq!(manifest.matches("\"reason\":\"review\"").count(), 1);
-    assert_eq!(manifest.matches("\"verdict\":\"kept\"").count(), 3);
-}
-
-#[test]
-fn a_review_that_leaves_too_few_pairs_ends_the_job_before_training() {
-    let spec = spec_with(&[("seed = 7", "seed = 7\nreview = true")]);
-    // All four pairs, and as many as it takes: the last one's word would change nothing.
-    for rejected in [4, 3] {
-        let server = Arc::new(FakeServer::new(&spec));
-        let folder = tempfile::tempdir().unwrap();
-        worker(&server, folder.path()).run();
-        let waiting = server.state().releases.last().unwrap().waiting.clone();
-        assert_eq!(waiting.len(), 4);
-        for (number, item) in (1..).zip(waiting.into_iter().take(rejected)) {
-            server.state().words.push(v1::PairReview {
-                number,
-                iteration: 1,
-                item,
-                accepted: false,
-            });
-        }
-        worker(&server, folder.path()).run();
-        succeeded(&server);
-        let card = String::from_utf8(server.results()["MODEL_CARD.md"].clone()).unwrap();
-        assert!(card.contains("1 pairs were kept"), "{card}");
-        let manifest = String::from_utf8(server.results()["manifest-1.jsonl"].clone()).unwrap();
-        assert_eq!(manifest.matches("\"reason\":\"review\"").count(), 3);
-    }
-}
-
-#[test]
 fn a_fault_of_the_engine_ends_the_job_and_not_the_worker() {
     for (fault, word) in [
         ("draw", "draw is broken"),
@@ -413,101 +328,6 @@ fn what_a_job_may_not_have_fails_it_with_a_sentence() {
         let (release, reason) = server.released();
         assert_eq!(release, JobRelease::Failed);
         assert!(reason.contains(word), "{reason}");
-    }
-}
-
-#[test]
-fn a_job_that_fills_its_disk_is_ended() {
-    let server = Arc::new(FakeServer::new(&spec_with(&[(
-        "[output]",
-        "[limits]\ndisk = \"1 MiB\"\n[output]",
-    )])));
-    let folder = tempfile::tempdir().unwrap();
-    let mut full = worker(&server, folder.path());
-    full.workshop = Box::new(FakeWorkshop {
-        fault: Some("large"),
-        ..FakeWorkshop::default()
-    });
-    full.run();
-    let (release, reason) = server.released();
-    assert_eq!(release, JobRelease::Failed);
-    assert!(reason.contains("limits.disk"), "{reason}");
-}
-
-#[test]
-fn a_job_that_holds_too_much_memory_is_ended() {
-    let server = Arc::new(FakeServer::new(SPEC));
-    let folder = tempfile::tempdir().unwrap();
-    let mut small = worker(&server, folder.path());
-    small.habits.memory = MemoryLimit(1);
-    small.run();
-    let (release, reason) = server.released();
-    assert_eq!(release, JobRelease::Failed);
-    assert!(reason.contains("limits.memory"), "{reason}");
-}
-
-#[test]
-fn a_job_whose_time_is_up_ends_with_what_it_has() {
-    let spec = spec_with(&[("[output]", "[limits]\ntime = \"1s\"\n[output]")]);
-    let server = Arc::new(FakeServer::new(&spec));
-    let folder = tempfile::tempdir().unwrap();
-    let mut late = worker(&server, folder.path());
-    late.clock = Arc::new(Hurried::default());
-    late.run();
-    succeeded(&server);
-    let card = String::from_utf8(server.results()["MODEL_CARD.md"].clone()).unwrap();
-    assert!(card.contains("time of 1 s is used up"), "{card}");
-}
-
-#[test]
-fn a_training_whose_time_is_up_ends_at_once() {
-    let spec = spec_with(&[
-        ("first_steps = 25", "first_steps = 2000"),
-        ("checkpoint_every = 10", "checkpoint_every = 2000"),
-        ("[output]", "[limits]\ntime = \"10s\"\n[output]"),
-    ]);
-    let server = Arc::new(FakeServer::new(&spec));
-    let folder = tempfile::tempdir().unwrap();
-    let mut late = worker(&server, folder.path());
-    late.clock = Arc::new(HurriedInTraining(Arc::clone(&server), Hurried::default()));
-    late.run();
-    succeeded(&server);
-    let state = server.state();
-    let has = |event: &str| {
-        let event = format!("\"event\":\"{event}\"");
-        let mut lines = state.lines.iter();
-        lines.any(|line| String::from_utf8_lossy(line).contains(&event))
-    };
-    assert!(has("filtered") && has("decided"));
-    assert!(!has("checkpointed") && !has("trained"));
-}
-
-/// A clock that stands still until the pairs are filtered.
-#[derive(Debug)]
-struct HurriedInTraining(Arc<FakeServer>, Hurried);
-
-impl Clock for HurriedInTraining {
-    fn now(&self) -> concord_common::Timestamp {
-        let is_filtered = {
-            let state = self.0.state();
-            let last = state.lines.last();
-            last.is_some_and(|line| String::from_utf8_lossy(line).contains("\"filtered\""))
-        };
-        if is_filtered {
-            self.1.now()
-        } else {
-            concord_common::Timestamp(0)
-        }
-    }
-}
-
-/// A clock that goes on by 20 ms with every look.
-#[derive(Debug, Default)]
-struct Hurried(std::sync::atomic::AtomicI64);
-
-impl Clock for Hurried {
-    fn now(&self) -> concord_common::Timestamp {
-        concord_common::Timestamp(self.0.fetch_add(20, Ordering::SeqCst))
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use concord_artaug::{
-    engine::{EngineError, Fit, Go, Joined, Lesson, Saved, Watch},
+    engine::{EngineError, Fit, Go, Joined, Kept, Lesson, Saved, Watch},
     losses,
     machine::{Checkpoint, Event, Fused, Machine, Stage, Trained, Training},
 };
@@ -25,11 +25,11 @@ pub(super) fn train(
     let given = Given::of(job, &machine, training)?;
     let iteration = machine.iteration();
     // A lost state costs the steps behind it: from the beginning they end in the same bytes.
-    let state = match from {
-        Some(checkpoint) => desk.find(checkpoint.state)?,
+    let found = match from {
+        Some(checkpoint) => find(job, checkpoint)?,
         None => None,
     };
-    if let (Some(checkpoint), None) = (from, &state) {
+    if let (Some(checkpoint), None) = (from, &found) {
         tracing::warn!(
             step = checkpoint.step,
             "the checkpoint is lost; the training begins anew"
@@ -41,11 +41,19 @@ pub(super) fn train(
         iteration,
         training,
         recorded: from.map_or(0, |checkpoint| checkpoint.step),
+        named: from.map_or_else(Vec::new, |checkpoint| checkpoint.finished.clone()),
+        finished: match (from, &found) {
+            (Some(checkpoint), Some(_)) => checkpoint.finished.clone(),
+            _ => Vec::new(),
+        },
         before: from.map_or(0.0, |checkpoint| checkpoint.seconds),
         start: Instant::now(),
         ended: None,
     };
-    let fit = given.fit(state.as_deref());
+    let from = found
+        .as_ref()
+        .map(|(state, finished)| Kept { state, finished });
+    let fit = given.fit(from);
     let fitted = match (studio.fit(&fit, &mut watcher), &watcher.ended) {
         (Ok(fitted), _) => fitted,
         // The state is kept; what to do about the time is decided by the caller's loop.
@@ -70,6 +78,19 @@ pub(super) fn train(
         event,
         objects: vec![fitted.lora.into(), packed.into()],
     }])
+}
+
+/// A checkpoint's state with what it has finished; none if something of it is lost.
+fn find(job: &Job<'_>, checkpoint: &Checkpoint) -> Result<Option<(Bytes, Vec<Bytes>)>, Halt> {
+    let mut objects = Vec::new();
+    for digest in checkpoint.objects() {
+        match job.desk.find(digest)? {
+            Some(bytes) => objects.push(bytes),
+            None => return Ok(None),
+        }
+    }
+    let finished = objects.split_off(1);
+    Ok(objects.pop().map(|state| (state, finished)))
 }
 
 /// Does a training of a machine's iteration once more, from its beginning to the same bytes: the `LoRA` and the losses as they are stored.
@@ -118,7 +139,7 @@ impl Given {
         })
     }
 
-    fn fit<'a>(&'a self, from: Option<&'a [u8]>) -> Fit<'a> {
+    fn fit<'a>(&'a self, from: Option<Kept<'a>>) -> Fit<'a> {
         Fit {
             training: self.training,
             lessons: &self.lessons,
@@ -161,8 +182,11 @@ struct Watcher<'a> {
     job: &'a Job<'a>,
     iteration: u32,
     training: Training,
-    /// Step of the newest checkpoint that is recorded.
+    /// Step of the newest checkpoint that is recorded, and the finished pairs that it names.
     recorded: u64,
+    named: Vec<Digest>,
+    /// Finished pairs whose bytes are kept.
+    finished: Vec<Digest>,
     /// Seconds spent before this resumption.
     before: f64,
     start: Instant,
@@ -204,25 +228,34 @@ impl Watch for Watcher<'_> {
         let desk = self.job.desk;
         // Of a training that began anew the first states are known.
         if saved.step > self.recorded {
+            let fresh = saved.finished.get(self.finished.len()..);
+            let fresh = fresh.unwrap_or_default().to_vec();
+            self.finished
+                .extend(fresh.iter().map(|bytes| Digest::of(bytes)));
+            let pairs = self.finished.iter().zip(&self.named);
+            let before = pairs.take_while(|(one, named)| one == named).count();
             let event = Event::Checkpointed {
                 iteration: self.iteration,
                 training: self.training,
                 result: Checkpoint {
                     step: saved.step,
                     state: Digest::of(&saved.state),
+                    before,
+                    finished: self.finished[before..].to_vec(),
                     loss: saved.loss,
                     seconds: self.before + self.start.elapsed().as_secs_f64(),
                 },
             };
             let done = Done {
                 event,
-                objects: vec![saved.state.into()],
+                objects: fresh.into_iter().chain([saved.state.into()]).collect(),
             };
             if let Err(halt) = desk.record(vec![done]) {
                 self.ended = Some(Ended::Halt(halt));
                 return Err(EngineError::Stopped);
             }
             self.recorded = saved.step;
+            self.named.clone_from(&self.finished);
         }
         self.ended = match desk.check() {
             Err(halt) => Some(Ended::Halt(halt)),

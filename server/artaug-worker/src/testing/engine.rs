@@ -2,12 +2,20 @@
 //!
 //! As with a real one, every image depends on which others are in its batch, and what is trained on every image and on what is open.
 
+use std::sync::Arc;
+
+use bytes::Bytes;
 use concord_artaug::{
     engine::{Drawn, Engine, EngineError, Fit, Fitted, Go, Joined, Order, Saved, Watch},
     image::Image,
     machine::Training,
 };
-use concord_common::{Digest, job::artaug::ArtaugSpec};
+use concord_common::{
+    Digest,
+    job::artaug::{ArtaugSpec, LoraMode},
+};
+
+use super::Overlap;
 
 /// Side of its images.
 const SIDE: u32 = 8;
@@ -18,18 +26,26 @@ pub(crate) struct FakeEngine {
     second_steps: u64,
     every: u64,
     reduced: bool,
+    per_pair: bool,
     fault: Option<&'static str>,
+    overlap: Option<Arc<Overlap>>,
     opened: Option<Vec<u8>>,
 }
 
 impl FakeEngine {
-    pub(crate) fn new(spec: &ArtaugSpec, fault: Option<&'static str>) -> Self {
+    pub(crate) fn new(
+        spec: &ArtaugSpec,
+        fault: Option<&'static str>,
+        overlap: Option<Arc<Overlap>>,
+    ) -> Self {
         Self {
             first_steps: u64::from(spec.lora.first_steps),
             second_steps: u64::from(spec.lora.second_steps),
             every: u64::from(spec.lora.checkpoint_every),
             reduced: spec.lora.reduced_rank.is_some(),
+            per_pair: spec.lora.mode == LoraMode::PerPair,
             fault,
+            overlap,
             opened: None,
         }
     }
@@ -88,6 +104,9 @@ impl Engine for FakeEngine {
         if go() == Go::Stop {
             return Err(EngineError::Stopped);
         }
+        if let Some(overlap) = &self.overlap {
+            overlap.drawing(orders);
+        }
         let opened = self.opened.as_deref().expect("nothing is open");
         let all = hash(&[format!("{orders:?}").as_bytes()]);
         Ok(Drawn {
@@ -115,25 +134,39 @@ impl Engine for FakeEngine {
         } else {
             self.second_steps
         };
+        let pairs = if self.per_pair {
+            fit.lessons.len() as u64
+        } else {
+            1
+        };
+        // As the real one, which finishes a pair when it goes on to the next.
+        let finished = |step: u64| -> Vec<Bytes> {
+            (0..(step - 1) / steps)
+                .map(|pair| format!("finished {pair} {own}").into())
+                .collect()
+        };
+        let all = steps * pairs;
         let mut done = 0;
-        if let Some(state) = fit.from {
-            let text = String::from_utf8(state.to_vec()).unwrap();
+        if let Some(kept) = fit.from {
+            let text = String::from_utf8(kept.state.to_vec()).unwrap();
             let (step, of) = text.split_once(' ').unwrap();
             if of != own.to_string() {
                 return Err(EngineError::Unusable("a state of another fit".to_owned()));
             }
             done = step.parse().unwrap();
+            assert_eq!(kept.finished, finished(done));
         }
         let loss = |step: u64| 1.0 / (step + 1) as f64;
-        while done < steps {
+        while done < all {
             done += 1;
             if watch.stepped(done, loss(done)) == Go::Stop {
                 return Err(EngineError::Stopped);
             }
-            if done.is_multiple_of(self.every) && done < steps {
+            if done.is_multiple_of(self.every) && done < all {
                 let saved = Saved {
                     step: done,
                     state: format!("{done} {own}").into_bytes(),
+                    finished: finished(done),
                     loss: loss(done),
                 };
                 if watch.save(saved)? == Go::Stop {
@@ -153,7 +186,7 @@ impl Engine for FakeEngine {
         };
         Ok(Fitted {
             lora: format!("+{gain} {own}{ballast}\n").into_bytes(),
-            losses: (1..=steps).map(loss).collect(),
+            losses: (1..=all).map(loss).collect(),
         })
     }
 

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -12,6 +12,7 @@ use concord_common::{
 };
 use concord_proto::v1::{self, JobRelease, WorkerCommand};
 
+use super::Overlap;
 use crate::remote::{CallError, Claim, Payload, Renewed, Server};
 
 /// When a worker loses its lease.
@@ -49,6 +50,8 @@ pub(crate) struct State {
     pub(crate) busy: usize,
     /// Calls named in these are refused for good.
     pub(crate) refused: Option<&'static str>,
+    /// Who has to be at work while the first object is brought, if so.
+    pub(crate) overlap: Option<Arc<Overlap>>,
     attempts: u32,
     token: Option<Vec<u8>>,
     writes: usize,
@@ -76,6 +79,7 @@ impl FakeServer {
             fenced: 0,
             busy: 0,
             refused: None,
+            overlap: None,
             attempts: 0,
             token: None,
             writes: 0,
@@ -274,6 +278,10 @@ impl Server for FakeServer {
             }
         };
         assert_eq!(Digest::of(&bytes), digest);
+        let overlap = self.state().overlap.clone();
+        if let Some(overlap) = overlap {
+            overlap.writing();
+        }
         self.write(grip, "put_object", |state| {
             state.objects.insert(digest, bytes);
             state.objects.values().map(|bytes| bytes.len() as u64).sum()

@@ -21,6 +21,7 @@ use concord_artaug::{
 };
 use concord_common::job::artaug::ArtaugSpec;
 
+use super::Overlap;
 use crate::stages::Tools;
 
 /// Calls that fail before one succeeds again.
@@ -66,7 +67,7 @@ fn useless() -> RejectedReply {
     }
 }
 
-struct FakeAdvisor(Arc<Outage>);
+struct FakeAdvisor(Arc<Outage>, Option<Arc<Overlap>>);
 
 impl Advisor for FakeAdvisor {
     fn name(&self) -> String {
@@ -74,6 +75,9 @@ impl Advisor for FakeAdvisor {
     }
 
     fn advise(&self, question: &Question<'_>) -> Result<Advice, AdvisorError> {
+        if let Some(overlap) = &self.1 {
+            overlap.advising();
+        }
         if taken(&self.0.advisor) {
             return Err(away().into());
         }
@@ -117,6 +121,7 @@ impl Advisor for FakeAdvisor {
 struct Light<U> {
     name: &'static str,
     outage: Arc<Outage>,
+    overlap: Option<Arc<Overlap>>,
     purpose: PhantomData<fn() -> U>,
 }
 
@@ -128,6 +133,9 @@ impl<U: Use> Scorer for Light<U> {
     }
 
     fn score(&self, image: &Image, _prompt: &str) -> Result<f64, ScoreError> {
+        if let Some(overlap) = &self.overlap {
+            overlap.scoring(self.name);
+        }
         if taken(&self.outage.scorers) {
             return Err(ScoreError::Unavailable {
                 scorer: self.name.to_owned(),
@@ -142,20 +150,29 @@ impl<U: Use> Scorer for Light<U> {
     }
 }
 
-pub(crate) fn tools(spec: &ArtaugSpec, outage: &Arc<Outage>) -> Tools {
-    fn light<U: Use>(name: &'static str, outage: &Arc<Outage>) -> Box<dyn Scorer<Use = U>> {
+pub(crate) fn tools(
+    spec: &ArtaugSpec,
+    outage: &Arc<Outage>,
+    overlap: Option<&Arc<Overlap>>,
+) -> Tools {
+    fn light<U: Use>(
+        name: &'static str,
+        outage: &Arc<Outage>,
+        overlap: Option<&Arc<Overlap>>,
+    ) -> Box<dyn Scorer<Use = U>> {
         Box::new(Light {
             name,
             outage: Arc::clone(outage),
+            overlap: overlap.cloned(),
             purpose: PhantomData,
         })
     }
     Tools {
-        advisor: Box::new(FakeAdvisor(Arc::clone(outage))),
-        filter: vec![light::<ForFilter>("photometry", outage)],
+        advisor: Box::new(FakeAdvisor(Arc::clone(outage), overlap.cloned())),
+        filter: vec![light::<ForFilter>("photometry", outage, overlap)],
         evaluation: vec![
-            light::<ForEvaluation>("statistics", outage),
-            light::<ForEvaluation>(GUARD, outage),
+            light::<ForEvaluation>("statistics", outage, overlap),
+            light::<ForEvaluation>(GUARD, outage, overlap),
         ],
         prompts: spec.prompts.texts.clone(),
         held_out: spec.held_out.texts.clone(),

@@ -1,7 +1,7 @@
 use concord_common::{Timestamp, clock::MockClock};
 
 use super::*;
-use crate::machine::{Checkpoint, Stage, Training, testing};
+use crate::machine::{Stage, Training, testing};
 
 fn open(folder: &Path) -> Result<JobFolder, FolderError> {
     let clock = Arc::new(MockClock::new(Timestamp(5)));
@@ -118,6 +118,8 @@ fn only_the_newest_checkpoint_is_kept_and_none_after_the_training() {
         let result = Checkpoint {
             step,
             state,
+            before: 0,
+            finished: Vec::new(),
             loss: 1.0,
             seconds: 2.0,
         };
@@ -136,6 +138,58 @@ fn only_the_newest_checkpoint_is_kept_and_none_after_the_training() {
     }
     assert!(job.store().get(states[1]).is_err());
     assert_eq!(job.machine().stage(), Stage::TrainSecond);
+}
+
+#[test]
+fn finished_pairs_of_a_training_are_kept_until_it_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = || {
+        let clock = Arc::new(MockClock::new(Timestamp(5)));
+        let plan = Plan {
+            per_pair: true,
+            ..testing::plan()
+        };
+        let specification = testing::specification();
+        JobFolder::open(folder.path(), plan, specification, 1 << 20, clock).unwrap()
+    };
+    let mut job = open();
+    go_on(&mut job, |machine| machine.stage() == Stage::TrainFirst);
+    let mut put = |text: &str| job.store_mut().put(text.as_bytes()).unwrap();
+    let objects = ["state 30", "state 40", "state 60", "pair 1", "pair 2"].map(&mut put);
+    let [early, middle, late, one, two] = objects;
+    let mut unneeded = Vec::new();
+    for (step, state, before, finished) in [
+        (30, early, 0, vec![one]),
+        (40, middle, 1, vec![]),
+        (60, late, 1, vec![two]),
+    ] {
+        let result = Checkpoint {
+            step,
+            state,
+            before,
+            finished,
+            loss: 1.0,
+            seconds: 2.0,
+        };
+        let event = Event::Checkpointed {
+            iteration: 1,
+            training: Training::First,
+            result,
+        };
+        let staged = job.stage(&event).unwrap();
+        unneeded.extend(job.commit(staged).unwrap());
+    }
+    assert_eq!(unneeded, [early, middle]);
+    drop(job);
+    let mut job = open();
+    let kept = |job: &JobFolder| objects.map(|object| job.store().has(object).unwrap());
+    assert_eq!(kept(&job), [false, false, true, true, true]);
+    while job.machine().stage() == Stage::TrainFirst {
+        for event in testing::GOOD.act(job.machine()) {
+            job.record(&event).unwrap();
+        }
+    }
+    assert_eq!(kept(&job), [false; 5]);
 }
 
 #[test]
@@ -246,6 +300,8 @@ fn what_no_event_names_is_removed_when_the_job_is_opened_again() {
         let result = Checkpoint {
             step,
             state,
+            before: 0,
+            finished: Vec::new(),
             loss: 1.0,
             seconds: 2.0,
         };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use concord_common::Digest;
 
-use super::{Curve, Gallery, HeldOutView, PairView, ReviewPage};
+use super::{Curve, Gallery, HeldOutView, PairView, ReviewPage, Totals};
 use crate::{
     card::FILTER_SEES_GUARD,
     filter::Verdict,
@@ -61,9 +61,15 @@ impl Gallery {
     ) -> Result<Self, FolderError> {
         let machine = job.machine();
         let mut pairs = Vec::new();
+        let mut totals = Totals {
+            held_out: machine.evaluated(Arm::Base).count(),
+            ..Totals::default()
+        };
         let share = extent.pixels / machine.history().len().max(1);
         for summary in machine.history() {
             let lines = job.manifest(summary.iteration)?;
+            totals.kept += summary.kept;
+            totals.rejected += summary.rejected.values().sum::<usize>();
             let mut views = chosen(&lines, extent).filter_map(|line| view(line, fetch));
             pairs.extend(that_fit(&mut views, share));
         }
@@ -76,8 +82,9 @@ impl Gallery {
             iterations: machine.history().to_vec(),
             pairs,
             held_out: held_out(machine, extent.held_out, fetch),
+            totals,
             curves: curves(machine, fetch),
-            costs: job.ledger().lines(job.peak_memory()),
+            costs: job.ledger().lines(job.peak_memory(), job.worked()),
         })
     }
 }

@@ -88,11 +88,29 @@ pub(super) fn iterations(page: &mut String, summaries: &[Summary]) {
     page.push_str("</table>\n");
 }
 
-pub(super) fn held_out(page: &mut String, views: &[HeldOutView]) -> Result<(), ImageError> {
+/// The title of pictures, and how many of how many there are where some are left out.
+fn title(page: &mut String, title: &str, shown: usize, total: usize) {
+    let _ = writeln!(page, "<h2>{title}</h2>");
+    if shown < total {
+        let _ = writeln!(page, "<p class=\"small\">showing {shown} of {total}</p>");
+    }
+}
+
+pub(super) fn held_out(
+    page: &mut String,
+    views: &[HeldOutView],
+    total: usize,
+) -> Result<(), ImageError> {
     if views.is_empty() {
         return Ok(());
     }
-    page.push_str("<h2>Held-out prompts, before and after</h2>\n<div class=\"cards\">\n");
+    title(
+        page,
+        "Held-out prompts, before and after",
+        views.len(),
+        total,
+    );
+    page.push_str("<div class=\"cards\">\n");
     for view in views {
         let _ = writeln!(
             page,
@@ -117,16 +135,17 @@ pub(super) fn held_out(page: &mut String, views: &[HeldOutView]) -> Result<(), I
     Ok(())
 }
 
-pub(super) fn pairs<'a>(
+pub(super) fn pairs(
     page: &mut String,
-    title: &str,
-    views: impl Iterator<Item = &'a PairView>,
+    name: &str,
+    views: &[&PairView],
+    total: usize,
 ) -> Result<(), ImageError> {
-    let mut views = views.peekable();
-    if views.peek().is_none() {
+    if views.is_empty() {
         return Ok(());
     }
-    let _ = writeln!(page, "<h2>{title}</h2>\n<div class=\"cards\">");
+    title(page, name, views.len(), total);
+    page.push_str("<div class=\"cards\">\n");
     for view in views {
         pair(page, view)?;
     }

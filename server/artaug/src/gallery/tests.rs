@@ -101,6 +101,11 @@ fn sample() -> Gallery {
                 ("enhanced".to_owned(), picture(150), -2.9),
             ],
         }],
+        totals: Totals {
+            kept: 48,
+            rejected: 1,
+            held_out: 200,
+        },
         curves: vec![Curve {
             name: "LoRA_1, iteration 1".to_owned(),
             losses: (0..1000)
@@ -152,9 +157,13 @@ fn the_page_shows_every_part_and_stands_alone() {
         "well lit",
         "held-out image 7",
         "+0.120 (+0.080 to +0.160)",
+        "showing 2 of 48<",
+        "showing 1 of 200<",
     ] {
         assert!(html.contains(text), "{text}");
     }
+    // Nothing is said of what is shown whole.
+    assert_eq!(html.matches(">showing ").count(), 2);
     assert!(html.contains("<rect x=\"0.00\" y=\"50.00\" width=\"50.00\" height=\"50.00\""));
     let without_names = html.replace("http-equiv", "");
     assert!(!without_names.contains("http") && !html.contains("<script") && !html.contains("href"));
@@ -246,10 +255,17 @@ fn a_jobs_gallery_shows_pairs_by_reason_held_out_images_and_every_curve() {
     let job = job_with_images(folder.path(), false);
     let extent = Extent {
         kept: 2,
+        held_out: 8,
         ..Extent::default()
     };
     let mut fetch = |digest| job.store().get(digest).ok();
     let gallery = Gallery::of_job(&job, "icons", vec![], extent, &mut fetch).unwrap();
+    let totals = Totals {
+        kept: 3 * 3,
+        rejected: 3 * 3,
+        held_out: 8,
+    };
+    assert_eq!(gallery.totals, totals);
     let kept = gallery.pairs.iter().filter(|pair| pair.kept).count();
     let rejected: Vec<&str> = gallery
         .pairs

@@ -50,7 +50,9 @@ impl Machine {
             Event::Checkpointed {
                 training, result, ..
             } => {
-                self.checkpoints.insert(training, result);
+                let before = self.checkpoints.remove(&training);
+                let named = before.map_or_else(Vec::new, |before| before.finished);
+                self.checkpoints.insert(training, result.after(named));
             }
             Event::Trained {
                 training, result, ..
@@ -122,9 +124,12 @@ impl Machine {
                 },
                 Work::Train(wanted, from),
             ) => {
+                let named = from.as_ref().map_or(0, |from| from.finished.len());
                 *training == wanted
                     && from.is_none_or(|from| result.step > from.step)
                     && result.step <= self.steps_of(wanted)
+                    && result.before <= named
+                    && result.before + result.finished.len() <= self.most_finished()
             }
             (
                 Event::Trained {
@@ -147,6 +152,15 @@ impl Machine {
                 _ => work == Work::Decide,
             },
             _ => false,
+        }
+    }
+
+    /// Most pairs that are finished while a training is under way: all but the last.
+    fn most_finished(&self) -> usize {
+        if self.plan.per_pair {
+            self.kept().len().saturating_sub(1)
+        } else {
+            0
         }
     }
 

@@ -206,10 +206,42 @@ pub struct Checkpoint {
     pub step: u64,
     /// The stored file with weights, moments and all losses so far.
     pub state: Digest,
+    /// Where each pair has its own `LoRA`: how many of the finished pairs that the checkpoint before named are still meant.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub before: usize,
+    /// The stored `LoRA` of every pair that was finished after those, in order. A line names each only once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub finished: Vec<Digest>,
     /// Mean loss since the checkpoint before.
     pub loss: f64,
     /// Time spent up to here, over all resumptions.
     pub seconds: f64,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the shape that serde wants"
+)]
+fn is_zero(count: &usize) -> bool {
+    *count == 0
+}
+
+impl Checkpoint {
+    /// The stored objects that it names.
+    pub fn objects(&self) -> impl Iterator<Item = Digest> + '_ {
+        std::iter::once(self.state).chain(self.finished.iter().copied())
+    }
+
+    /// The same with the names of all finished pairs, after a checkpoint that named these.
+    pub(super) fn after(mut self, mut named: Vec<Digest>) -> Self {
+        named.truncate(self.before);
+        named.append(&mut self.finished);
+        Self {
+            before: 0,
+            finished: named,
+            ..self
+        }
+    }
 }
 
 /// A finished training.
@@ -323,7 +355,7 @@ impl Event {
         match self {
             Self::Generated { result, .. } => vec![result.image],
             Self::Regenerated { result, .. } => vec![result.image],
-            Self::Checkpointed { result, .. } => vec![result.state],
+            Self::Checkpointed { result, .. } => result.objects().collect(),
             Self::Trained { result, .. } => vec![result.lora, result.losses],
             Self::Fused { result, .. } => std::iter::once(result.merged)
                 .chain(result.reduced)

@@ -324,6 +324,8 @@ fn train(machine: &Machine, training: Training, from: Option<Checkpoint>) -> Eve
             result: Checkpoint {
                 step: next,
                 state: object(&format!("{next} steps of {learned}")),
+                before: 0,
+                finished: Vec::new(),
                 loss: 0.5,
                 seconds: 1.0,
             },

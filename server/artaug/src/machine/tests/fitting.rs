@@ -149,12 +149,58 @@ fn a_training_with_other_steps_than_planned_is_refused() {
         result: Checkpoint {
             step,
             state: Digest::of(b"state"),
+            before: 0,
+            finished: Vec::new(),
             loss: 1.0,
             seconds: 1.0,
         },
     };
     assert!(machine.check(&checkpoint(26)).is_err());
     assert!(machine.check(&checkpoint(25)).is_ok());
+}
+
+#[test]
+fn a_checkpoint_names_each_finished_pair_once() {
+    let each = Plan {
+        per_pair: true,
+        ..plan()
+    };
+    let mut machine = Machine::new(each, specification());
+    machine.apply(began()).unwrap();
+    while machine.stage() != Stage::TrainFirst {
+        machine.apply(GOOD.act(&machine).swap_remove(0)).unwrap();
+    }
+    assert_eq!(machine.kept().len(), 3);
+    let [one, two, other] = [b"1", b"2", b"3"].map(|name| Digest::of(name));
+    let checkpoint = |step, before, finished: &[Digest]| Event::Checkpointed {
+        iteration: 1,
+        training: Training::First,
+        result: Checkpoint {
+            step,
+            state: Digest::of(b"state"),
+            before,
+            finished: finished.to_vec(),
+            loss: 1.0,
+            seconds: 1.0,
+        },
+    };
+    let named = |machine: &Machine| machine.checkpoint().unwrap().finished.clone();
+    assert!(machine.check(&checkpoint(30, 1, &[one])).is_err());
+    machine.apply(checkpoint(30, 0, &[one])).unwrap();
+    machine.apply(checkpoint(40, 1, &[])).unwrap();
+    assert_eq!(named(&machine), [one]);
+    assert!(machine.check(&checkpoint(60, 2, &[])).is_err());
+    assert!(machine.check(&checkpoint(60, 1, &[two, other])).is_err());
+    machine.apply(checkpoint(60, 1, &[two])).unwrap();
+    assert_eq!(named(&machine), [one, two]);
+    let work = machine.work();
+    let Work::Train(Training::First, Some(from)) = work else {
+        panic!("{work:?}")
+    };
+    assert_eq!((from.before, from.finished), (0, vec![one, two]));
+    // A worker that had to begin anew, and for which the second came out otherwise.
+    machine.apply(checkpoint(70, 1, &[other])).unwrap();
+    assert_eq!(named(&machine), [one, other]);
 }
 
 #[test]

@@ -1,0 +1,179 @@
+//! Trainings: their states, their adapters, and what they leave behind.
+
+use concord_common::job::artaug::{LoraMode, LoraTargets};
+
+use super::*;
+
+/// All trainings of an iteration, from every state that they saved, each by an engine that was started anew.
+fn resumes_to_the_byte(settings: &Settings) {
+    let (base, enhanced) = (lessons(0), lessons(50));
+    let mut straight = opened(settings);
+    let below = straight
+        .fit(&first(&base), &mut Keeper::default())
+        .unwrap()
+        .lora;
+    for (training, lessons, below) in [
+        (Training::First, &base, None),
+        (Training::Second, &enhanced, Some(below.as_slice())),
+        (Training::Control, &enhanced, None),
+    ] {
+        let fit = Fit {
+            training,
+            lessons,
+            below,
+            seed: SEED,
+            from: None,
+        };
+        let mut keeper = Keeper::default();
+        let fitted = straight.fit(&fit, &mut keeper).unwrap();
+        assert_eq!(fitted, straight.fit(&fit, &mut Keeper::default()).unwrap());
+        let told: Vec<f64> = keeper.losses.iter().map(|(_, loss)| *loss).collect();
+        assert_eq!(told, fitted.losses);
+        assert!(!keeper.saved.is_empty());
+        for saved in &keeper.saved {
+            let mean = &fitted.losses[saved.step as usize - 2..saved.step as usize];
+            assert!((saved.loss - mean.iter().sum::<f64>() / 2.0).abs() < 1e-12);
+            let resumed = Fit {
+                from: Some(saved.kept()),
+                ..fit
+            };
+            let mut later = Keeper::default();
+            let again = opened(settings).fit(&resumed, &mut later).unwrap();
+            assert_eq!(again, fitted, "{training:?} from step {}", saved.step);
+            assert_eq!(later.losses[0].0, saved.step + 1);
+            let rest: Vec<&Saved> = keeper
+                .saved
+                .iter()
+                .filter(|other| other.step > saved.step)
+                .collect();
+            assert_eq!(later.saved.iter().collect::<Vec<_>>(), rest);
+        }
+    }
+}
+
+#[test]
+fn a_fit_resumed_at_any_checkpoint_ends_in_the_same_bytes() {
+    let folder = folder();
+    resumes_to_the_byte(&settings(&folder));
+}
+
+#[test]
+fn a_fit_of_one_adapter_a_pair_resumed_at_any_checkpoint_ends_in_the_same_bytes() {
+    let folder = folder();
+    let mut settings = settings(&folder);
+    settings.lora.mode = LoraMode::PerPair;
+    settings.lora.first_steps = 3;
+    settings.lora.recompute = true;
+    settings.lora.targets = LoraTargets::AllLinear;
+    resumes_to_the_byte(&settings);
+}
+
+#[test]
+fn a_checkpoint_of_a_later_pair_does_not_hold_the_weights_of_those_before_it() {
+    let folder = folder();
+    let mut settings = settings(&folder);
+    settings.lora.mode = LoraMode::PerPair;
+    let mut engine = opened(&settings);
+    let lessons = lessons(0);
+    let mut keeper = Keeper::default();
+    let fitted = engine.fit(&first(&lessons), &mut keeper).unwrap();
+    // Five steps for each of two pairs.
+    let of_pairs = keeper.saved.iter().map(|saved| saved.finished.len());
+    assert_eq!(of_pairs.collect::<Vec<_>>(), [0, 0, 1, 1]);
+    let (one, next) = (&keeper.saved[0], &keeper.saved[3]);
+    // The end of the file is what was trained.
+    let file = &next.finished[0];
+    let trained = &file[file.len() - 64..];
+    let holds = |bytes: &[u8]| bytes.windows(trained.len()).any(|part| part == trained);
+    assert!(holds(&fitted.lora) && !holds(&next.state));
+    let more = next.state.len() - one.state.len();
+    assert!(
+        more < 8 * 6 + 64,
+        "6 losses and some digits, not {more} bytes"
+    );
+    for finished in [&[][..], &[fitted.lora.clone().into()]] {
+        let state = &next.state;
+        let other = Fit {
+            from: Some(Kept { state, finished }),
+            ..first(&lessons)
+        };
+        let refusal = engine.fit(&other, &mut Keeper::default()).unwrap_err();
+        assert!(refusal.to_string().contains("finished pairs"), "{refusal}");
+    }
+}
+
+/// Each pair's adapter is what it would be alone, and joining them is taking their mean.
+#[test]
+fn adapters_of_single_pairs_are_averaged() {
+    let folder = folder();
+    let mut settings = settings(&folder);
+    settings.lora.mode = LoraMode::PerPair;
+    let mut engine = opened(&settings);
+    let lessons = lessons(0);
+    let both = engine
+        .fit(&first(&lessons), &mut Keeper::default())
+        .unwrap();
+    assert_eq!(both.losses.len(), 2 * 5);
+    let alone: Vec<Lora> = lessons
+        .iter()
+        .map(|lesson| {
+            let lesson = std::slice::from_ref(lesson);
+            let fitted = engine.fit(&first(lesson), &mut Keeper::default()).unwrap();
+            let (_, lora) = adapters::read(&fitted.lora).unwrap().pop_first().unwrap();
+            lora
+        })
+        .collect();
+    let joined = engine.join(None, &both.lora).unwrap();
+    let mean = Lora::sum(&[(&alone[0], 0.5), (&alone[1], 0.5)]).unwrap();
+    let ours = adapters::read_joined(&joined.merged).unwrap();
+    assert_eq!(ours.to_bytes().unwrap(), mean.to_bytes().unwrap());
+    assert_eq!(ours.rank(), 4);
+    assert!(joined.reduced.is_none());
+    // One for every pair is nothing that a model can be made with.
+    let refusal = engine.open(Some(&both.lora)).unwrap_err().to_string();
+    assert!(refusal.contains("join them first"), "{refusal}");
+}
+
+#[test]
+fn a_fit_leaves_the_model_as_it_was_also_when_it_is_stopped() {
+    let folder = folder();
+    let mut engine = opened(&settings(&folder));
+    let orders = [order("a red fox", 1, 1)];
+    let before = (engine.digest().unwrap(), draw(&mut engine, &orders));
+    let lessons = lessons(0);
+    for stop_after in [None, Some(1), Some(4)] {
+        let mut keeper = Keeper {
+            stop_after,
+            ..Keeper::default()
+        };
+        let result = engine.fit(&first(&lessons), &mut keeper);
+        match stop_after {
+            None => assert!(result.is_ok()),
+            Some(_) => assert!(matches!(result, Err(EngineError::Stopped))),
+        }
+        let after = (engine.digest().unwrap(), draw(&mut engine, &orders));
+        assert_eq!(after, before);
+    }
+}
+
+/// Two lessons are made ready, then each of five steps has two passes.
+#[test]
+fn a_fit_can_be_stopped_within_a_step() {
+    let folder = folder();
+    let mut engine = opened(&settings(&folder));
+    let lessons = lessons(0);
+    let mut keeper = Keeper::default();
+    let fitted = engine.fit(&first(&lessons), &mut keeper).unwrap();
+    assert_eq!(keeper.asked, 2 + 5);
+    for (stop_within, steps) in [(1, 0), (2, 0), (3, 0), (5, 2)] {
+        let mut keeper = Keeper {
+            stop_within: Some(stop_within),
+            ..Keeper::default()
+        };
+        let stopped = engine.fit(&first(&lessons), &mut keeper);
+        assert!(matches!(stopped, Err(EngineError::Stopped)));
+        assert_eq!(keeper.losses.len(), steps, "{stop_within}");
+    }
+    let again = engine.fit(&first(&lessons), &mut Keeper::default());
+    assert_eq!(again.unwrap(), fitted);
+}
