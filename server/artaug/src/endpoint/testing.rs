@@ -1,5 +1,5 @@
-//! A real HTTP server on the loopback interface that plays proper and hostile answers, one a connection, in order. All are written by hand after the
-//! documentation of the interface; none was recorded from a model server.
+//! A real HTTP server on the loopback interface that plays proper and hostile answers, one a connection, in order. All are written by hand; none was
+//! recorded from a model server.
 
 use std::{
     io::{Read, Write},
