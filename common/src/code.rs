@@ -121,6 +121,8 @@ error_codes! {
     QuotaExceeded => ("QUOTA_EXCEEDED", FailedPrecondition),
     /// The pairs wait for no word.
     NotWaiting => ("NOT_WAITING", FailedPrecondition),
+    /// The job has not ended yet.
+    JobNotEnded => ("JOB_NOT_ENDED", FailedPrecondition),
     /// A limit is reached; try again after the given time.
     Busy => ("BUSY", ResourceExhausted),
     /// The server is stopping; try again after the given time.

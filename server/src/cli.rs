@@ -19,6 +19,7 @@ mod artaug;
 mod commands;
 mod connect;
 mod fetch;
+mod images;
 mod names;
 mod output;
 mod pairs;
@@ -69,7 +70,7 @@ enum Command {
     /// Shows rounds of a job.
     #[command(subcommand)]
     Round(RoundCommand),
-    /// Reviews the pairs of an ArtAug job and fetches its results.
+    /// Reviews the pairs of an ArtAug job, shows its last images, fetches and deletes its results.
     #[command(subcommand)]
     Artaug(ArtaugCommand),
     /// Shows silos, and says which may take part.
@@ -164,6 +165,21 @@ enum ArtaugCommand {
         /// Puts artefacts in the place of files that have their names and other content, such as those of an earlier iteration.
         #[arg(long)]
         replace: bool,
+    },
+    /// Writes the last images that a job has made into a folder, as DIGEST.png; repeated, it brings the new ones.
+    Images {
+        /// The job's id.
+        job: String,
+        /// The folder; made if it is missing.
+        folder: PathBuf,
+    },
+    /// Deletes all that the server keeps for a job that has ended: artefacts, images, checkpoints, journal. The job stays listed.
+    Delete {
+        /// The job's id.
+        job: String,
+        /// Deletes it; without this, the command only says what would be deleted.
+        #[arg(long)]
+        yes: bool,
     },
 }
 

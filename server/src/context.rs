@@ -22,8 +22,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     blobs::BlobStore, config::ServerConfig, datastore::Datastore, digests::RecentPieces,
-    error::Failure, hub::Hub, ids::Ids, objects::ObjectStore, service::transfer::TransferGate,
-    specs::RecentSpecs, spool::Spool,
+    error::Failure, hub::Hub, ids::Ids, objects::ObjectStore, presence::LastSeen,
+    service::transfer::TransferGate, specs::RecentSpecs, spool::Spool,
 };
 
 /// Long works on payloads at the same time. The program has a few threads for them more, which the syncs need: see the
@@ -57,6 +57,8 @@ pub struct Context {
     pub objects: Arc<ObjectStore>,
     /// Turns to move it.
     pub objects_gate: TransferGate,
+    /// When a worker that runs jobs of this server's kinds called last.
+    pub workers_seen: LastSeen,
     /// Cancelled once no worker of this server's runs any more, at its stop.
     pub workers_ended: CancellationToken,
     /// Who must be told of changes.
@@ -130,6 +132,7 @@ impl Context {
             spool: Arc::new(spool),
             objects: Arc::new(objects),
             objects_gate,
+            workers_seen: LastSeen::default(),
             workers_ended: CancellationToken::new(),
             hub: Hub::default(),
             signer,

@@ -29,6 +29,8 @@ mod sweep;
 mod verify;
 pub(crate) mod workers;
 
+pub(crate) use sweep::{finish_deletions, give_up};
+
 #[cfg(test)]
 pub(crate) use {sweep::sweep as sweep_now, verify::verify as verify_now};
 

@@ -30,6 +30,7 @@ pub mod listener;
 mod metrics;
 pub mod objects;
 pub mod ops;
+pub mod presence;
 pub mod service;
 pub mod specs;
 pub mod spool;
@@ -115,6 +116,7 @@ impl Server {
         let context = Arc::new(Context::open(config, clock, ids).await?);
         driver::spare(&context).await?;
         driver::workers::spare(&context).await?;
+        driver::finish_deletions(&context).await?;
         let shutdown = context.shutdown.clone();
         let address = context.config.listen.address;
         let bound = listener::bind(address).await?;

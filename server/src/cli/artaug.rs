@@ -1,4 +1,4 @@
-//! `concord artaug`: an operator's word on pairs, and the results of a job.
+//! `concord artaug`: an operator's word on pairs, and the images and results of a job.
 
 use std::{
     io::Write,
@@ -13,10 +13,10 @@ use super::{
     commands::print,
     connect::Client,
     fetch::{self, Source, Wanted},
-    names,
-    output::artaug::{ArtefactList, Fetched, Reviewed, Waiting},
+    images, names,
+    output::artaug::{ArtefactList, Deleted, Fetched, Reviewed, Waiting},
     pairs::{Decided, Rest, Words},
-    table::artaug as table,
+    table::{artaug as table, bytes},
 };
 
 impl Source for Client {
@@ -71,7 +71,42 @@ pub(super) async fn run(
             };
             print(out, json, &fetched, table::fetched)
         }
+        ArtaugCommand::Images { job, folder } => {
+            let wanted = images::last(client, job).await?;
+            let fetched = Fetched {
+                files: fetch::fetch(client, job, folder, &wanted, !json).await?,
+                folder: folder.display().to_string(),
+            };
+            print(out, json, &fetched, table::fetched)
+        }
+        ArtaugCommand::Delete { job, yes } => delete(client, job, *yes, json, out).await,
     }
+}
+
+async fn delete(
+    client: &mut Client,
+    job: &str,
+    yes: bool,
+    json: bool,
+    out: &mut dyn Write,
+) -> Result<Exit, CliError> {
+    if !yes {
+        let list = artefacts(client, job).await?.artefacts;
+        let size = list
+            .iter()
+            .fold(0_u64, |sum, artefact| sum.saturating_add(artefact.bytes));
+        return Err(CliError::Usage(format!(
+            "nothing was deleted: the {} artefacts of job {job} ({}) and all else that the server keeps for it would be gone for \
+             good; say --yes to delete them",
+            list.len(),
+            bytes(size)
+        )));
+    }
+    let request = v1::DeleteJobFilesRequest {
+        job_id: job.to_owned(),
+    };
+    let answer = client.delete_job_files(request).await?.into_inner();
+    print(out, json, &Deleted::from(answer), table::deleted)
 }
 
 async fn review(
@@ -167,7 +202,7 @@ async fn chosen(
     let mut chosen = artefacts(client, job).await?.artefacts;
     if chosen.is_empty() {
         return Err(CliError::NotFound(format!(
-            "job {job} has no artefacts yet; `concord job show {job}` says how far it is"
+            "job {job} has no artefacts; `concord job show {job}` says how far it is, or that they were deleted"
         )));
     }
     for pattern in patterns {

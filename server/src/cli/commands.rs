@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::{
     Arguments, CliError, Command, Exit, JobCommand, RoundCommand, SiloCommand, artaug,
     connect::{Client, Connection},
-    output, table, watch,
+    names, output, table, watch,
 };
 
 /// Carries out a command; what it prints goes to `out`.
@@ -93,6 +93,9 @@ async fn submit(
     };
     let answer = client.submit_job(request).await?.into_inner();
     let submitted = output::Submitted::from(answer);
+    if let Some(warning) = &submitted.warning {
+        eprintln!("warning: {}", names::plain(warning));
+    }
     // A program that waits reads one JSON object a line.
     if json && wait {
         output::line(out, &submitted)?;

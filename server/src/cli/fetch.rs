@@ -305,7 +305,7 @@ async fn stream<S: Source>(
 }
 
 /// What a server is waited for.
-async fn in_time<T>(answer: impl Future<Output = T>) -> Result<T, Status> {
+pub(super) async fn in_time<T>(answer: impl Future<Output = T>) -> Result<T, Status> {
     let silent = |_| {
         let seconds = PATIENCE.as_secs();
         Status::deadline_exceeded(format!("the server sent nothing for {seconds} s"))

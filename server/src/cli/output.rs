@@ -74,6 +74,8 @@ pub(super) struct Job {
     pub(super) worker: Option<String>,
     /// How far an ArtAug job is; none for other kinds, and before a worker has begun.
     pub(super) artaug: Option<artaug::Progress>,
+    /// When an operator had deleted what the server kept for it.
+    pub(super) files_deleted_at: Option<String>,
 }
 
 impl From<v1::Job> for Job {
@@ -82,6 +84,7 @@ impl From<v1::Job> for Job {
             state: word(job.state().as_str_name(), "JOB_STATE_"),
             submitted_at: time(job.submitted_at.as_ref()),
             ended_at: time(job.ended_at.as_ref()),
+            files_deleted_at: time(job.files_deleted_at.as_ref()),
             adapter_version: digest(&job.adapter_version),
             job_id: job.job_id,
             name: job.name,
@@ -104,6 +107,8 @@ impl From<v1::Job> for Job {
 pub(super) struct Submitted {
     pub(super) job: Job,
     pub(super) existed: bool,
+    /// What keeps the job from being run at the moment.
+    pub(super) warning: Option<String>,
 }
 
 impl From<v1::SubmitJobResponse> for Submitted {
@@ -111,6 +116,7 @@ impl From<v1::SubmitJobResponse> for Submitted {
         Self {
             job: answer.job.unwrap_or_default().into(),
             existed: answer.existed,
+            warning: text(answer.warning),
         }
     }
 }

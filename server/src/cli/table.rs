@@ -65,11 +65,12 @@ pub(super) fn is_artaug(job: &Job) -> bool {
     job.kind == job::artaug::KIND
 }
 
-/// `running`, with what keeps it from going on.
+/// `running`, with what keeps it from going on; `succeeded`, with what became of it.
 pub(super) fn state(job: &Job) -> String {
     let mut words = vec![job.state.as_str()];
     words.extend(job.paused.then_some("paused"));
     words.extend(job.waits_for_review.then_some("waits for review"));
+    words.extend(job.files_deleted_at.is_some().then_some("files deleted"));
     words.join(", ")
 }
 

@@ -246,7 +246,9 @@ impl View {
 fn stage_line(job: &Job) -> String {
     let worker = match &job.worker {
         Some(worker) => format!("on {}", names::plain(worker)),
-        None if job.state == "running" && !job.paused => "no worker has it".to_owned(),
+        None if !job.paused && (job.state == "running" || is_held_up(job)) => {
+            "no worker has it".to_owned()
+        }
         None => String::new(),
     };
     let parts = [
@@ -258,6 +260,11 @@ fn stage_line(job: &Job) -> String {
     ];
     let said: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
     said.join("  ")
+}
+
+/// True if it waits in the queue for a known reason.
+fn is_held_up(job: &Job) -> bool {
+    job.state == "queued" && job.reason.is_some()
 }
 
 #[cfg(test)]

@@ -26,6 +26,11 @@ const SQLITE: &[(i64, &str, &str)] = &[
         "workers_trouble",
         include_str!("../../migrations/sqlite/0003_workers_trouble.sql"),
     ),
+    (
+        4,
+        "files_deleted",
+        include_str!("../../migrations/sqlite/0004_files_deleted.sql"),
+    ),
 ];
 
 pub(super) async fn run(connection: &mut SqliteConnection) -> Result<(), DatastoreError> {

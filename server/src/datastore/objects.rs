@@ -228,7 +228,28 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Jobs that ended before this moment and still keep more than their results.
+    /// Notes that all that is kept for an ended job is to go, and forgets the names of its results, so that nothing of it is one.
+    ///
+    /// # Errors
+    /// If no worker may run the job, or the database fails.
+    pub async fn condemn_files(
+        &mut self,
+        job_id: &JobId,
+        now: Timestamp,
+    ) -> Result<(), DatastoreError> {
+        sqlx::query("DELETE FROM worker_artefacts WHERE job_id = $1")
+            .bind(job_id.as_str())
+            .execute(self.conn())
+            .await?;
+        let done = sqlx::query("UPDATE worker_jobs SET files_deleted_at = $2 WHERE job_id = $1")
+            .bind(job_id.as_str())
+            .bind(now.as_millis())
+            .execute(self.conn())
+            .await?;
+        require_one(done.rows_affected(), || format!("worker's job {job_id}"))
+    }
+
+    /// Jobs that ended before this moment, or whose files an operator had deleted, and that still keep more than their results.
     ///
     /// # Errors
     /// If the database fails.
@@ -238,7 +259,7 @@ impl Tx<'_> {
     ) -> Result<Vec<JobId>, DatastoreError> {
         sqlx::query(
             "SELECT job_id FROM jobs JOIN worker_jobs USING (job_id)
-             WHERE jobs.ended_at < $1 AND (
+             WHERE (jobs.ended_at < $1 OR worker_jobs.files_deleted_at IS NOT NULL) AND (
                  worker_jobs.journal_bytes > 0
                  OR EXISTS (SELECT 1 FROM worker_objects AS kept WHERE kept.job_id = jobs.job_id
                             AND NOT EXISTS (SELECT 1 FROM worker_artefacts AS named

@@ -59,6 +59,8 @@ pub struct WorkerJobRecord {
     pub waiting_iteration: Option<u32>,
     /// What held it up when it was given back; none once it has got on since.
     pub trouble: Option<String>,
+    /// When an operator had deleted all that is kept for it.
+    pub files_deleted_at: Option<Timestamp>,
 }
 
 impl WorkerJobRecord {
@@ -96,6 +98,7 @@ impl WorkerJobRecord {
                 .map(|_| row::unsigned(row, "waiting_iteration"))
                 .transpose()?,
             trouble: row::get(row, "trouble")?,
+            files_deleted_at: row::time_opt(row, "files_deleted_at")?,
         })
     }
 

@@ -375,6 +375,30 @@ pub(crate) async fn set_paused(
     Ok(Some(change))
 }
 
+/// Condemns all that is kept for a job that has ended; gives the bytes that it keeps. What follows is
+/// [`give_up`](crate::driver::give_up), or the next start of the server. Nothing but those bytes is given if that was done before.
+pub(crate) async fn delete_files(
+    tx: &mut Tx<'_>,
+    job_id: &JobId,
+    now: Timestamp,
+) -> Result<(Option<WorkerChange>, u64), Failure> {
+    let (record, worker) = worker_job(tx, job_id).await?;
+    if !record.has_ended() {
+        return refuse(
+            ErrorCode::JobNotEnded,
+            format!(
+                "job `{job_id}` is {}: its files can be deleted once it has ended; cancel it first",
+                record.state
+            ),
+        );
+    }
+    if worker.files_deleted_at.is_some() {
+        return Ok((None, worker.kept_bytes()));
+    }
+    tx.condemn_files(job_id, now).await?;
+    Ok((Some(WorkerChange::new(job_id)), worker.kept_bytes()))
+}
+
 /// Records an operator's words on pairs and gives the number of pairs that still wait.
 pub(crate) async fn review(
     tx: &mut Tx<'_>,

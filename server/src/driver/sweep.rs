@@ -8,6 +8,8 @@ use crate::{context::Context, error::Failure, spool::UploadId};
 
 mod retention;
 
+pub(crate) use retention::{finish_deletions, give_up};
+
 /// Time between two looks.
 const EVERY: Duration = Duration::from_secs(30);
 

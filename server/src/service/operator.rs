@@ -1,14 +1,9 @@
 //! What operators call.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use concord_common::{
-    ErrorCode, JobId,
-    code::Refusal,
-    job::{AlgorithmSpec, FEDERATED, Submission},
-    lifecycle::Shutdown,
-    round::job::JobState,
-    wire,
+    ErrorCode, JobId, job::FEDERATED, lifecycle::Shutdown, round::job::JobState, wire,
 };
 use concord_proto::v1::{self, operator_service_server::OperatorService};
 use tonic::{Request, Response, Status};
@@ -16,22 +11,22 @@ use tonic::{Request, Response, Status};
 use super::{BoxStream, operator_of, view};
 use crate::{
     context::Context,
-    datastore::{JobRecord, NewJob, Tx, WorkerJobRecord},
+    datastore::{JobRecord, Tx, WorkerJobRecord},
     decide,
     error::{Failure, refuse},
-    ids::new_job_id,
-    metrics,
 };
 
 mod enrollment;
+mod outlook;
+mod submit;
 mod watch;
 mod workers;
+
+use outlook::Outlook;
 
 /// Jobs in a list unless the caller says otherwise, and at most.
 const LIST_DEFAULT: u32 = 100;
 const LIST_MOST: u32 = 1000;
-/// Longest request id in bytes.
-const MAX_REQUEST_ID: usize = 64;
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -72,21 +67,22 @@ impl OperatorService for Operator {
             limit => limit.min(LIST_MOST),
         };
         let now = self.context.now();
-        let (records, workers) = self
-            .context
+        let context = &self.context;
+        let (records, workers, outlook) = context
             .datastore
             .run_read("list_jobs", |tx| {
                 Box::pin(async move {
                     Ok::<_, Failure>((
                         tx.newest_jobs(limit).await?,
                         tx.newest_worker_jobs(limit).await?,
+                        Outlook::look(context, tx, now).await?,
                     ))
                 })
             })
             .await?;
         let jobs = records
             .iter()
-            .map(|record| view::job(record, workers.get(&record.job_id), now))
+            .map(|record| outlook.explained(view::job(record, workers.get(&record.job_id), now)))
             .collect();
         Ok(Response::new(v1::ListJobsResponse { jobs }))
     }
@@ -190,6 +186,16 @@ impl OperatorService for Operator {
         Ok(Response::new(pieces))
     }
 
+    async fn delete_job_files(
+        &self,
+        request: Request<v1::DeleteJobFilesRequest>,
+    ) -> Result<Response<v1::DeleteJobFilesResponse>, Status> {
+        let operator = operator_of(&request)?;
+        let job_id = job_id(&request.into_inner().job_id)?;
+        let deleted = workers::delete_files(Arc::clone(&self.context), operator, job_id);
+        Ok(Response::new(self.context.to_the_end(deleted).await?))
+    }
+
     async fn list_rounds(
         &self,
         request: Request<v1::ListRoundsRequest>,
@@ -288,17 +294,18 @@ struct JobView {
 impl Operator {
     /// The job now, with the reports that came after number `after`.
     async fn job_state(&self, job_id: &JobId, after: i64) -> Result<JobView, Failure> {
-        let now = self.context.now();
-        self.context
+        let (context, now) = (&self.context, self.context.now());
+        context
             .datastore
             .run_read("get_job", |tx| {
                 Box::pin(async move {
                     let job = decide::job(tx, job_id).await?;
                     let worker = worker_part(tx, &job).await?;
+                    let outlook = Outlook::look(context, tx, now).await?;
                     let silos = view::progress(tx, &job, now).await?;
                     let reports = tx.reports_after(job_id, after).await?;
                     Ok::<_, Failure>(JobView {
-                        view: view::job(&job, worker.as_ref(), now),
+                        view: outlook.explained(view::job(&job, worker.as_ref(), now)),
                         job,
                         silos,
                         last_report: reports
@@ -313,101 +320,6 @@ impl Operator {
                 })
             })
             .await
-    }
-
-    async fn submit(
-        &self,
-        operator: String,
-        request: v1::SubmitJobRequest,
-    ) -> Result<v1::SubmitJobResponse, Failure> {
-        let id = &request.request_id;
-        if !(1..=MAX_REQUEST_ID).contains(&id.len()) || id.chars().any(char::is_control) {
-            let problem = format!("must be 1 to {MAX_REQUEST_ID} printable bytes");
-            return Err(wire::invalid_field("request_id", problem).into());
-        }
-        let context = &self.context;
-        let spec = Submission::parse(&request.spec_toml)?;
-        let quota = self.acceptable(&spec)?;
-        let now = context.now();
-        let job = &NewJob {
-            job_id: new_job_id(spec.name(), context.ids.as_ref()),
-            request_id: request.request_id,
-            submitted_by: operator,
-            submitted_at: now,
-            spec_toml: request.spec_toml,
-            kind: spec.kind(),
-        };
-        let max_queued = context.config.jobs.max_queued;
-        let (record, existed) = context
-            .datastore
-            .run_tx("submit_job", |tx| {
-                Box::pin(async move {
-                    if let Some(existing) = tx.job_by_request(&job.request_id).await? {
-                        return same_request(existing, job).map(|existing| (existing, true));
-                    }
-                    let queued = tx.jobs_in_state(JobState::Queued, job.kind).await?;
-                    if queued.len() >= max_queued {
-                        return Err(Refusal::new(
-                            ErrorCode::Busy,
-                            format!("{max_queued} jobs are queued already; try again later"),
-                        )
-                        .retry_after(Duration::from_mins(1))
-                        .into());
-                    }
-                    tx.insert_job(job).await?;
-                    if let Some(quota) = quota {
-                        tx.insert_worker_job(&job.job_id, quota).await?;
-                    }
-                    Ok::<_, Failure>((decide::job(tx, &job.job_id).await?, false))
-                })
-            })
-            .await?;
-        if !existed {
-            metrics::job(JobState::Queued);
-            tracing::info!(job.id = %record.job_id, operator = %record.submitted_by, "job queued");
-            if quota.is_some() {
-                self.announce_work(&record.job_id);
-            } else {
-                context.hub.queue_changed();
-            }
-        }
-        let job = self.job_state(&record.job_id, i64::MAX).await?.view;
-        Ok(v1::SubmitJobResponse {
-            job: Some(job),
-            existed,
-        })
-    }
-
-    /// Checks what a specification asks of this server; for a job that workers run, gives the bytes that it may keep.
-    fn acceptable(&self, spec: &Submission) -> Result<Option<u64>, Failure> {
-        let training = match spec {
-            Submission::Federated(training) => training,
-            Submission::Artaug(spec) => {
-                self.context.config.check_disk(spec)?;
-                return Ok(Some(spec.limits.disk.bytes()));
-            }
-        };
-        if matches!(training.algorithm, AlgorithmSpec::Local {}) {
-            return refuse(
-                ErrorCode::InvalidJobSpec,
-                "`algorithm.name`: `local` exchanges nothing, so there is nothing for a server to do; run it with \
-                 `concord-client simulate`",
-            );
-        }
-        self.context.config.check_adapter(training)?;
-        Ok(None)
-    }
-
-    /// Tells workers of a new job.
-    fn announce_work(&self, job_id: &JobId) {
-        metrics::worker_job(JobState::Queued);
-        if self.context.config.workers.config.is_none() {
-            tracing::info!(
-                job.id = %job_id,
-                "this server starts no workers (`workers.config` is not set): the job waits for a worker from elsewhere"
-            );
-        }
-        self.context.hub.workers_changed();
     }
 
     async fn cancel(&self, operator: &str, job_id: &JobId) -> Result<v1::Job, Failure> {
@@ -457,18 +369,4 @@ async fn worker_part(tx: &mut Tx<'_>, job: &JobRecord) -> Result<Option<WorkerJo
         return Ok(None);
     }
     Ok(tx.worker_job(&job.job_id).await?)
-}
-
-/// The job of an earlier call with the same request id, if that call asked for the same.
-fn same_request(existing: JobRecord, job: &NewJob) -> Result<JobRecord, Failure> {
-    if existing.spec_toml == job.spec_toml {
-        return Ok(existing);
-    }
-    refuse(
-        ErrorCode::RequestIdReused,
-        format!(
-            "request id `{}` was used for job `{}` with another specification; choose a new id",
-            job.request_id, existing.job_id
-        ),
-    )
 }

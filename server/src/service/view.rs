@@ -45,11 +45,24 @@ pub(super) fn job(record: &JobRecord, worker: Option<&WorkerJobRecord>, now: Tim
         algorithm: training.map_or_else(String::new, |spec| spec.algorithm.name().to_owned()),
         paused: worker.is_some_and(|worker| worker.paused && !worker.has_ended),
         waits_for_review: worker.is_some_and(WorkerJobRecord::waits_for_review),
-        artaug: worker.and_then(|worker| worker.progress.clone()),
+        artaug: worker.and_then(progress_of),
         worker: worker
             .and_then(|worker| worker.holder(now))
             .map_or_else(String::new, |lease| lease.worker.clone()),
+        files_deleted_at: worker
+            .and_then(|worker| worker.files_deleted_at)
+            .map(Timestamp::to_proto),
     }
+}
+
+/// How far a job is, without what was deleted since.
+fn progress_of(worker: &WorkerJobRecord) -> Option<v1::ArtaugProgress> {
+    let mut progress = worker.progress.clone()?;
+    if worker.files_deleted_at.is_some() {
+        progress.last_images.clear();
+        progress.bytes_kept = 0;
+    }
+    Some(progress)
 }
 
 pub(super) fn round(job_id: &JobId, record: &RoundRecord) -> v1::Round {

@@ -65,6 +65,7 @@ impl WorkerService for Workers {
         let mut changes = hub.watch_workers();
         let deadline = Instant::now() + CLAIM_WAIT;
         loop {
+            self.context.workers_seen.note(self.context.now());
             changes.mark_unchanged();
             if stop.is_cancelled() {
                 return Err(Failure::from(shutting_down()).into());
@@ -97,6 +98,7 @@ impl WorkerService for Workers {
         let context = Arc::clone(&self.context);
         let renewed = async move {
             let now = context.now();
+            context.workers_seen.note(now);
             let (grip, progress, duration) =
                 (&grip, progress.as_ref(), context.config.workers.lease);
             let (change, command, reviews) = context

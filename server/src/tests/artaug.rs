@@ -11,10 +11,12 @@ use super::harness::{World, code};
 use crate::service::worker::is_work_waiting;
 
 mod beside;
+mod deletion;
 mod journal;
 mod leases;
 mod objects;
 mod operators;
+mod queue;
 mod reviews;
 mod supervisor;
 

@@ -51,6 +51,9 @@ async fn each_service_is_for_its_role_only() {
             code(client.get_artefact(request).await),
             ErrorCode::WrongRole
         );
+        let request = v1::DeleteJobFilesRequest::default();
+        let answer = client.delete_job_files(request).await;
+        assert_eq!(code(answer), ErrorCode::WrongRole);
     }
     for role in [Role::Silo, Role::Operator] {
         let mut client = WorkerServiceClient::new(world.channel(role, "x"));

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 use concord_proto::v1;
 use serde::Serialize;
 
-use super::{digest, text};
+use super::{Job, digest, text};
 use crate::cli::pairs::Decided;
 
 /// How far an ArtAug job is.
@@ -154,4 +154,21 @@ pub(in crate::cli) struct FetchedFile {
 pub(in crate::cli) struct Fetched {
     pub(in crate::cli) folder: String,
     pub(in crate::cli) files: Vec<FetchedFile>,
+}
+
+/// The answer to `artaug delete`.
+#[derive(Debug, Clone, Serialize)]
+pub(in crate::cli) struct Deleted {
+    pub(in crate::cli) job: Job,
+    /// Bytes that were kept for the job before.
+    pub(in crate::cli) bytes_freed: u64,
+}
+
+impl From<v1::DeleteJobFilesResponse> for Deleted {
+    fn from(answer: v1::DeleteJobFilesResponse) -> Self {
+        Self {
+            job: answer.job.unwrap_or_default().into(),
+            bytes_freed: answer.bytes_freed,
+        }
+    }
 }

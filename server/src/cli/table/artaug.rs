@@ -7,7 +7,7 @@ use crate::cli::{
     names::plain,
     output::{
         Job,
-        artaug::{ArtefactList, Fetched, Progress, Reviewed, Waiting},
+        artaug::{ArtefactList, Deleted, Fetched, Progress, Reviewed, Waiting},
     },
     pairs::Ranges,
 };
@@ -99,8 +99,15 @@ pub(super) fn progress(job: &Job) -> String {
             lines.push(("memory", format!("{} at the most", bytes(memory))));
         }
         for (number, digest) in progress.last_images.iter().enumerate() {
-            lines.push((["last images", ""][usize::from(number > 0)], digest.clone()));
+            lines.push((["images", ""][usize::from(number > 0)], digest.clone()));
         }
+        if !progress.last_images.is_empty() {
+            let command = format!("concord artaug images {} FOLDER", job.job_id);
+            lines.push(("", format!("see them with  {command}")));
+        }
+    }
+    if let Some(time) = &job.files_deleted_at {
+        lines.push(("files", format!("deleted {time}")));
     }
     if job.waits_for_review {
         let command = format!("concord artaug review {}", job.job_id);
@@ -157,7 +164,7 @@ pub(in crate::cli) fn reviewed(answer: &Reviewed) -> String {
 
 pub(in crate::cli) fn artefacts(list: &ArtefactList) -> String {
     if list.artefacts.is_empty() {
-        return "no artefacts yet\n".to_owned();
+        return "no artefacts\n".to_owned();
     }
     table(
         ["NAME", "SIZE", "DIGEST"],
@@ -190,4 +197,12 @@ pub(in crate::cli) fn fetched(answer: &Fetched) -> String {
     );
     text.extend(["in ", &answer.folder, "\n"]);
     text
+}
+
+pub(in crate::cli) fn deleted(answer: &Deleted) -> String {
+    format!(
+        "deleted what the server kept for job {}: {}\n",
+        answer.job.job_id,
+        bytes(answer.bytes_freed)
+    )
 }

@@ -5,6 +5,8 @@ use concord_proto::v1;
 use super::*;
 use crate::cli::output::{Job, JobList, JobState};
 
+mod files;
+
 /// A job in the second of three iterations.
 fn job() -> v1::Job {
     let mut job = v1::Job {
@@ -207,14 +209,14 @@ mod against_a_server {
     const SAMPLE: &str = include_str!("../../../../deploy/artaug/job.toml");
 
     /// A worker without an engine.
-    struct Worker {
+    pub(super) struct Worker {
         client: WorkerServiceClient<Channel>,
         grip: v1::JobGrip,
     }
 
     impl Worker {
         /// Takes the job that waits.
-        async fn claim(world: &World) -> Self {
+        pub(in crate::cli::tests::artaug) async fn claim(world: &World) -> Self {
             let mut client = WorkerServiceClient::new(world.channel(Role::Worker, "gpu-1"));
             let lease = eventually("a job for the worker", async || {
                 let request = v1::ClaimJobRequest {
@@ -231,7 +233,7 @@ mod against_a_server {
             Self { client, grip }
         }
 
-        async fn renew(&mut self, progress: v1::ArtaugProgress) {
+        pub(in crate::cli::tests::artaug) async fn renew(&mut self, progress: v1::ArtaugProgress) {
             let request = v1::RenewJobLeaseRequest {
                 grip: Some(self.grip.clone()),
                 progress: Some(progress),
@@ -239,7 +241,7 @@ mod against_a_server {
             self.client.renew_job_lease(request).await.unwrap();
         }
 
-        async fn put(&mut self, name: &str, content: &Bytes) {
+        pub(in crate::cli::tests::artaug) async fn put(&mut self, name: &str, content: &Bytes) {
             let digest = Digest::of(content).to_vec();
             let header = v1::PutObjectHeader {
                 grip: Some(self.grip.clone()),
@@ -262,7 +264,12 @@ mod against_a_server {
             self.client.put_artefact(request).await.unwrap();
         }
 
-        async fn release(mut self, release: v1::JobRelease, waiting: &[u32], reviews: u64) {
+        pub(in crate::cli::tests::artaug) async fn release(
+            mut self,
+            release: v1::JobRelease,
+            waiting: &[u32],
+            reviews: u64,
+        ) {
             let mut request = v1::ReleaseJobRequest {
                 grip: Some(self.grip.clone()),
                 progress: super::job().artaug,
@@ -281,7 +288,7 @@ mod against_a_server {
     }
 
     /// Queues the sample with a review, as an operator does.
-    async fn submitted(world: &World) -> String {
+    pub(super) async fn submitted(world: &World) -> String {
         let file = world.folder.path().join("artaug.toml");
         let text = SAMPLE.replace("review = false", "review = true");
         assert_ne!(text, SAMPLE);
@@ -294,7 +301,7 @@ mod against_a_server {
     }
 
     /// Runs commands, each with the exit code and a part of what it says.
-    async fn expect(world: &World, commands: &[(&[&str], Exit, &str)]) {
+    pub(super) async fn expect(world: &World, commands: &[(&[&str], Exit, &str)]) {
         for (words, wanted, part) in commands {
             let (exit, text) = concord(world, words).await;
             assert_eq!(exit, *wanted, "{words:?}: {text}");
@@ -317,15 +324,11 @@ mod against_a_server {
                     Exit::Refused,
                     "no pair",
                 ),
-                (
-                    &["artaug", "artefacts", job],
-                    Exit::Done,
-                    "no artefacts yet",
-                ),
+                (&["artaug", "artefacts", job], Exit::Done, "no artefacts"),
                 (
                     &["artaug", "fetch", job, "x"],
                     Exit::NotFound,
-                    "no artefacts yet",
+                    "no artefacts",
                 ),
             ],
         )

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use concord_common::{Digest, JobId};
+use concord_common::{Digest, JobId, Timestamp};
 
 use crate::{blobs::BlobStore, context::Context, error::Failure};
 
@@ -12,7 +12,7 @@ const LINES_AT_ONCE: u32 = 1000;
 
 /// Keeps what `[retention]` says and gives up the rest.
 pub(super) async fn retain(context: &Arc<Context>) -> Result<(), Failure> {
-    keep_results(context).await?;
+    keep_results(context, context.now() - context.config.retention.ended_jobs).await?;
     let settings = &context.config.retention;
     let (newest, before) = (settings.versions, context.now() - settings.ended_jobs);
     let gone = context
@@ -48,36 +48,54 @@ pub(super) async fn retain(context: &Arc<Context>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Gives up the journals of workers' jobs that ended long ago, and all objects of theirs that are no results.
-async fn keep_results(context: &Arc<Context>) -> Result<(), Failure> {
-    let before = context.now() - context.config.retention.ended_jobs;
+/// Goes on where a crash came into the deletion of a job's files. For the start of the server.
+///
+/// # Errors
+/// If the database fails.
+pub(crate) async fn finish_deletions(context: &Arc<Context>) -> Result<(), Failure> {
+    // No job ended before that.
+    keep_results(context, Timestamp(0)).await
+}
+
+/// Gives up the journals of workers' jobs that ended before this moment, or whose files an operator had deleted, and all objects of
+/// theirs that are no results.
+async fn keep_results(context: &Arc<Context>, ended_before: Timestamp) -> Result<(), Failure> {
     let jobs = context
         .datastore
         .run_read("find_bulky_jobs", |tx| {
-            Box::pin(async move { Ok::<_, Failure>(tx.bulky_worker_jobs(before).await?) })
+            Box::pin(async move { Ok::<_, Failure>(tx.bulky_worker_jobs(ended_before).await?) })
         })
         .await?;
     for job_id in jobs {
-        drop_journal(context, &job_id).await?;
-        let _change = context.objects.change().await;
-        let id = &job_id;
-        let gone = context
-            .datastore
-            .run_tx("keep_only_artefacts", |tx| {
-                Box::pin(async move { Ok::<_, Failure>(tx.keep_only_artefacts(id).await?) })
-            })
-            .await?;
-        tracing::info!(job.id = %job_id, objects = gone.len(), "deleted all of an old job but its results");
-        let store = Arc::clone(&context.objects);
-        tokio::task::spawn_blocking(move || {
-            for digest in gone {
-                if let Err(error) = store.delete(&job_id, &digest) {
-                    tracing::warn!(job.id = %job_id, %error, "cannot delete an object; the next start does");
-                }
-            }
+        give_up(context, &job_id).await?;
+    }
+    Ok(())
+}
+
+/// Gives up the journal of a worker's job that has ended, and all of its objects that are no results. Where it breaks off, the next
+/// sweep or start goes on.
+///
+/// # Errors
+/// If the database fails.
+pub(crate) async fn give_up(context: &Arc<Context>, job_id: &JobId) -> Result<(), Failure> {
+    drop_journal(context, job_id).await?;
+    let _change = context.objects.change().await;
+    let gone = context
+        .datastore
+        .run_tx("keep_only_artefacts", |tx| {
+            Box::pin(async move { Ok::<_, Failure>(tx.keep_only_artefacts(job_id).await?) })
         })
         .await?;
-    }
+    tracing::info!(job.id = %job_id, objects = gone.len(), "deleted all of an ended job but its results");
+    let (store, job_id) = (Arc::clone(&context.objects), job_id.clone());
+    tokio::task::spawn_blocking(move || {
+        for digest in gone {
+            if let Err(error) = store.delete(&job_id, &digest) {
+                tracing::warn!(job.id = %job_id, %error, "cannot delete an object; the next start does");
+            }
+        }
+    })
+    .await?;
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! An operator's hand on jobs that workers run: rest, words on pairs, results.
+//! An operator's hand on jobs that workers run: rest, words on pairs, results and their end.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::super::{
     pieces::{self, Wanted, unknown_object},
     view,
 };
-use crate::{context::Context, decide::workers, error::Failure};
+use crate::{context::Context, decide::workers, driver, error::Failure};
 
 /// Most words on pairs in one call.
 const MAX_WORDS: usize = 10_000;
@@ -163,4 +163,38 @@ pub(super) async fn get_artefact(
         total,
     })
     .await
+}
+
+/// Deletes all that is kept for a job that has ended. For [`Context::to_the_end`].
+pub(super) async fn delete_files(
+    context: Arc<Context>,
+    operator: String,
+    job_id: JobId,
+) -> Result<v1::DeleteJobFilesResponse, Failure> {
+    let (now, id) = (context.now(), &job_id);
+    let (change, bytes_freed) = context
+        .datastore
+        .run_tx("delete_job_files", |tx| {
+            Box::pin(workers::delete_files(tx, id, now))
+        })
+        .await?;
+    if let Some(change) = change {
+        tracing::info!(job.id = %job_id, operator, bytes = bytes_freed, "an operator deletes the files of a job");
+        change.announce(&context.hub);
+    }
+    // Also if they were condemned before: that call may not have come to its end.
+    driver::give_up(&context, id).await?;
+    let job = context
+        .datastore
+        .run_read("get_job", |tx| {
+            Box::pin(async move {
+                let (record, worker) = workers::worker_job(tx, id).await?;
+                Ok::<_, Failure>(view::job(&record, Some(&worker), now))
+            })
+        })
+        .await?;
+    Ok(v1::DeleteJobFilesResponse {
+        job: Some(job),
+        bytes_freed,
+    })
 }

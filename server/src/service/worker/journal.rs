@@ -160,6 +160,7 @@ mod tests {
             reviews: 0,
             waiting_iteration: None,
             trouble: None,
+            files_deleted_at: None,
         };
         within_journal(&record(MAX_JOURNAL - 7), 7).unwrap();
         for (there, more) in [(MAX_JOURNAL - 7, 8), (MAX_JOURNAL, 1), (1, u64::MAX)] {

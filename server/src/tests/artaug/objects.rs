@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Names of a job's files.
-fn files(world: &World, job_id: &str) -> Vec<String> {
+pub(super) fn files(world: &World, job_id: &str) -> Vec<String> {
     let Ok(folder) = fs::read_dir(folder(world, job_id)) else {
         return Vec::new();
     };
@@ -23,7 +23,7 @@ fn files(world: &World, job_id: &str) -> Vec<String> {
     names
 }
 
-fn folder(world: &World, job_id: &str) -> PathBuf {
+pub(super) fn folder(world: &World, job_id: &str) -> PathBuf {
     world.config.state_dir.join("artaug").join(job_id)
 }
 
