@@ -15,9 +15,9 @@ use std::{
 
 use bytes::Bytes;
 use concord_common::{
-    Clock, Digest, ErrorCode, JobId, RoundNumber, SiloId,
+    Clock, ErrorCode, JobId, RoundNumber, SiloId,
     adapter::{AdapterLayout, AdapterVersion},
-    chunk::PayloadInspector,
+    chunk::{Cut, DEFAULT_CHUNK_BYTES, PayloadInspector},
     code::Refusal,
     wire::{MAX_METRICS, MetricPoint, MetricReport, is_known_metric},
 };
@@ -195,9 +195,9 @@ impl EgressGate {
     /// # Errors
     /// [`EgressError::Budget`], or [`EgressError::Io`]: then nothing may be sent.
     pub fn depart(&self, cleared: &Cleared, offset: u64) -> Result<Departure, EgressError> {
-        let bytes = (cleared.payload.len() as u64).saturating_sub(offset);
+        let bytes = (cleared.payload().len() as u64).saturating_sub(offset);
         let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-        let spent = log.spent_before(&cleared.job, cleared.round, cleared.digest, offset);
+        let spent = log.spent_before(&cleared.job, cleared.round, cleared.digest(), offset);
         if spent.saturating_add(bytes) > self.limits.bytes_per_job {
             return Err(EgressError::Budget {
                 job: cleared.job.clone(),
@@ -213,7 +213,7 @@ impl EgressGate {
                 tensors: cleared.layout.tensors().len() as u64,
                 offset,
                 bytes,
-                digest: cleared.digest,
+                digest: cleared.digest(),
                 norm: cleared.norm,
                 examples: cleared.examples,
             },
@@ -350,8 +350,8 @@ impl EgressGate {
             &cleared.job,
             What::Announcement {
                 round: cleared.round,
-                digest: cleared.digest,
-                size: cleared.payload.len() as u64,
+                digest: cleared.digest(),
+                size: cleared.payload().len() as u64,
                 examples: cleared.examples,
             },
         )
@@ -416,8 +416,7 @@ impl EgressGate {
             round: assignment.round,
             layout: assignment.layout.clone(),
             base,
-            digest: Digest::of(&payload),
-            payload,
+            cut: Cut::new(payload, DEFAULT_CHUNK_BYTES),
             norm,
             examples,
         })

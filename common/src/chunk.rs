@@ -1,19 +1,23 @@
 //! Payloads in pieces: cutting them up, and checking what comes in.
 //!
-//! [`chunks`] cuts without copying. [`ChunkAssembler`] is the check at the other end, for uploads and downloads alike: it
-//! holds no payload, only a running hash, so that whoever uses it writes the bytes wherever it wants them.
+//! [`chunks`] and [`Cut`] cut without copying. [`ChunkAssembler`] is the check at the other end, for uploads and downloads alike:
+//! it holds no payload, only a running hash, so that whoever uses it writes the bytes wherever it wants them.
+//!
+//! A chunk carries the digest of its stream from the first byte sent to the chunk's end ([`StreamDigest`]). In a stream that
+//! begins at byte 0 the last one is the digest of the whole, so that nobody hashes a byte twice.
 
 use std::io;
 
-use bytes::Bytes;
 use concord_proto::v1;
 
 use crate::{Digest, ErrorCode, adapter::AdapterLayout, code::Refusal};
 
+mod cut;
 mod inspect;
 #[cfg(test)]
 mod tests;
 
+pub use cut::{Cut, StreamDigest, chunk, chunks};
 pub use inspect::PayloadInspector;
 
 /// Largest chunk in bytes.
@@ -21,33 +25,6 @@ pub const MAX_CHUNK_BYTES: usize = 1 << 20;
 /// Size of the chunks that Concord sends: large enough that framing costs nothing, small enough to stay in a core's cache
 /// while it is hashed and copied.
 pub const DEFAULT_CHUNK_BYTES: usize = 256 << 10;
-
-/// A piece of a payload with its digest.
-pub fn chunk(offset: u64, data: Bytes) -> v1::Chunk {
-    v1::Chunk {
-        offset,
-        digest: Digest::of(&data).to_vec(),
-        data,
-    }
-}
-
-/// The pieces of a payload from byte `from` on, each at most `chunk_bytes` long; the bytes are shared, not copied.
-/// `chunk_bytes` is taken as within 1 to [`MAX_CHUNK_BYTES`].
-pub fn chunks(
-    payload: &Bytes,
-    from: u64,
-    chunk_bytes: usize,
-) -> impl Iterator<Item = v1::Chunk> + use<> {
-    let payload = payload.clone();
-    let step = chunk_bytes.clamp(1, MAX_CHUNK_BYTES);
-    let from = usize::try_from(from)
-        .unwrap_or(usize::MAX)
-        .min(payload.len());
-    (from..payload.len()).step_by(step).map(move |start| {
-        let end = payload.len().min(start + step);
-        chunk(start as u64, payload.slice(start..end))
-    })
-}
 
 /// What a payload must be.
 #[derive(Clone, PartialEq, Debug)]
@@ -99,7 +76,8 @@ pub enum ResumeError {
     Content(Refusal),
 }
 
-/// Checks an incoming payload chunk by chunk: offsets, sizes, digests, and that every value is finite.
+/// Checks an incoming payload chunk by chunk: offsets, sizes, digests, and that every value is finite. It is there for one
+/// stream; the next one begins with [`ChunkAssembler::resume`] or [`ChunkAssembler::begin_stream`].
 ///
 /// After a refusal the state is as it was before the chunk. The assembler runs ahead of the disk by the chunk that was just
 /// accepted: if writing it fails, drop the assembler and [`ChunkAssembler::resume`] from what was written.
@@ -108,6 +86,8 @@ pub struct ChunkAssembler {
     expected: Expected,
     offset: u64,
     hasher: blake3::Hasher,
+    /// None in a stream from byte 0: it has the same bytes as `hasher`.
+    stream: Option<Box<StreamDigest>>,
     inspector: PayloadInspector,
 }
 
@@ -118,6 +98,7 @@ impl ChunkAssembler {
             expected,
             offset: 0,
             hasher: blake3::Hasher::new(),
+            stream: None,
             inspector: PayloadInspector::new(),
         }
     }
@@ -131,15 +112,29 @@ impl ChunkAssembler {
         let mut buffer = vec![0; DEFAULT_CHUNK_BYTES];
         loop {
             let count = match received.read(&mut buffer) {
-                Ok(0) => return Ok(assembler),
+                Ok(0) => {
+                    assembler.begin_stream();
+                    return Ok(assembler);
+                }
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(ResumeError::Read(error)),
             };
+            let received = &buffer[..count];
             assembler
-                .advance(&buffer[..count])
+                .check_end(count)
+                .and_then(|()| {
+                    let mut hasher = assembler.hasher.clone();
+                    hasher.update(received);
+                    assembler.advance(received, hasher, None)
+                })
                 .map_err(ResumeError::Content)?;
         }
+    }
+
+    /// Expects that the sender begins anew, with the byte that must come next.
+    pub fn begin_stream(&mut self) {
+        self.stream = (self.offset > 0).then(Box::default);
     }
 
     /// The byte that must come next.
@@ -182,16 +177,23 @@ impl ChunkAssembler {
             );
         }
         self.check_end(size)?;
-        if chunk.digest != Digest::of(&chunk.data).as_bytes() {
+        let mut hasher = self.hasher.clone();
+        hasher.update(&chunk.data);
+        let mut stream = self.stream.clone();
+        let digest = match &mut stream {
+            Some(stream) => stream.then(&chunk.data),
+            None => hasher.finalize().into(),
+        };
+        if chunk.digest != digest.as_bytes() {
             return refuse(
                 ErrorCode::BadChunk,
                 format!(
-                    "the digest of the chunk at byte {} does not match its bytes; send it again",
+                    "the digest of the chunk at byte {} does not match the bytes that were sent until its end; send it again",
                     self.offset
                 ),
             );
         }
-        self.advance(&chunk.data)
+        self.advance(&chunk.data, hasher, stream)
     }
 
     /// Ends the payload.
@@ -240,8 +242,13 @@ impl ChunkAssembler {
         ))
     }
 
-    fn advance(&mut self, data: &[u8]) -> Result<(), Refusal> {
-        self.check_end(data.len())?;
+    /// Goes on behind `data`, which both hashes have taken in, if its values may pass.
+    fn advance(
+        &mut self,
+        data: &[u8],
+        hasher: blake3::Hasher,
+        stream: Option<Box<StreamDigest>>,
+    ) -> Result<(), Refusal> {
         let inspector = self.inspector.then(data, &self.expected.layout)?;
         if let Some(bound) = self.expected.max_norm
             && inspector.norm() > bound
@@ -252,7 +259,8 @@ impl ChunkAssembler {
             ));
         }
         self.inspector = inspector;
-        self.hasher.update(data);
+        self.hasher = hasher;
+        self.stream = stream;
         self.offset += data.len() as u64;
         Ok(())
     }

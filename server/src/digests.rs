@@ -4,10 +4,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use concord_common::{Digest, adapter::AdapterVersion};
+use concord_common::{Digest, adapter::AdapterVersion, chunk::StreamDigest};
 use concord_proto::v1;
 use tokio::sync::OnceCell;
 
@@ -17,33 +17,37 @@ const ADAPTERS: usize = 16;
 /// Most bytes of pieces in memory for those that come to them next, over all adapters.
 const SHARED_BYTES: u64 = 8 << 20;
 
-/// The digests of one adapter's pieces, each computed when it is first sent.
+/// The digests of one adapter's pieces in a stream from byte 0 on, each computed when it is first sent.
 #[derive(Debug)]
 pub(crate) struct Pieces {
     size: u64,
-    digests: Vec<OnceLock<Digest>>,
+    known: Mutex<Known>,
+}
+
+/// The first pieces' digests, and what the next one goes on from.
+#[derive(Debug, Default)]
+struct Known {
+    digests: Vec<Digest>,
+    last: StreamDigest,
 }
 
 impl Pieces {
-    fn new(size: u64, payload_bytes: u64) -> Self {
-        let count = payload_bytes.div_ceil(size) as usize;
+    fn new(size: u64) -> Self {
         Self {
             size,
-            digests: (0..count).map(|_| OnceLock::new()).collect(),
+            known: Mutex::default(),
         }
     }
 
-    /// The digest of `data`, which are the adapter's bytes from `offset` on, as far as a piece goes.
-    pub(crate) fn digest(&self, offset: u64, data: &[u8]) -> Digest {
-        let compute = || Digest::of(data);
-        // A silo that goes on with a download begins where it stopped, which may be inside a piece.
-        if !offset.is_multiple_of(self.size) {
-            return compute();
+    /// The digest of the piece that begins at `offset` and holds `data`; none if a piece before it has not been hashed. Blocking.
+    pub(crate) fn digest(&self, offset: u64, data: &[u8]) -> Option<Digest> {
+        let index = (offset / self.size) as usize;
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if index == known.digests.len() {
+            let digest = known.last.then(data);
+            known.digests.push(digest);
         }
-        match self.digests.get((offset / self.size) as usize) {
-            Some(digest) => *digest.get_or_init(compute),
-            None => compute(),
-        }
+        known.digests.get(index).copied()
     }
 }
 
@@ -77,23 +81,20 @@ pub(crate) struct Sender {
 
 impl Sender {
     /// The digests of the adapter's pieces.
-    pub(crate) fn digests(&self) -> &Arc<Pieces> {
+    pub(crate) fn pieces(&self) -> &Arc<Pieces> {
         &self.pieces
     }
 
-    /// The piece that begins at `offset`; none if no piece begins there.
-    pub(crate) fn piece(&self, offset: u64) -> Option<SharedPiece> {
+    /// The piece that begins at `offset`, in a stream from byte 0 on.
+    pub(crate) fn piece(&self, offset: u64) -> SharedPiece {
         let size = self.pieces.size;
-        if !offset.is_multiple_of(size) {
-            return None;
-        }
         let mut shared = lock(&self.shared);
         let known = shared
             .pieces
             .iter()
             .find(|(of, at, _)| *at == offset && Arc::ptr_eq(of, &self.pieces));
         if let Some((_, _, piece)) = known {
-            return Some(Arc::clone(piece));
+            return Arc::clone(piece);
         }
         let most = (SHARED_BYTES / size).max(1) as usize;
         while shared.pieces.len() >= most {
@@ -102,7 +103,7 @@ impl Sender {
         let piece = SharedPiece::default();
         let entry = (Arc::clone(&self.pieces), offset, Arc::clone(&piece));
         shared.pieces.push_back(entry);
-        Some(piece)
+        piece
     }
 }
 
@@ -117,9 +118,9 @@ impl Drop for Sender {
 }
 
 impl RecentPieces {
-    /// Begins to send an adapter of `payload_bytes`, cut every `size` bytes; `size` is the same in all calls.
-    pub(crate) fn send(&self, version: AdapterVersion, size: u64, payload_bytes: u64) -> Sender {
-        let pieces = self.of(version, size, payload_bytes);
+    /// Begins to send an adapter, cut every `size` bytes; `size` is the same in all calls.
+    pub(crate) fn send(&self, version: AdapterVersion, size: u64) -> Sender {
+        let pieces = self.of(version, size);
         lock(&self.shared).senders += 1;
         Sender {
             pieces,
@@ -127,14 +128,14 @@ impl RecentPieces {
         }
     }
 
-    /// The pieces of an adapter of `payload_bytes`, cut every `size` bytes; `size` is the same in all calls.
-    fn of(&self, version: AdapterVersion, size: u64, payload_bytes: u64) -> Arc<Pieces> {
+    /// The pieces of an adapter, cut every `size` bytes; `size` is the same in all calls.
+    fn of(&self, version: AdapterVersion, size: u64) -> Arc<Pieces> {
         let mut adapters = self.adapters.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, pieces)) = adapters.iter().find(|(known, _)| *known == version) {
             return Arc::clone(pieces);
         }
         adapters.truncate(ADAPTERS - 1);
-        let pieces = Arc::new(Pieces::new(size, payload_bytes));
+        let pieces = Arc::new(Pieces::new(size));
         adapters.push_front((version, Arc::clone(&pieces)));
         pieces
     }
@@ -152,14 +153,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pieces_have_their_own_digests_also_the_short_last_one_and_those_from_inside() {
+    fn a_piece_has_the_digest_of_all_until_its_end_and_the_last_one_that_of_the_whole() {
         let payload: Vec<u8> = (0..250).collect();
         let recent = RecentPieces::default();
-        let pieces = recent.of(AdapterVersion(Digest::of(&payload)), 100, 250);
+        let pieces = recent.of(AdapterVersion(Digest::of(&payload)), 100);
+        assert_eq!(pieces.digest(100, &payload[100..200]), None);
         for _ in 0..2 {
-            for (offset, end) in [(0, 100), (100, 200), (200, 250), (150, 250)] {
-                let data = &payload[offset..end];
-                assert_eq!(pieces.digest(offset as u64, data), Digest::of(data));
+            for (offset, end) in [(0, 100), (100, 200), (200, 250)] {
+                let digest = pieces.digest(offset as u64, &payload[offset..end]);
+                assert_eq!(digest, Some(Digest::of(&payload[..end])));
             }
         }
     }
@@ -169,14 +171,14 @@ mod tests {
         let (damaged, mended) = ([0; 200], [1; 200]);
         let version = AdapterVersion(Digest::of(&mended));
         let recent = RecentPieces::default();
-        let old = recent.of(version, 100, 200);
+        let old = recent.of(version, 100);
         old.digest(0, &damaged[..100]);
         recent.forget(version);
         old.digest(100, &damaged[100..]);
-        let new = recent.of(version, 100, 200);
-        for offset in [0, 100] {
-            let data = &mended[offset..offset + 100];
-            assert_eq!(new.digest(offset as u64, data), Digest::of(data));
+        let new = recent.of(version, 100);
+        for (offset, end) in [(0, 100), (100, 200)] {
+            let digest = new.digest(offset as u64, &mended[offset..end]);
+            assert_eq!(digest, Some(Digest::of(&mended[..end])));
         }
     }
 
@@ -184,18 +186,17 @@ mod tests {
     fn senders_of_one_adapter_share_its_pieces_until_the_last_one_ends() {
         let recent = RecentPieces::default();
         let version = |name: &[u8]| AdapterVersion(Digest::of(name));
-        let send = || recent.send(version(b"a"), 100, 250);
+        let send = || recent.send(version(b"a"), 100);
         let (first, second) = (send(), send());
-        let piece = first.piece(100).unwrap();
-        assert!(Arc::ptr_eq(&piece, &second.piece(100).unwrap()));
-        assert!(!Arc::ptr_eq(&piece, &second.piece(200).unwrap()));
-        assert!(first.piece(150).is_none(), "it begins inside a piece");
-        let other = recent.send(version(b"b"), 100, 250);
-        assert!(!Arc::ptr_eq(&piece, &other.piece(100).unwrap()));
+        let piece = first.piece(100);
+        assert!(Arc::ptr_eq(&piece, &second.piece(100)));
+        assert!(!Arc::ptr_eq(&piece, &second.piece(200)));
+        let other = recent.send(version(b"b"), 100);
+        assert!(!Arc::ptr_eq(&piece, &other.piece(100)));
         // The file was written anew: who began before goes on with the old one, and nobody else gets it.
         recent.forget(version(b"a"));
-        assert!(!Arc::ptr_eq(&piece, &send().piece(100).unwrap()));
-        assert!(Arc::ptr_eq(&piece, &first.piece(100).unwrap()));
+        assert!(!Arc::ptr_eq(&piece, &send().piece(100)));
+        assert!(Arc::ptr_eq(&piece, &first.piece(100)));
 
         drop((first, second));
         assert!(!lock(&recent.shared).pieces.is_empty());
@@ -207,28 +208,25 @@ mod tests {
     fn the_bytes_of_no_more_pieces_are_kept_than_are_allowed() {
         let recent = RecentPieces::default();
         let size = SHARED_BYTES / 4;
-        let sender = recent.send(AdapterVersion(Digest::of(b"a")), size, 10 * size);
-        let first = sender.piece(0).unwrap();
+        let sender = recent.send(AdapterVersion(Digest::of(b"a")), size);
+        let first = sender.piece(0);
         for index in 1..10 {
-            sender.piece(index * size).unwrap();
+            sender.piece(index * size);
             assert!(lock(&recent.shared).pieces.len() <= 4);
         }
-        assert!(
-            !Arc::ptr_eq(&first, &sender.piece(0).unwrap()),
-            "it is read again"
-        );
+        assert!(!Arc::ptr_eq(&first, &sender.piece(0)), "it is read again");
     }
 
     #[test]
     fn only_the_latest_adapters_are_remembered() {
         let recent = RecentPieces::default();
         let version = |number: usize| AdapterVersion(Digest::of(&number.to_le_bytes()));
-        let first = recent.of(version(0), 100, 250);
-        assert!(Arc::ptr_eq(&first, &recent.of(version(0), 100, 250)));
+        let first = recent.of(version(0), 100);
+        assert!(Arc::ptr_eq(&first, &recent.of(version(0), 100)));
         for number in 1..=ADAPTERS {
-            recent.of(version(number), 100, 250);
+            recent.of(version(number), 100);
         }
-        assert!(!Arc::ptr_eq(&first, &recent.of(version(0), 100, 250)));
+        assert!(!Arc::ptr_eq(&first, &recent.of(version(0), 100)));
         assert_eq!(recent.adapters.lock().unwrap().len(), ADAPTERS);
     }
 }

@@ -5,7 +5,6 @@ use std::{future::Future, time::Duration};
 use concord_common::{
     JobId, RoundNumber,
     adapter::AdapterVersion,
-    chunk::{DEFAULT_CHUNK_BYTES, chunks},
     code::Refusal,
     error_text,
     tls::{ConnectError, explain_tls_error},
@@ -33,7 +32,6 @@ const TRANSFER_WAIT: Duration = Duration::from_mins(2);
 pub struct GrpcCoordinator {
     client: FederationServiceClient<Channel>,
     timeout: Duration,
-    chunk_bytes: usize,
 }
 
 impl GrpcCoordinator {
@@ -43,7 +41,6 @@ impl GrpcCoordinator {
         Self {
             client: FederationServiceClient::new(channel),
             timeout,
-            chunk_bytes: DEFAULT_CHUNK_BYTES,
         }
     }
 
@@ -220,11 +217,10 @@ impl Coordinator for GrpcCoordinator {
     ) -> Result<SignedReceipt, CallError> {
         let payload = departure.cleared().payload();
         let id = upload_id.to_vec();
-        let messages = chunks(payload, departure.offset(), self.chunk_bytes).map(move |chunk| {
-            v1::UploadContributionRequest {
-                upload_id: id.clone(),
-                chunk: Some(chunk),
-            }
+        let chunks = departure.cleared().cut().chunks(departure.offset());
+        let messages = chunks.map(move |chunk| v1::UploadContributionRequest {
+            upload_id: id.clone(),
+            chunk: Some(chunk),
         });
         // All bytes may be there already and only the receipt be missing: the stream then names the upload and ends.
         let empty = departure.offset() >= payload.len() as u64;

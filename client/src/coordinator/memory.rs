@@ -262,13 +262,8 @@ impl MemoryCoordinator {
         upload_id: &[u8],
         most: usize,
     ) -> Result<(), CallError> {
-        for chunk in chunks(
-            departure.cleared().payload(),
-            departure.offset(),
-            DEFAULT_CHUNK_BYTES,
-        )
-        .take(most)
-        {
+        let chunks = departure.cleared().cut().chunks(departure.offset());
+        for chunk in chunks.take(most) {
             self.federation
                 .take_chunk(upload_id, &chunk)
                 .map_err(CallError::from_refusal)?;

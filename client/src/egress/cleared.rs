@@ -9,6 +9,7 @@ use bytes::Bytes;
 use concord_common::{
     Digest, ErrorCode, JobId, RoundNumber,
     adapter::{AdapterLayout, AdapterVersion},
+    chunk::Cut,
     wire::MetricReport,
 };
 
@@ -36,8 +37,7 @@ pub struct Cleared {
     pub(super) round: RoundNumber,
     pub(super) layout: AdapterLayout,
     pub(super) base: AdapterVersion,
-    pub(super) payload: Bytes,
-    pub(super) digest: Digest,
+    pub(super) cut: Cut,
     pub(super) norm: f64,
     pub(super) examples: u64,
 }
@@ -65,12 +65,17 @@ impl Cleared {
 
     /// The bytes.
     pub fn payload(&self) -> &Bytes {
-        &self.payload
+        self.cut.payload()
     }
 
     /// BLAKE3 of the bytes.
     pub fn digest(&self) -> Digest {
-        self.digest
+        self.cut.digest()
+    }
+
+    /// The bytes and how they are cut into chunks, with the digests of both.
+    pub fn cut(&self) -> &Cut {
+        &self.cut
     }
 
     /// L2 norm of the update.

@@ -46,10 +46,10 @@ impl Outbox {
                 base: cleared.base,
                 layout: cleared.layout.digest(),
                 examples: cleared.examples,
-                payload: cleared.digest,
+                payload: cleared.digest(),
             })?;
             bytes.push(b'\n');
-            bytes.extend_from_slice(&cleared.payload);
+            bytes.extend_from_slice(cleared.payload());
             fsutil::write_atomic(&path, &bytes, 0o600)
         })();
         written.map_err(|source| EgressError::io(&path, &source))

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use concord_common::{
     ErrorCode, JobId, RoundNumber,
     adapter::AdapterVersion,
-    chunk::chunk,
+    chunk::StreamDigest,
     code::Refusal,
     wire::{ReceiptSigner, SignedReceipt},
 };
@@ -246,12 +246,15 @@ impl Coordinator for Faulty {
                 let broken = futures::stream::once(async { Err(unreachable()) });
                 Box::pin(chunks.take(count).chain(broken))
             }
-            Some(Fault::OtherBytes) => Box::pin(chunks.map(|sent| {
-                let sent = sent?;
-                let mut data = sent.data.to_vec();
-                data[0] ^= 1;
-                Ok(chunk(sent.offset, Bytes::from(data)))
-            })),
+            Some(Fault::OtherBytes) => {
+                let mut digest = StreamDigest::new();
+                Box::pin(chunks.map(move |sent| {
+                    let sent = sent?;
+                    let mut data = sent.data.to_vec();
+                    data[0] ^= 1;
+                    Ok(digest.chunk(sent.offset, Bytes::from(data)))
+                }))
+            }
             Some(Fault::Last(deed)) => {
                 let done = futures::stream::once(async move { deed.0() });
                 Box::pin(chunks.chain(done.filter_map(|()| async { None })))

@@ -5,8 +5,8 @@ use concord_proto::v1;
 use proptest::{collection::vec, prelude::*};
 
 use super::{
-    ChunkAssembler, DEFAULT_CHUNK_BYTES, Expected, MAX_CHUNK_BYTES, PayloadInspector, Received,
-    ResumeError, chunk, chunks,
+    ChunkAssembler, Cut, DEFAULT_CHUNK_BYTES, Expected, MAX_CHUNK_BYTES, PayloadInspector,
+    Received, ResumeError, StreamDigest, chunk, chunks,
 };
 use crate::{
     Digest, ErrorCode,
@@ -66,10 +66,16 @@ fn chunks_share_the_payload_and_cover_it() {
         pieces.iter().map(|c| c.data.len()).collect::<Vec<_>>(),
         [1024, 1024, 1024, 928]
     );
-    assert!(
-        pieces
-            .iter()
-            .all(|c| c.digest == Digest::of(&c.data).to_vec())
+    for piece in &pieces {
+        let end = piece.offset as usize + piece.data.len();
+        assert_eq!(piece.digest, Digest::of(&payload[..end]).to_vec());
+    }
+    let rest: Vec<_> = chunks(&payload, 1000, 2000).collect();
+    assert_eq!(rest[0].digest, Digest::of(&payload[1000..3000]).to_vec());
+    assert_eq!(
+        rest[1].digest,
+        Digest::of(&payload[1000..]).to_vec(),
+        "a stream has a digest of its own"
     );
     assert_eq!(pieces[1].data.as_ptr(), payload[1024..].as_ptr(), "no copy");
     assert_eq!(
@@ -85,6 +91,39 @@ fn chunks_share_the_payload_and_cover_it() {
         4000,
         "a size of 0 is taken as 1"
     );
+}
+
+#[test]
+fn a_payload_that_is_hashed_once_gives_the_same_chunks_from_any_byte_on() {
+    let payload = payload(1000);
+    for size in [0, 1, 1024, 4000, MAX_CHUNK_BYTES + 1] {
+        let cut = Cut::new(payload.clone(), size);
+        assert_eq!(cut.digest(), Digest::of(&payload));
+        for from in [0, 1, 1024, 3999, 4000, u64::MAX] {
+            assert!(cut.chunks(from).eq(chunks(&payload, from, size)), "{from}");
+        }
+    }
+    let empty = Cut::new(Bytes::new(), 10);
+    assert_eq!(empty.digest(), Digest::of(b""));
+    assert_eq!(empty.chunks(0).count(), 0);
+}
+
+#[test]
+fn a_chunk_is_refused_if_its_digest_leaves_out_what_was_sent_before_it() {
+    let payload = payload(100);
+    let pieces: Vec<_> = chunks(&payload, 0, 100).collect();
+    let mut assembler = ChunkAssembler::new(expected(&payload));
+    assembler.accept(&pieces[0]).unwrap();
+    let alone = chunk(100, payload.slice(100..200));
+    assert_eq!(refused(&mut assembler, &alone).code, ErrorCode::BadChunk);
+    assembler.accept(&pieces[1]).unwrap();
+    // In a stream that begins here it is the other way round.
+    assembler.begin_stream();
+    assert_eq!(
+        refused(&mut assembler, &pieces[2]).code,
+        ErrorCode::BadChunk
+    );
+    receive(&mut assembler, chunks(&payload, 200, 100)).unwrap();
 }
 
 #[test]
@@ -213,15 +252,16 @@ fn a_value_that_is_not_finite_names_its_tensor_wherever_chunks_cut() {
 #[test]
 fn a_good_chunk_is_welcome_after_a_refused_one() {
     let payload = payload(10);
-    let mut bad = payload[6..20].to_vec();
-    bad[2..6].copy_from_slice(&f32::NAN.to_le_bytes());
+    let mut bad = payload.to_vec();
+    bad[8..12].copy_from_slice(&f32::NAN.to_le_bytes());
     let mut assembler = ChunkAssembler::new(expected(&payload));
-    assembler.accept(&chunk(0, payload.slice(..6))).unwrap();
+    let good = cut(&payload, &[6, 14]);
+    assembler.accept(&good[0]).unwrap();
     assert_eq!(
-        refused(&mut assembler, &chunk(6, bad.into())).code,
+        refused(&mut assembler, &cut(&bad.into(), &[6, 14])[1]).code,
         ErrorCode::NotFinite
     );
-    receive(&mut assembler, chunks(&payload, 6, 13)).unwrap();
+    receive(&mut assembler, good[1..].iter().cloned()).unwrap();
 }
 
 #[test]
@@ -237,8 +277,9 @@ fn an_update_beyond_the_norm_bound_is_refused() {
     )
     .unwrap();
     let mut assembler = ChunkAssembler::new(bounded(4.99));
-    assembler.accept(&chunk(0, payload.slice(..4))).unwrap();
-    let refusal = refused(&mut assembler, &chunk(4, payload.slice(4..)));
+    let pieces = cut(&payload, &[4]);
+    assembler.accept(&pieces[0]).unwrap();
+    let refusal = refused(&mut assembler, &pieces[1]);
     assert_eq!(refusal.code, ErrorCode::NormTooLarge);
 }
 
@@ -291,13 +332,14 @@ fn payload_and_cuts() -> impl Strategy<Value = (Bytes, Vec<usize>)> {
 
 fn cut(payload: &Bytes, cuts: &[usize]) -> Vec<v1::Chunk> {
     let mut pieces = Vec::new();
+    let mut digest = StreamDigest::new();
     let mut offset = 0;
     for size in cuts.iter().cycle() {
         if offset == payload.len() {
             break;
         }
         let end = payload.len().min(offset + size);
-        pieces.push(chunk(offset as u64, payload.slice(offset..end)));
+        pieces.push(digest.chunk(offset as u64, payload.slice(offset..end)));
         offset = end;
     }
     pieces
@@ -352,7 +394,7 @@ proptest! {
             let before = format!("{assembler:?}");
             if let Err(error) = assembler.accept(&sent) {
                 prop_assert_eq!(format!("{assembler:?}"), before);
-                refusal = Some(error.code);
+                refusal.get_or_insert(error.code);
                 assembler.accept(&good).unwrap();
             }
         }

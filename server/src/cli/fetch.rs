@@ -14,7 +14,7 @@ use std::{
 
 use concord_common::{
     Digest,
-    chunk::{DEFAULT_CHUNK_BYTES, MAX_CHUNK_BYTES},
+    chunk::{DEFAULT_CHUNK_BYTES, MAX_CHUNK_BYTES, StreamDigest},
     fsutil::sync_folder,
 };
 use concord_proto::v1;
@@ -290,9 +290,11 @@ async fn stream<S: Source>(
         offset: part.written,
     };
     let mut pieces = in_time(source.open(request)).await??;
+    let mut digest = StreamDigest::new();
     while let Some(piece) = in_time(pieces.next()).await? {
         let piece = piece?;
-        let chunk = check(&piece, part.written, file.bytes).map_err(|problem| {
+        let checked = check(&piece, part.written, file.bytes, &mut digest);
+        let chunk = checked.map_err(|problem| {
             CliError::Untrusted(format!(
                 "the server sends the artefact `{}` wrongly at byte {}: {problem}",
                 file.name, part.written
@@ -314,7 +316,12 @@ pub(super) async fn in_time<T>(answer: impl Future<Output = T>) -> Result<T, Sta
 }
 
 /// The chunk of a piece, if it is the one that must come next.
-fn check(piece: &v1::GetArtefactResponse, at: u64, total: u64) -> Result<&v1::Chunk, String> {
+fn check<'a>(
+    piece: &'a v1::GetArtefactResponse,
+    at: u64,
+    total: u64,
+    digest: &mut StreamDigest,
+) -> Result<&'a v1::Chunk, String> {
     let chunk = piece.chunk.as_ref().ok_or("a message has no bytes")?;
     let size = chunk.data.len();
     if piece.total != total {
@@ -332,7 +339,7 @@ fn check(piece: &v1::GetArtefactResponse, at: u64, total: u64) -> Result<&v1::Ch
     if at + size as u64 > total {
         return Err(format!("it goes beyond its {total} bytes"));
     }
-    if chunk.digest != Digest::of(&chunk.data).as_bytes() {
+    if chunk.digest != digest.then(&chunk.data).as_bytes() {
         return Err("a chunk has another digest than it says".to_owned());
     }
     Ok(chunk)

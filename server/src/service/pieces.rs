@@ -2,8 +2,8 @@
 
 use std::{fs::File, os::unix::fs::FileExt as _, sync::Arc, time::Duration};
 
-use bytes::{Bytes, BytesMut};
-use concord_common::{Digest, ErrorCode, JobId, SiloId, chunk, code::Refusal, wire};
+use bytes::BytesMut;
+use concord_common::{Digest, ErrorCode, JobId, SiloId, chunk::StreamDigest, code::Refusal, wire};
 use concord_proto::v1;
 use futures::{StreamExt as _, future, stream};
 use tokio::sync::{mpsc, oneshot};
@@ -99,12 +99,15 @@ async fn send_all<T>(
     wrap: impl Fn(v1::Chunk) -> T,
 ) -> Result<(), Failure> {
     let limits = &context.config.limits;
+    let mut digest = Box::new(StreamDigest::new());
     while offset < end {
         let length = limits.chunk_size.bytes().min(end - offset) as usize;
         let file = Arc::clone(file);
-        let chunk = tokio::task::spawn_blocking(move || read_chunk(&file, offset, length))
-            .await?
-            .map_err(Failure::io("cannot read an object"))?;
+        let chunk;
+        (digest, chunk) =
+            tokio::task::spawn_blocking(move || read_chunk(&file, offset, length, digest))
+                .await?
+                .map_err(Failure::io("cannot read an object"))?;
         let Some(place) = reserve(pieces, limits.transfer_idle).await? else {
             return Ok(());
         };
@@ -134,8 +137,14 @@ pub(super) async fn reserve<T>(
     }
 }
 
-fn read_chunk(file: &File, offset: u64, length: usize) -> std::io::Result<v1::Chunk> {
+fn read_chunk(
+    file: &File,
+    offset: u64,
+    length: usize,
+    mut digest: Box<StreamDigest>,
+) -> std::io::Result<(Box<StreamDigest>, v1::Chunk)> {
     let mut buffer = BytesMut::zeroed(length);
     file.read_exact_at(&mut buffer, offset)?;
-    Ok(chunk::chunk(offset, Bytes::from(buffer)))
+    let chunk = digest.chunk(offset, buffer.freeze());
+    Ok((digest, chunk))
 }

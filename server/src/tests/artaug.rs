@@ -173,8 +173,8 @@ impl Held {
         while let Some(message) = stream.message().await? {
             let chunk = message.chunk.unwrap();
             assert_eq!(chunk.offset, offset + bytes.len() as u64);
-            assert_eq!(chunk.digest, Digest::of(&chunk.data).to_vec());
             bytes.extend_from_slice(&chunk.data);
+            assert_eq!(chunk.digest, Digest::of(&bytes).to_vec());
         }
         Ok(bytes)
     }

@@ -336,8 +336,8 @@ impl FakeSilo {
         while let Some(message) = stream.message().await? {
             let chunk = message.chunk.unwrap();
             assert_eq!(chunk.offset, offset + payload.len() as u64);
-            assert_eq!(chunk.digest, Digest::of(&chunk.data).to_vec());
             payload.extend_from_slice(&chunk.data);
+            assert_eq!(chunk.digest, Digest::of(&payload).to_vec());
         }
         Ok(payload)
     }

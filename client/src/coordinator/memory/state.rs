@@ -356,23 +356,19 @@ impl State {
         };
         expected.check_size(request.payload_bytes)?;
         let id = token("upload", silo, &job, number);
-        if self
-            .uploads
-            .get(&id)
-            .is_none_or(|upload| upload.digest != digest)
-        {
-            let upload = Upload {
-                silo: silo.clone(),
-                round: number,
-                digest,
-                examples: request.examples,
-                assembler: ChunkAssembler::new(expected),
-                bytes: Vec::new(),
-            };
-            self.uploads.insert(id.clone(), upload);
-        }
+        self.uploads
+            .retain(|known, upload| *known != id || upload.digest == digest);
+        let upload = self.uploads.entry(id.clone()).or_insert_with(|| Upload {
+            silo: silo.clone(),
+            round: number,
+            digest,
+            examples: request.examples,
+            assembler: ChunkAssembler::new(expected),
+            bytes: Vec::new(),
+        });
+        upload.assembler.begin_stream();
         Ok(v1::BeginContributionResponse {
-            offset: self.uploads[&id].assembler.offset(),
+            offset: upload.assembler.offset(),
             upload_id: id,
             receipt: None,
         })

@@ -14,7 +14,7 @@ use std::{
 use bytes::Bytes;
 use concord_common::{
     Digest,
-    chunk::{DEFAULT_CHUNK_BYTES, MAX_CHUNK_BYTES, chunk, chunks},
+    chunk::{DEFAULT_CHUNK_BYTES, MAX_CHUNK_BYTES, StreamDigest, chunks},
     code::Refusal,
     error_text,
     tls::explain_tls_error,
@@ -378,6 +378,7 @@ fn of_chunk(chunk: v1::Chunk) -> v1::PutObjectRequest {
 /// Sends a file chunk by chunk; ends early if nobody listens any more.
 fn send_file(path: &Path, sender: &mpsc::Sender<v1::PutObjectRequest>) -> io::Result<()> {
     let mut file = File::open(path)?;
+    let mut digest = StreamDigest::new();
     let mut offset = 0;
     loop {
         let mut piece = Vec::with_capacity(DEFAULT_CHUNK_BYTES);
@@ -387,7 +388,7 @@ fn send_file(path: &Path, sender: &mpsc::Sender<v1::PutObjectRequest>) -> io::Re
         if read == 0 {
             return Ok(());
         }
-        let part = of_chunk(chunk(offset, Bytes::from(piece)));
+        let part = of_chunk(digest.chunk(offset, Bytes::from(piece)));
         if sender.blocking_send(part).is_err() {
             return Ok(());
         }

@@ -311,7 +311,12 @@ async fn bytes_that_are_not_what_was_announced_get_no_name() {
         ),
         (
             "instead of",
-            Box::new(|pieces| *first_chunk(pieces) = chunk::chunk(0, "XXXX".into())),
+            Box::new(|pieces| {
+                let chunks = chunk::chunks(&"XXXX456789".into(), 0, 4);
+                for (piece, chunk) in pieces.iter_mut().zip(chunks) {
+                    piece.as_mut().unwrap().chunk = Some(chunk);
+                }
+            }),
         ),
     ];
     for (part, fault) in faults {

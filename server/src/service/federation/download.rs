@@ -1,9 +1,9 @@
 //! An adapter's payload, piece by piece out of its file.
 
-use std::{fs::File, os::unix::fs::FileExt as _, sync::Arc};
+use std::{fs::File, io, os::unix::fs::FileExt as _, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
-use concord_common::{ErrorCode, JobId, SiloId, wire};
+use concord_common::{ErrorCode, JobId, SiloId, chunk::StreamDigest, wire};
 use concord_proto::v1;
 use futures::{Stream, StreamExt as _, future, stream};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -13,7 +13,7 @@ use tonic::Status;
 use super::{Federation, job_of_silo, shutting_down};
 use crate::{
     context::Context,
-    digests::{Pieces, Sender},
+    digests::Sender,
     error::{Failure, refuse},
     metrics,
     service::{
@@ -29,13 +29,21 @@ type Piece = Result<v1::DownloadAdapterResponse, Status>;
 struct Download {
     context: Arc<Context>,
     file: Arc<File>,
-    adapter: Sender,
+    source: Source,
     offset: u64,
     end: u64,
     pieces: mpsc::Sender<Piece>,
     gate: Arc<TransferGate>,
     /// Held until the last piece is taken.
     _turn: TransferTurn,
+}
+
+/// Where pieces and their digests come from.
+enum Source {
+    /// The ones that all have in common who get the adapter from its first byte on.
+    Common(Sender),
+    /// Those of a silo that goes on with a download: a stream of its own.
+    Rest(Box<StreamDigest>),
 }
 
 /// Waits for a turn and begins to send. If sending ends before its time, the reason is the stream's last item.
@@ -74,7 +82,10 @@ pub(super) async fn start(
     };
     // Before the file is opened: what is forgotten when a file is written anew are then the pieces of the old one.
     let size = context.config.limits.chunk_size.bytes();
-    let adapter = context.pieces.send(version, size, found.payload_bytes);
+    let source = match request.offset {
+        0 => Source::Common(context.pieces.send(version, size)),
+        _ => Source::Rest(Box::default()),
+    };
     let blobs = context.blobs.clone();
     let file = tokio::task::spawn_blocking(move || blobs.get(&version.0))
         .await?
@@ -82,7 +93,7 @@ pub(super) async fn start(
     let (pieces, received) = mpsc::channel(1);
     let (fault, ending) = oneshot::channel();
     let download = Download {
-        adapter,
+        source,
         context,
         file: Arc::new(file),
         offset: request.offset,
@@ -132,10 +143,7 @@ impl Download {
         let idle = self.context.config.limits.transfer_idle;
         while self.offset < self.end {
             let length = size.min(self.end - self.offset);
-            let chunk = match self.adapter.piece(self.offset) {
-                Some(piece) => piece.get_or_try_init(|| self.read(length)).await?.clone(),
-                None => self.read(length).await?,
-            };
+            let chunk = self.next(length).await?;
             let Some(place) = reserve(&self.pieces, idle).await? else {
                 return Ok(());
             };
@@ -148,13 +156,38 @@ impl Download {
         Ok(())
     }
 
-    /// Reads the next `length` bytes on a worker thread.
-    async fn read(&self, length: u64) -> Result<v1::Chunk, Failure> {
-        let (file, digests) = (Arc::clone(&self.file), Arc::clone(self.adapter.digests()));
-        let offset = self.offset;
-        tokio::task::spawn_blocking(move || read_chunk(&file, &digests, offset, length as usize))
-            .await?
-            .map_err(Failure::io("cannot read an adapter"))
+    /// The chunk with the next `length` bytes, read and hashed on a worker thread.
+    async fn next(&mut self, length: u64) -> Result<v1::Chunk, Failure> {
+        let (file, offset) = (Arc::clone(&self.file), self.offset);
+        match &mut self.source {
+            Source::Common(adapter) => {
+                let pieces = Arc::clone(adapter.pieces());
+                let read = on_worker(move || {
+                    let data = read(&file, offset, length)?;
+                    let digest = pieces.digest(offset, &data);
+                    // A stream takes the pieces in their order, and each is hashed before it is taken.
+                    let digest = digest.ok_or_else(|| io::Error::other("a piece was left out"))?;
+                    let digest = digest.to_vec();
+                    Ok(v1::Chunk {
+                        offset,
+                        data,
+                        digest,
+                    })
+                });
+                let piece = adapter.piece(offset);
+                Ok(piece.get_or_try_init(|| read).await?.clone())
+            }
+            Source::Rest(running) => {
+                let mut digest = std::mem::take(running);
+                let (digest, chunk) = on_worker(move || {
+                    let chunk = digest.chunk(offset, read(&file, offset, length)?);
+                    Ok((digest, chunk))
+                })
+                .await?;
+                *running = digest;
+                Ok(chunk)
+            }
+        }
     }
 }
 
@@ -175,19 +208,18 @@ async fn shut_out(
     }
 }
 
-fn read_chunk(
-    file: &File,
-    digests: &Pieces,
-    offset: u64,
-    length: usize,
-) -> std::io::Result<v1::Chunk> {
-    let mut buffer = BytesMut::zeroed(length);
+async fn on_worker<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T, Failure> {
+    tokio::task::spawn_blocking(work)
+        .await?
+        .map_err(Failure::io("cannot read an adapter"))
+}
+
+fn read(file: &File, offset: u64, length: u64) -> io::Result<Bytes> {
+    let mut buffer = BytesMut::zeroed(length as usize);
     file.read_exact_at(&mut buffer, offset)?;
-    Ok(v1::Chunk {
-        offset,
-        digest: digests.digest(offset, &buffer).to_vec(),
-        data: Bytes::from(buffer),
-    })
+    Ok(buffer.freeze())
 }
 
 async fn count(context: &Context, job_id: &JobId, silo_id: &SiloId, bytes: u64) {

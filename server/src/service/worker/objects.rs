@@ -205,17 +205,17 @@ fn check_chunk(chunk: &v1::Chunk, offset: u64, bytes: u64) -> Result<(), Refusal
     Ok(())
 }
 
-/// Checks a chunk's digest and writes it; blocking.
+/// Writes a chunk and checks its digest, which is the object's until here; blocking.
 fn write(mut writer: ObjectWriter, chunk: &v1::Chunk) -> Result<ObjectWriter, Failure> {
-    if chunk.digest != Digest::of(&chunk.data).as_bytes() {
+    writer
+        .write(&chunk.data)
+        .map_err(Failure::io("cannot write an object"))?;
+    if chunk.digest != writer.digest().as_bytes() {
         return refuse(
             ErrorCode::BadChunk,
             format!("the chunk at byte {} is damaged", chunk.offset),
         );
     }
-    writer
-        .write(&chunk.data)
-        .map_err(Failure::io("cannot write an object"))?;
     Ok(writer)
 }
 

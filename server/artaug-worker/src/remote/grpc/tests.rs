@@ -132,8 +132,8 @@ impl WorkerService for Bridge {
                 return Err(Status::invalid_argument("no chunk"));
             };
             assert_eq!(chunk.offset, bytes.len() as u64);
-            assert_eq!(chunk.digest, Digest::of(&chunk.data).to_vec());
             bytes.extend_from_slice(&chunk.data);
+            assert_eq!(chunk.digest, Digest::of(&bytes).to_vec());
         }
         if bytes.len() as u64 != header.bytes {
             return Err(Status::invalid_argument("another size"));
