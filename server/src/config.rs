@@ -128,6 +128,9 @@ pub struct LimitsSection {
     pub max_streams: u32,
     /// Largest message that is read.
     pub max_message: ByteSize,
+    /// How long the message of a call may take to come in, from the call's headers on; not for those that take a stream of them.
+    #[serde(with = "humantime_serde")]
+    pub message_time: Duration,
     /// Largest header list that is read.
     pub max_headers: ByteSize,
     /// A connection older than this is to be made anew, with the certificates of then.
@@ -149,6 +152,7 @@ impl Default for LimitsSection {
             connection_window: ByteSize(512 << 10),
             max_streams: 16,
             max_message: ByteSize::mebibytes(2),
+            message_time: Duration::from_secs(30),
             max_headers: ByteSize(16 << 10),
             max_connection_age: Duration::from_hours(1),
         }
@@ -480,6 +484,7 @@ impl ServerConfig {
         for (key, time) in [
             ("limits.transfer_wait", limits.transfer_wait),
             ("limits.transfer_idle", limits.transfer_idle),
+            ("limits.message_time", limits.message_time),
             ("limits.max_connection_age", limits.max_connection_age),
             ("spool.expiry", self.spool.expiry),
             ("jobs.lease", self.jobs.lease),

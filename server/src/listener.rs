@@ -16,13 +16,15 @@ use tokio::{net::TcpListener, sync::watch};
 use tokio_rustls::rustls::ServerConfig;
 use tonic::{Code, Status, body::Body, service::Routes, transport::Server};
 use tonic_health::server::HealthReporter;
-use tower::util::MapResponseLayer;
+use tower::util::{MapRequestLayer, MapResponseLayer};
 
 use crate::{
     context::Context,
     metrics,
     service::{federation::Federation, operator::Operator, worker::Workers},
 };
+
+mod message;
 
 /// A ping goes out after this long without traffic, and a connection that does not answer it is given up.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
@@ -79,8 +81,12 @@ pub(crate) async fn serve(
     let (health, routes) = routes(context, shutdown).await?;
     let acceptor = Acceptor::new(listener, tls, config.listen.limits());
     let limits = &config.limits;
+    let message_time = limits.message_time;
     let mut server = Server::builder()
         .layer(MapResponseLayer::new(explain_limit))
+        .layer(MapRequestLayer::new(move |request| {
+            message::in_time(request, message_time)
+        }))
         .initial_stream_window_size(limits.stream_window.bytes() as u32)
         .initial_connection_window_size(limits.connection_window.bytes() as u32)
         .max_concurrent_streams(limits.max_streams)

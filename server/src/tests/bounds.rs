@@ -1,13 +1,17 @@
 //! What one silo or one job may take of the server.
 
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
-use concord_common::{ErrorCode, chunk, config::ByteSize};
+use bytes::Bytes;
+use concord_common::{ErrorCode, Role, chunk, code::Refusal, config::ByteSize};
 use concord_proto::v1::{self, JobState, Outcome};
+use futures::{StreamExt as _, stream};
 use tokio::{
     sync::{Notify, mpsc},
     task::JoinSet,
 };
+use tonic::{Status, body::Body};
+use tower::{Service as _, ServiceExt as _};
 
 use super::harness::{FakeSilo, Offer, World, code, constant, eventually, layout, spec};
 use crate::{datastore::NewJob, error::Failure};
@@ -37,6 +41,47 @@ async fn stall(
         Ok(answer.into_inner().receipt.unwrap())
     });
     sender
+}
+
+#[tokio::test]
+async fn a_call_whose_message_trickles_in_is_ended_and_streams_live_on() {
+    let time = Duration::from_millis(300);
+    let world = World::start_with(|config| config.limits.message_time = time).await;
+    let [mut a] = world.silos(["a"]).await;
+    let request = v1::WatchRoundsRequest {};
+    let mut watch = a.client.watch_rounds(request).await.unwrap().into_inner();
+    watch.message().await.unwrap().unwrap();
+    let job_id = world.submit(&spec(1, 1, "")).await;
+    let offer = a.offer(&job_id, 1, constant(1.0), 1).await;
+    let mut calls = JoinSet::new();
+    let upload = stall(&mut a, &offer, &mut calls).await;
+
+    // A message of five bytes is announced, and none of them comes.
+    let head = stream::iter([Ok::<_, Infallible>(Bytes::from_static(&[0, 0, 0, 0, 5]))]);
+    let body = axum::body::Body::from_stream(head.chain(stream::pending()));
+    let request = http::Request::post("/concord.v1.FederationService/ClaimLease")
+        .header("content-type", "application/grpc")
+        .body(Body::new(body))
+        .unwrap();
+    let mut channel = world.channel(Role::Silo, "a");
+    let called = channel.ready().await.unwrap().call(request);
+    let answer = tokio::time::timeout(Duration::from_secs(20), called).await;
+    let status = Status::from_header_map(answer.unwrap().unwrap().headers()).unwrap();
+    assert_eq!(status.code(), tonic::Code::DeadlineExceeded);
+    let refusal = Refusal::from_status(&status).unwrap();
+    assert_eq!(refusal.code, ErrorCode::TooSlow);
+
+    for chunk in chunk::chunks(&offer.payload, 0, 300).skip(1) {
+        let next = v1::UploadContributionRequest {
+            upload_id: Vec::new(),
+            chunk: Some(chunk),
+        };
+        upload.send(next).await.unwrap();
+    }
+    drop(upload);
+    let receipt = calls.join_next().await.unwrap().unwrap().unwrap();
+    assert_eq!(receipt.outcome(), Outcome::Accepted);
+    watch.message().await.unwrap().unwrap();
 }
 
 #[tokio::test]
