@@ -60,7 +60,7 @@ impl GroupSync {
 fn sync_group(group: Vec<(Arc<File>, Answer)>, folder: &Path) {
     metrics::spool_sync(group.len());
     let share = group.len().div_ceil(PARALLEL);
-    let results: Vec<io::Result<()>> = std::thread::scope(|scope| {
+    let (results, names) = std::thread::scope(|scope| {
         let workers: Vec<_> = group
             .chunks(share)
             .map(|files| {
@@ -72,7 +72,9 @@ fn sync_group(group: Vec<(Arc<File>, Answer)>, folder: &Path) {
                 })
             })
             .collect();
-        workers
+        // They have had their names since before they came here.
+        let names = fsutil::sync_folder(folder);
+        let results: Vec<io::Result<()>> = workers
             .into_iter()
             .zip(group.chunks(share))
             .flat_map(|(worker, files)| {
@@ -81,9 +83,9 @@ fn sync_group(group: Vec<(Arc<File>, Answer)>, folder: &Path) {
                     files.iter().map(|_| broken()).collect()
                 })
             })
-            .collect()
+            .collect();
+        (results, names)
     });
-    let names = fsutil::sync_folder(folder);
     for ((_, answer), result) in group.into_iter().zip(results) {
         let whole = result.and_then(|()| match &names {
             Ok(()) => Ok(()),
