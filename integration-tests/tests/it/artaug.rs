@@ -198,6 +198,25 @@ fn loras(artefacts: &BTreeMap<String, Vec<u8>>) -> BTreeMap<String, Vec<u8>> {
         .collect()
 }
 
+/// The page names what a job leaves, and a job leaves what the page names.
+fn every_result_is_documented(results: &BTreeMap<String, Vec<u8>>) {
+    let documented = super::docs::documented_results();
+    for name in results.keys() {
+        let known = name
+            .replace("iteration-1", "iteration-N")
+            .replace("manifest-1", "manifest-N");
+        assert!(documented.contains(&known), "{name} is not on the page");
+    }
+    for name in documented {
+        // What this job was not asked for, or has only if its result is not the base itself.
+        let is_left_out = ["fused/", "lora/reduced/", "lora/merged/"]
+            .iter()
+            .any(|folder| name.starts_with(folder));
+        let name = name.replace("-N", "-1");
+        assert!(is_left_out || results.contains_key(&name), "no {name}");
+    }
+}
+
 /// The journals of the worker's copies of jobs, together.
 fn journals(folder: &Path) -> String {
     let mut text = String::new();
@@ -364,7 +383,9 @@ async fn submit_as(operator: &mut OperatorServiceClient<Channel>, name: &str) ->
 #[test]
 fn a_worker_killed_in_every_stage_ends_in_the_same_lora_bytes_and_no_round_is_disturbed() {
     let federation = started();
-    let whole = loras(&run_job(&federation, "job", || {}));
+    let results = run_job(&federation, "job", || {});
+    every_result_is_documented(&results);
+    let whole = loras(&results);
     assert!(!whole.is_empty());
     super::demo_files::the_artaug_demo_has_a_table_for(&federation);
 

@@ -10,7 +10,7 @@ use std::{
 
 use concord_common::{
     ErrorCode,
-    job::JobSpec,
+    job::{JobSpec, artaug::ArtaugSpec},
     telemetry::names::{self, Kind},
 };
 use concord_integration_tests::harness::{program_path, run, tiny_backbone};
@@ -140,12 +140,17 @@ fn sample_keys(path: &str) -> BTreeSet<String> {
     keys
 }
 
+/// What a page says under a heading.
+fn part(page: &str, heading: &str) -> String {
+    let page = read(page);
+    let (_, rest) = page.split_once(&format!("\n## {heading}\n")).unwrap();
+    rest.split("\n## ").next().unwrap().to_owned()
+}
+
 /// The keys that the page about configuration describes under a heading.
 fn documented_keys(heading: &str) -> BTreeSet<String> {
-    let page = read("docs/configuration.md");
-    let (_, rest) = page.split_once(&format!("\n## {heading}\n")).unwrap();
-    let part = rest.split("\n## ").next().unwrap();
-    part.lines()
+    part("docs/configuration.md", heading)
+        .lines()
         .filter_map(|line| line.strip_prefix("| `")?.split_once('`'))
         .map(|(key, _)| key.to_owned())
         .collect()
@@ -173,35 +178,132 @@ fn every_setting_of_a_job_is_described() {
     assert_eq!(others, ["algorithm.head_epochs", "algorithm.lambda"]);
 }
 
-/// The fields of the structs that settings are read into.
-fn fields(path: &str) -> Vec<String> {
-    read(path)
-        .lines()
-        .skip_while(|line| !line.starts_with("#[serde(deny_unknown_fields"))
-        .filter_map(|line| line.strip_prefix("    pub ")?.split_once(':'))
-        .map(|(name, _)| name.to_owned())
-        .filter(|name| !name.contains(' '))
-        .collect()
+#[test]
+fn every_setting_of_an_artaug_job_is_described_with_its_default() {
+    let documented = documented_keys("ArtAug jobs");
+    let path = "deploy/artaug/job.toml";
+    let shown = sample_keys(path);
+    let missing: Vec<_> = shown.difference(&documented).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+    // The keys of a scorer stand inside a list in the sample.
+    for key in documented.difference(&shown) {
+        assert!(key.starts_with("scorers.filter."), "{key} is not in {path}");
+    }
+    let sample = read(path);
+    let mut defaults = 0;
+    for row in table(&part("docs/configuration.md", "ArtAug jobs"), "Key") {
+        let Some(value) = row[1]
+            .strip_prefix('`')
+            .and_then(|rest| rest.strip_suffix('`'))
+        else {
+            continue;
+        };
+        let key = row[0].trim_matches('`');
+        let name = key.rsplit('.').next().unwrap();
+        let line = format!("{name} = {value}");
+        let is_shown = |text: &str| text.trim_start_matches("# ") == line;
+        assert!(
+            sample.lines().any(is_shown),
+            "{key} is not {value} in {path}"
+        );
+        defaults += 1;
+    }
+    assert!(defaults > 30, "{defaults}");
+}
+
+/// The fields of the types that settings are read into: those that refuse unknown ones.
+fn fields(path: &str) -> BTreeSet<String> {
+    let (mut strict, mut inside) = (false, false);
+    let mut found = BTreeSet::new();
+    for line in read(path).lines() {
+        if line.starts_with("#[serde(") {
+            strict |= line.contains("deny_unknown_fields");
+        } else if line.starts_with("pub struct ") || line.starts_with("pub enum ") {
+            inside = strict;
+            strict = false;
+        } else if line == "}" {
+            inside = false;
+        } else if let Some((name, _)) = line.split_once(": ").filter(|_| inside) {
+            let name = name.trim_start();
+            let name = name.strip_prefix("pub ").unwrap_or(name);
+            if name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_') {
+                found.insert(name.to_owned());
+            }
+        }
+    }
+    found
 }
 
 #[test]
-fn no_setting_is_missing_from_the_samples() {
-    let job = sample_keys("deploy/config/jobs/fedmcp.toml");
-    let server = sample_keys("deploy/config/server.toml");
-    for (keys, path) in [
-        (&server, "server/src/config.rs"),
-        (&job, "common/src/job.rs"),
-    ] {
+fn no_setting_of_the_code_is_missing_from_the_page() {
+    let sections: [(&str, usize, &[&str]); 4] = [
+        ("Server", 40, &["server/src/config.rs"]),
+        ("Jobs", 30, &["common/src/job.rs"]),
+        (
+            "ArtAug worker",
+            25,
+            &[
+                "server/artaug-worker/src/config.rs",
+                "server/artaug-worker/src/imagetext/model.rs",
+                "server/artaug/src/setup.rs",
+                "server/artaug/src/endpoint/settings.rs",
+            ],
+        ),
+        (
+            "ArtAug jobs",
+            50,
+            &[
+                "common/src/job/artaug.rs",
+                "common/src/job/artaug/advice.rs",
+                "common/src/job/artaug/bounds.rs",
+                "common/src/job/artaug/drawing.rs",
+                "common/src/job/artaug/learning.rs",
+                "common/src/job/artaug/scorers.rs",
+            ],
+        ),
+    ];
+    for (heading, least, paths) in sections {
+        let keys = documented_keys(heading);
         let names: BTreeSet<&str> = keys.iter().flat_map(|key| key.split('.')).collect();
-        let fields = fields(path);
-        assert!(fields.len() > 20, "{path}: {fields:?}");
-        for field in fields {
-            assert!(
-                names.contains(field.as_str()),
-                "{path}: `{field}` is in no sample"
-            );
+        let mut all = BTreeSet::new();
+        for path in paths {
+            let fields = fields(path);
+            assert!(!fields.is_empty(), "{path}");
+            for field in &fields {
+                assert!(
+                    names.contains(field.as_str()),
+                    "{path}: `{field}` is not described under {heading}"
+                );
+            }
+            all.extend(fields);
         }
+        assert!(all.len() > least, "{heading}: {all:?}");
     }
+}
+
+/// The names of a job's results as its page has them, with N for the number of an iteration.
+pub(super) fn documented_results() -> BTreeSet<String> {
+    let rows = table(
+        &part("docs/artaug.md", "What comes out, and how to use it"),
+        "name",
+    );
+    rows.iter().flat_map(|row| quoted(&row[0])).collect()
+}
+
+#[test]
+fn the_job_for_a_gpu_on_the_artaug_page_is_acceptable() {
+    let page = part(
+        "docs/artaug.md",
+        "On a GPU, with a real checkpoint and vLLM",
+    );
+    let lines: Vec<&str> = page
+        .lines()
+        .skip_while(|line| *line != "    kind = \"artaug\"")
+        .take_while(|line| line.is_empty() || line.starts_with("    "))
+        .map(|line| line.strip_prefix("    ").unwrap_or(line))
+        .collect();
+    let spec = ArtaugSpec::parse(&lines.join("\n")).unwrap();
+    assert!(spec.lora.recompute && spec.output.fused);
 }
 
 #[test]
