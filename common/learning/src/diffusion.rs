@@ -28,6 +28,6 @@ pub mod unet;
 pub mod vae;
 
 #[cfg(test)]
-mod hostile;
+pub(crate) mod hostile;
 #[cfg(test)]
 mod testing;

@@ -102,4 +102,6 @@ impl Rows {
 }
 
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod tests;

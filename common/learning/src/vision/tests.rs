@@ -13,7 +13,7 @@ use crate::{
 
 /// What PyTorch computed; made by `deploy/interop/efficientnet.py`.
 #[derive(Deserialize)]
-struct Fixture {
+pub(super) struct Fixture {
     image_seed: u64,
     first_weight_seed: u64,
     shapes: BTreeMap<String, Vec<usize>>,
@@ -30,7 +30,7 @@ struct Results {
     largest: usize,
 }
 
-fn fixture() -> Fixture {
+pub(super) fn fixture() -> Fixture {
     let file =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/vision/efficientnet_lite0.json");
     serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap()
@@ -57,7 +57,7 @@ fn picture(pixels: &[u8]) -> Picture<'_> {
 }
 
 /// Weights that follow from seeds, as Python makes them.
-fn seeded_weights(fixture: &Fixture) -> NamedTensors {
+pub(super) fn seeded_weights(fixture: &Fixture) -> NamedTensors {
     let mut weights = NamedTensors::new();
     for (place, (name, shape)) in fixture.shapes.iter().enumerate() {
         let sizes: Vec<i64> = shape.iter().map(|size| *size as i64).collect();
