@@ -353,9 +353,10 @@ pub fn unkept(error: FolderError, short_of_disk: bool) -> Halt {
 /// The images that an event tells of.
 fn images(event: &Event) -> Vec<Digest> {
     match event {
-        Event::Generated { .. } | Event::Regenerated { .. } | Event::Evaluated { .. } => {
-            event.objects()
-        }
+        Event::Generated { .. }
+        | Event::Regenerated { .. }
+        | Event::Sampled { .. }
+        | Event::Evaluated { .. } => event.objects(),
         _ => Vec::new(),
     }
 }

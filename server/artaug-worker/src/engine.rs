@@ -137,38 +137,17 @@ impl Engine for TorchEngine {
     fn draw(&mut self, orders: &[Order], go: &mut dyn FnMut() -> Go) -> Result<Drawn, EngineError> {
         let strength = self.settings.sampler.region_strength;
         let opened = self.at_work()?;
-        let wishes: Vec<Wish> = orders
-            .iter()
-            .map(|order| Wish {
-                prompt: order.prompt.clone(),
-                seed: order.seed,
-                regions: order
-                    .regions
-                    .iter()
-                    .map(|advised| region(advised, strength))
-                    .collect(),
-            })
-            .collect();
-        let drawn = opened
-            .easel
-            .draw(&opened.model, &wishes, &mut |_| match go() {
-                Go::On => Ok(()),
-                Go::Stop => Err(LearningError::Cancelled),
-            })
-            .map_err(unusable)?;
-        Ok(Drawn {
-            images: drawn
-                .pictures
-                .into_iter()
-                .map(image)
-                .collect::<Result<_, _>>()?,
-            forwards: drawn.rows,
-        })
+        drawn(&opened.easel, &opened.model, strength, orders, go)
     }
 
     fn fit(&mut self, fit: &Fit<'_>, watch: &mut dyn Watch) -> Result<Fitted, EngineError> {
         let spec = self.settings.lora.clone();
-        fit::run(&mut self.at_work()?.model, &spec, fit, watch)
+        let strength = self.settings.sampler.region_strength;
+        let Opened { model, easel } = self.at_work()?;
+        let mut draw = |model: &dyn Denoiser, orders: &[Order], go: &mut dyn FnMut() -> Go| {
+            drawn(easel, model, strength, orders, go)
+        };
+        fit::run(model, &spec, fit, watch, &mut draw)
     }
 
     fn join(&mut self, before: Option<&[u8]>, fitted: &[u8]) -> Result<Joined, EngineError> {
@@ -212,6 +191,42 @@ fn sampling(spec: &SamplerSpec) -> Sampling {
         negative: spec.negative_prompt.clone(),
         size: spec.size,
     }
+}
+
+/// Draws on a model that the easel was made ready for.
+fn drawn(
+    easel: &Easel,
+    model: &dyn Denoiser,
+    strength: f64,
+    orders: &[Order],
+    go: &mut dyn FnMut() -> Go,
+) -> Result<Drawn, EngineError> {
+    let wishes: Vec<Wish> = orders
+        .iter()
+        .map(|order| Wish {
+            prompt: order.prompt.clone(),
+            seed: order.seed,
+            regions: order
+                .regions
+                .iter()
+                .map(|advised| region(advised, strength))
+                .collect(),
+        })
+        .collect();
+    let drawn = easel
+        .draw(model, &wishes, &mut |_| match go() {
+            Go::On => Ok(()),
+            Go::Stop => Err(LearningError::Cancelled),
+        })
+        .map_err(unusable)?;
+    Ok(Drawn {
+        images: drawn
+            .pictures
+            .into_iter()
+            .map(image)
+            .collect::<Result<_, _>>()?,
+        forwards: drawn.rows,
+    })
 }
 
 fn region(advised: &Advised, strength: f64) -> Region {

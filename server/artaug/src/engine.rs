@@ -77,6 +77,18 @@ pub struct Fit<'a> {
     pub seed: Seed,
     /// A saved state of the same fit to go on from.
     pub from: Option<Kept<'a>>,
+    /// Images to be drawn on the way; the training is the same without them, to the bit.
+    pub samples: Option<Samples<'a>>,
+}
+
+/// Images that are drawn every so many steps of a fit, with the model as opened and what the fit has trained so far; of
+/// [`Training::Second`] without what lies below it, as the model will be used.
+#[derive(Debug, Clone, Copy)]
+pub struct Samples<'a> {
+    /// Steps from one time to the next, at least 1.
+    pub every: u64,
+    /// What is drawn each time, in one batch.
+    pub orders: &'a [Order],
 }
 
 /// A saved state as it was kept.
@@ -129,6 +141,19 @@ pub trait Watch {
     /// Whether to go on, asked where a step is long: between its passes, and while images are made ready. Nothing is recorded there.
     fn within_step(&mut self) -> Go {
         Go::On
+    }
+
+    /// Whether the samples of this step are wanted: nobody draws those that are recorded already.
+    fn wants_samples(&mut self, _step: u64) -> bool {
+        false
+    }
+
+    /// The samples of a step, before the state of that step.
+    ///
+    /// # Errors
+    /// Ends the fit with that error.
+    fn sampled(&mut self, _step: u64, _drawn: Drawn) -> Result<Go, EngineError> {
+        Ok(Go::On)
     }
 
     /// A state to keep; called every `lora.checkpoint_every` steps.

@@ -96,6 +96,10 @@ pub struct Curve {
     pub name: String,
     /// One number a step.
     pub losses: Vec<f64>,
+    /// What was drawn on the way: the step, and the images of the same prompts and seeds each time.
+    pub samples: Vec<(u64, Vec<Image>)>,
+    /// How many times there were; where fewer are shown, the page says so.
+    pub sampled: usize,
 }
 
 impl Gallery {
@@ -114,7 +118,7 @@ impl Gallery {
             self.pairs.iter().partition(|pair| pair.kept);
         page::pairs(&mut body, "Kept pairs", &kept, self.totals.kept)?;
         page::pairs(&mut body, "Rejected pairs", &rejected, self.totals.rejected)?;
-        chart::curves(&mut body, &self.curves);
+        chart::curves(&mut body, &self.curves)?;
         page::costs(&mut body, &self.costs);
         Ok(document(&self.title, "", &body))
     }

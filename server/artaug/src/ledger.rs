@@ -13,7 +13,7 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Ledger {
-    /// Images made, base, enhanced and held out.
+    /// Images made, base, enhanced and held out, samples of trainings included.
     pub images: u64,
     /// Forward passes of the denoiser for base and enhanced images.
     pub forwards: u64,
@@ -45,6 +45,10 @@ impl Ledger {
             Event::Regenerated { result, .. } => self.image(result.forwards, result.seconds),
             Event::Advised { result, .. } => self.advised(result),
             Event::Scored { result, .. } => self.scoring += result.usage,
+            Event::Sampled { result, .. } => {
+                self.images += result.images.len() as u64;
+                self.held_out_forwards += result.forwards;
+            }
             Event::Trained { result, .. } => {
                 self.steps += result.steps;
                 self.training += result.seconds;

@@ -30,7 +30,8 @@ use concord_common::Digest;
 pub use self::{
     decide::{Decision, StopReason, StopRules},
     event::{
-        Advised, Checkpoint, Evaluated, Event, Fused, Generated, Regenerated, Scored, Trained,
+        Advised, Checkpoint, Evaluated, Event, Fused, Generated, Regenerated, Sampled, Scored,
+        Trained,
     },
     ingredients::Ingredients,
     kinds::{Arm, Group, Misfit, Stage, Training, Work},
@@ -113,6 +114,8 @@ pub struct Machine {
     reviewed: BTreeSet<u32>,
     checkpoints: BTreeMap<Training, Checkpoint>,
     trained: BTreeMap<Training, Trained>,
+    /// What each training drew on its way, by step.
+    samples: BTreeMap<Training, Vec<Sampled>>,
     fused: Option<Fused>,
     arms: BTreeMap<Arm, Judged>,
     /// The enhanced arm of the iteration before.
@@ -139,6 +142,7 @@ impl Machine {
             reviewed: BTreeSet::new(),
             checkpoints: BTreeMap::new(),
             trained: BTreeMap::new(),
+            samples: BTreeMap::new(),
             fused: None,
             arms: BTreeMap::new(),
             previous: None,
@@ -186,6 +190,13 @@ impl Machine {
     /// The newest checkpoint of the training under way, with the names of all finished pairs.
     pub fn checkpoint(&self) -> Option<&Checkpoint> {
         self.checkpoints.values().next()
+    }
+
+    /// The step whose samples a training of this iteration drew last; 0 before the first.
+    pub fn sampled(&self, training: Training) -> u64 {
+        let samples = self.samples.get(&training);
+        let last = samples.and_then(|samples| samples.last());
+        last.map_or(0, |sampled| sampled.step)
     }
 
     /// The first event of a journal, with what the job is made from.

@@ -292,6 +292,7 @@ fn check_lora(spec: &ArtaugSpec) -> Result<(), Refusal> {
         1_000_000,
         "lora.checkpoint_every",
     )?;
+    range(&lora.sample_every, 0, 1_000_000, "lora.sample_every")?;
     require(
         lora.mode == LoraMode::Joint || lora.batch == 1,
         "lora.batch",

@@ -30,6 +30,8 @@ pub struct LoraSpec {
     pub recompute: bool,
     /// Steps between checkpoints: a crash costs at most these.
     pub checkpoint_every: u32,
+    /// Steps between samples: a few held-out prompts, drawn with what is trained so far. 0 switches them off.
+    pub sample_every: u32,
     /// Rank of the reduced merged LoRA; it is not written if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reduced_rank: Option<u32>,
@@ -72,6 +74,7 @@ impl Default for LoraSpec {
             accumulation: 1,
             recompute: false,
             checkpoint_every: 20,
+            sample_every: 0,
             reduced_rank: None,
         }
     }

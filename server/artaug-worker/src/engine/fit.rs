@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, ops::Range};
 
 use bytes::Bytes;
 use concord_artaug::{
-    engine::{EngineError, Fit, Fitted, Go, Kept, Lesson, Saved, Watch},
+    engine::{Drawn, EngineError, Fit, Fitted, Go, Kept, Lesson, Order, Samples, Saved, Watch},
     machine::Training,
 };
 use concord_common::{
@@ -39,15 +39,21 @@ const LOSSES: &str = "losses";
 const TRAINER: &str = "trainer";
 const FINISHED: &str = "finished";
 
+/// Draws on the model as it is, for samples.
+pub(super) type Draw<'a> =
+    dyn FnMut(&dyn Denoiser, &[Order], &mut dyn FnMut() -> Go) -> Result<Drawn, EngineError> + 'a;
+
 /// Trains on a model as it is opened; its adapters are off again at the end, whatever the end is.
 pub(super) fn run(
     model: &mut dyn Denoiser,
     spec: &LoraSpec,
     fit: &Fit<'_>,
     watch: &mut dyn Watch,
+    draw: &mut Draw<'_>,
 ) -> Result<Fitted, EngineError> {
     model.set_checkpointing(spec.recompute);
-    let result = Course::new(model, spec, fit, watch).and_then(|course| course.run(model, watch));
+    let result =
+        Course::new(model, spec, fit, watch).and_then(|course| course.run(model, watch, draw));
     for adapter in [NEW, BELOW] {
         // An error says that it is not there.
         let _ = lora::detach(model.sites(), adapter);
@@ -74,6 +80,7 @@ struct Course<'a> {
     groups: Vec<Group>,
     /// What lies below each group, by its name.
     below: BTreeMap<String, Lora>,
+    samples: Option<Samples<'a>>,
     /// What the fit's numbers depend on, in words.
     fingerprint: String,
     progress: Progress,
@@ -120,7 +127,7 @@ impl<'a> Course<'a> {
     fn new(
         model: &dyn Denoiser,
         spec: &'a LoraSpec,
-        fit: &Fit<'_>,
+        fit: &Fit<'a>,
         watch: &mut dyn Watch,
     ) -> Result<Self, EngineError> {
         let groups = groups(spec.mode, fit.lessons)?;
@@ -176,6 +183,7 @@ impl<'a> Course<'a> {
             examples,
             groups,
             below,
+            samples: fit.samples,
             fingerprint,
             progress,
         })
@@ -185,9 +193,10 @@ impl<'a> Course<'a> {
         mut self,
         model: &mut dyn Denoiser,
         watch: &mut dyn Watch,
+        draw: &mut Draw<'_>,
     ) -> Result<Fitted, EngineError> {
         for place in self.progress.finished.files.len()..self.groups.len() {
-            let bytes = self.train(place, model, watch)?;
+            let bytes = self.train(place, model, watch, draw)?;
             self.progress.finished.push(bytes.into());
         }
         let names = self.groups.into_iter().map(|group| group.name);
@@ -204,6 +213,7 @@ impl<'a> Course<'a> {
         place: usize,
         model: &mut dyn Denoiser,
         watch: &mut dyn Watch,
+        draw: &mut Draw<'_>,
     ) -> Result<Vec<u8>, EngineError> {
         let Group { name, examples } = &self.groups[place];
         let seed = self.seed.derive(&format!("group {name}"));
@@ -254,6 +264,18 @@ impl<'a> Course<'a> {
             if watch.stepped(step, loss) == Go::Stop {
                 return Err(EngineError::Stopped);
             }
+            let samples = self
+                .samples
+                .filter(|samples| step.is_multiple_of(samples.every.max(1)));
+            if let Some(samples) = samples
+                && watch.wants_samples(step)
+            {
+                let below = self.below.get(name);
+                let drawn = sample(model, below, samples.orders, watch, draw)?;
+                if watch.sampled(step, drawn)? == Go::Stop {
+                    return Err(EngineError::Stopped);
+                }
+            }
             let is_due = step.is_multiple_of(u64::from(self.spec.checkpoint_every.max(1)));
             if is_due && step < all {
                 let loss = self.progress.report();
@@ -288,6 +310,33 @@ impl<'a> Course<'a> {
             batch: self.spec.batch as usize,
             accumulation: self.spec.accumulation,
             steps: self.steps,
+        }
+    }
+}
+
+/// Draws with what is trained so far and without what lies below it. Nothing that the training goes on from is changed: what lies below
+/// is multiplied by zero meanwhile, and all noise follows from seeds.
+fn sample(
+    model: &mut dyn Denoiser,
+    below: Option<&Lora>,
+    orders: &[Order],
+    watch: &mut dyn Watch,
+    draw: &mut Draw<'_>,
+) -> Result<Drawn, EngineError> {
+    scale_below(model, |_| 0.0);
+    let drawn = draw(model, orders, &mut || watch.within_step());
+    if let Some(below) = below {
+        scale_below(model, |name| below.pairs[name].scale);
+    }
+    drawn
+}
+
+fn scale_below(model: &mut dyn Denoiser, scale: impl Fn(&str) -> f64) {
+    for (name, linear) in model.sites() {
+        for pair in linear.pairs_mut() {
+            if pair.adapter == BELOW {
+                pair.scale = scale(&name);
+            }
         }
     }
 }

@@ -100,6 +100,8 @@ struct Keeper {
     /// How often the fit asked within a step, and when it is told to stop there.
     asked: usize,
     stop_within: Option<usize>,
+    /// Samples by step.
+    samples: Vec<(u64, Drawn)>,
 }
 
 impl Watch for Keeper {
@@ -121,6 +123,15 @@ impl Watch for Keeper {
         }
     }
 
+    fn wants_samples(&mut self, _step: u64) -> bool {
+        true
+    }
+
+    fn sampled(&mut self, step: u64, drawn: Drawn) -> Result<Go, EngineError> {
+        self.samples.push((step, drawn));
+        Ok(Go::On)
+    }
+
     fn save(&mut self, saved: Saved) -> Result<Go, EngineError> {
         self.saved.push(saved);
         Ok(Go::On)
@@ -134,6 +145,7 @@ fn first(lessons: &[Lesson]) -> Fit<'_> {
         below: None,
         seed: SEED,
         from: None,
+        samples: None,
     }
 }
 

@@ -4,6 +4,7 @@ mod lost;
 mod overlap;
 mod per_pair;
 mod review;
+mod samples;
 mod sources;
 
 use std::{
@@ -91,7 +92,7 @@ fn a_job_is_the_same_with_one_helper_and_with_many() {
 }
 
 /// Every lease ends after a few writes; what comes out must be as if none had.
-fn killed_again_and_again(spec: &str, loss: Loss, same_folder: bool) {
+fn killed_again_and_again(spec: &str, loss: Loss, same_folder: bool) -> Arc<FakeServer> {
     let wanted = undisturbed(spec).lasting_results();
     let server = Arc::new(FakeServer::new(spec));
     server.state().loss = loss;
@@ -109,6 +110,7 @@ fn killed_again_and_again(spec: &str, loss: Loss, same_folder: bool) {
     succeeded(&server);
     assert_eq!(server.lasting_results(), wanted);
     assert_eq!(server.state().releases.len(), 1);
+    server
 }
 
 #[test]

@@ -4,14 +4,19 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use concord_artaug::{
-    engine::{EngineError, Fit, Go, Joined, Kept, Lesson, Saved, Watch},
+    engine::{Drawn, EngineError, Fit, Go, Joined, Kept, Lesson, Order, Samples, Saved, Watch},
+    image::Image,
     losses,
-    machine::{Checkpoint, Event, Fused, Machine, Stage, Trained, Training},
+    machine::{Checkpoint, Event, Fused, Machine, Sampled, Stage, Trained, Training},
+    prompts::held_out_seed,
 };
 use concord_common::{Digest, seed::Seed};
 
-use super::{Job, Studio};
+use super::{Job, Studio, evaluate::held_out_prompt};
 use crate::{brake::Halt, desk::Done};
+
+/// Held-out prompts that a training draws on its way.
+const SAMPLES: u32 = 4;
 
 /// Trains one adapter of the iteration under way, from its checkpoint if there is one.
 pub(super) fn train(
@@ -46,6 +51,7 @@ pub(super) fn train(
             (Some(checkpoint), Some(_)) => checkpoint.finished.clone(),
             _ => Vec::new(),
         },
+        sampled: machine.sampled(training),
         before: from.map_or(0.0, |checkpoint| checkpoint.seconds),
         start: Instant::now(),
         ended: None,
@@ -93,18 +99,29 @@ fn find(job: &Job<'_>, checkpoint: &Checkpoint) -> Result<Option<(Bytes, Vec<Byt
     Ok(objects.pop().map(|state| (state, finished)))
 }
 
-/// Does a training of a machine's iteration once more, from its beginning to the same bytes: the `LoRA` and the losses as they are stored.
+/// Does a training of a machine's iteration once more, from its beginning to the same bytes: the `LoRA`, the losses and, if they are wanted, the
+/// samples, as they are stored.
 pub(super) fn train_again(
     job: &Job<'_>,
     studio: &mut Studio<'_>,
     machine: &Machine,
     training: Training,
-) -> Result<[Vec<u8>; 2], Halt> {
+    with_samples: bool,
+) -> Result<Vec<Bytes>, Halt> {
     let given = Given::of(job, machine, training)?;
     studio.open(given.on)?;
-    let mut watcher = Again { job, halt: None };
+    let mut watcher = Again {
+        job,
+        with_samples,
+        samples: Vec::new(),
+        halt: None,
+    };
     match (studio.fit(&given.fit(None), &mut watcher), watcher.halt) {
-        (Ok(fitted), _) => Ok([fitted.lora, losses::pack(&fitted.losses)]),
+        (Ok(fitted), _) => {
+            let mut made = watcher.samples;
+            made.extend([fitted.lora, losses::pack(&fitted.losses)].map(Bytes::from));
+            Ok(made)
+        }
         (Err(_), Some(halt)) => Err(halt),
         (Err(error), None) => Err(studio.halt(error)),
     }
@@ -118,6 +135,9 @@ struct Given {
     below: Option<Bytes>,
     lessons: Vec<Lesson>,
     seed: Seed,
+    /// Steps from samples to samples, 0 for none, and what is drawn.
+    every: u64,
+    samples: Vec<Order>,
 }
 
 impl Given {
@@ -135,6 +155,14 @@ impl Given {
             on,
             below: below.map(|digest| job.desk.object(digest)).transpose()?,
             lessons: lessons(job, machine, training)?,
+            every: job.spec.lora.sample_every.into(),
+            samples: (0..machine.plan().held_out.min(SAMPLES))
+                .map(|item| Order {
+                    prompt: held_out_prompt(&job.tools.held_out, item).to_owned(),
+                    seed: held_out_seed(job.seed(), item),
+                    regions: Vec::new(),
+                })
+                .collect(),
             seed: job.seed().derive(&format!("artaug {stage} {iteration}")),
         })
     }
@@ -146,6 +174,10 @@ impl Given {
             below: self.below.as_deref(),
             seed: self.seed,
             from,
+            samples: (self.every > 0).then_some(Samples {
+                every: self.every,
+                orders: &self.samples,
+            }),
         }
     }
 }
@@ -187,6 +219,8 @@ struct Watcher<'a> {
     named: Vec<Digest>,
     /// Finished pairs whose bytes are kept.
     finished: Vec<Digest>,
+    /// Step of the newest samples that are recorded.
+    sampled: u64,
     /// Seconds spent before this resumption.
     before: f64,
     start: Instant,
@@ -222,6 +256,30 @@ impl Watch for Watcher<'_> {
             return Go::Stop;
         }
         Go::On
+    }
+
+    fn wants_samples(&mut self, step: u64) -> bool {
+        step > self.sampled
+    }
+
+    fn sampled(&mut self, step: u64, drawn: Drawn) -> Result<Go, EngineError> {
+        let desk = self.job.desk;
+        let objects = stored(&drawn)?;
+        let event = Event::Sampled {
+            iteration: self.iteration,
+            training: self.training,
+            result: Sampled {
+                step,
+                images: objects.iter().map(|png| Digest::of(png)).collect(),
+                forwards: drawn.forwards,
+            },
+        };
+        if let Err(halt) = desk.record(vec![Done { event, objects }]) {
+            self.ended = Some(Ended::Halt(halt));
+            return Err(EngineError::Stopped);
+        }
+        self.sampled = step;
+        Ok(Go::On)
     }
 
     fn save(&mut self, saved: Saved) -> Result<Go, EngineError> {
@@ -266,9 +324,21 @@ impl Watch for Watcher<'_> {
     }
 }
 
+/// Images as they are stored.
+fn stored(drawn: &Drawn) -> Result<Vec<Bytes>, EngineError> {
+    let png = |image: &Image| {
+        let png = image.to_png();
+        png.map(Bytes::from)
+            .map_err(|error| EngineError::Failed(error.to_string()))
+    };
+    drawn.images.iter().map(png).collect()
+}
+
 /// Listens to the brake while a training is done once more; its checkpoints and its time are known.
 struct Again<'a> {
     job: &'a Job<'a>,
+    with_samples: bool,
+    samples: Vec<Bytes>,
     halt: Option<Halt>,
 }
 
@@ -291,6 +361,15 @@ impl Watch for Again<'_> {
         } else {
             Go::On
         }
+    }
+
+    fn wants_samples(&mut self, _step: u64) -> bool {
+        self.with_samples
+    }
+
+    fn sampled(&mut self, _step: u64, drawn: Drawn) -> Result<Go, EngineError> {
+        self.samples.extend(stored(&drawn)?);
+        Ok(Go::On)
     }
 
     fn save(&mut self, _saved: Saved) -> Result<Go, EngineError> {

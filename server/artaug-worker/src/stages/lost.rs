@@ -108,9 +108,12 @@ fn made_by(
                 .collect::<Result<Vec<_>, Halt>>()?;
             draw(job, studio, machine.lora_of(*arm), &orders)
         }
+        // With the samples comes what the training ends in.
+        Event::Sampled { training, .. } => {
+            learn::train_again(job, studio, machine, *training, true)
+        }
         Event::Trained { training, .. } => {
-            let made = learn::train_again(job, studio, machine, *training)?;
-            Ok(made.map(Bytes::from).into())
+            learn::train_again(job, studio, machine, *training, false)
         }
         Event::Fused { .. } => {
             let (joined, control) = learn::join_all(job, studio, machine)?;

@@ -162,6 +162,23 @@ impl Engine for FakeEngine {
             if watch.stepped(done, loss(done)) == Go::Stop {
                 return Err(EngineError::Stopped);
             }
+            if let Some(samples) = fit.samples
+                && done.is_multiple_of(samples.every)
+                && watch.wants_samples(done)
+            {
+                let trained = format!("+{done} {own}");
+                let images = samples
+                    .orders
+                    .iter()
+                    .map(|order| draw(order, trained.as_bytes(), &own));
+                let drawn = Drawn {
+                    images: images.collect(),
+                    forwards: 4 * samples.orders.len() as u64,
+                };
+                if watch.sampled(done, drawn)? == Go::Stop {
+                    return Err(EngineError::Stopped);
+                }
+            }
             if done.is_multiple_of(self.every) && done < all {
                 let saved = Saved {
                     step: done,

@@ -2,21 +2,22 @@
 
 use std::fmt::Write as _;
 
-use super::{Curve, escape};
+use super::{Curve, escape, page::figure};
+use crate::image::ImageError;
 
 const WIDTH: f64 = 520.0;
 const HEIGHT: f64 = 150.0;
 /// Most points of a line; longer curves are averaged in groups.
 const MOST_POINTS: usize = 260;
 
-pub(super) fn curves(page: &mut String, curves: &[Curve]) {
+pub(super) fn curves(page: &mut String, curves: &[Curve]) -> Result<(), ImageError> {
     let drawable: Vec<(&Curve, Vec<f64>)> = curves
         .iter()
         .map(|curve| (curve, points(&curve.losses)))
         .filter(|(_, points)| points.len() > 1)
         .collect();
     if drawable.is_empty() {
-        return;
+        return Ok(());
     }
     page.push_str("<h2>Losses</h2>\n<div class=\"cards\">\n");
     for (curve, points) in drawable {
@@ -36,13 +37,36 @@ pub(super) fn curves(page: &mut String, curves: &[Curve]) {
             page,
             "<div class=\"card\"><h3>{}</h3><svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" width=\"100%\" role=\"img\">\
              <polyline points=\"{}\" fill=\"none\" stroke=\"#2a6f97\" stroke-width=\"2\"/></svg>\
-             <p class=\"small\">{} steps, highest {highest:.4}, lowest {lowest:.4}</p></div>",
+             <p class=\"small\">{} steps, highest {highest:.4}, lowest {lowest:.4}</p>",
             escape(&curve.name),
             line.join(" "),
             curve.losses.len()
         );
+        samples(page, curve)?;
+        page.push_str("</div>\n");
     }
     page.push_str("</div>\n");
+    Ok(())
+}
+
+/// What was drawn on the way, a row each time.
+fn samples(page: &mut String, curve: &Curve) -> Result<(), ImageError> {
+    let shown = curve.samples.len();
+    if shown < curve.sampled {
+        let _ = writeln!(
+            page,
+            "<p class=\"small\">samples: showing {shown} of {}</p>",
+            curve.sampled
+        );
+    }
+    for (step, images) in &curve.samples {
+        page.push_str("<div class=\"row\">\n");
+        for image in images {
+            figure(page, image, "", &format!("step {step}"))?;
+        }
+        page.push_str("</div>\n");
+    }
+    Ok(())
 }
 
 /// The finite losses, averaged in equal groups if there are many.

@@ -12,7 +12,7 @@ use crate::{
     gallery::{InvalidJob, arm_name},
     image::Image,
     losses,
-    machine::{Arm, Evaluated, Machine, ManifestLine, Scored, Training, Work},
+    machine::{Arm, Evaluated, Machine, ManifestLine, Sampled, Scored, Training, Work},
 };
 
 /// How much of a job is shown.
@@ -30,6 +30,9 @@ pub struct Extent {
 
 /// Longest side of a picture on a page; larger ones are shrunk.
 const SIDE: u32 = 512;
+/// Longest side of a sample, and how often a training's samples are shown at most.
+const SAMPLE_SIDE: u32 = 128;
+const SAMPLED: usize = 6;
 /// Most pairs on a page for review.
 const REVIEWED: usize = 1000;
 
@@ -240,12 +243,31 @@ fn curves(machine: &Machine, fetch: &mut Fetch<'_>) -> Vec<Curve> {
                     Training::Second => "LoRA_2 on X'",
                     Training::Control => "control on X'",
                 };
+                let sampled = made.samples.get(training).map_or(&[][..], Vec::as_slice);
                 curves.push(Curve {
                     name: format!("{name}, iteration {}", number + 1),
                     losses,
+                    samples: samples(sampled, fetch),
+                    sampled: sampled.len(),
                 });
             }
         }
     }
     curves
+}
+
+/// The samples of some steps, evenly chosen with the last among them.
+fn samples(sampled: &[Sampled], fetch: &mut Fetch<'_>) -> Vec<(u64, Vec<Image>)> {
+    let shown = sampled.len().min(SAMPLED);
+    (1..=shown)
+        .map(|number| &sampled[number * sampled.len() / shown - 1])
+        .map(|Sampled { step, images, .. }| {
+            let images = images.iter().filter_map(|digest| {
+                let image = Image::from_png(&fetch(*digest)?).ok()?;
+                Some(image.shrunk(SAMPLE_SIDE))
+            });
+            (*step, images.collect::<Vec<_>>())
+        })
+        .filter(|(_, images)| !images.is_empty())
+        .collect()
 }

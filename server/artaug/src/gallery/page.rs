@@ -236,7 +236,12 @@ fn boxes(view: &PairView) -> String {
     drawing
 }
 
-fn figure(page: &mut String, image: &Image, over: &str, caption: &str) -> Result<(), ImageError> {
+pub(super) fn figure(
+    page: &mut String,
+    image: &Image,
+    over: &str,
+    caption: &str,
+) -> Result<(), ImageError> {
     let png = STANDARD.encode(image.to_png()?);
     let caption = escape(caption);
     let _ = writeln!(

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use concord_common::{Timestamp, clock::MockClock};
+use concord_common::{Digest, Timestamp, clock::MockClock};
 use proptest::prelude::*;
 
 use super::*;
@@ -8,7 +8,9 @@ use crate::{
     advisor::RegionPrompt,
     folder::JobFolder,
     losses,
-    machine::{Decision, Event, Machine, Plan, StopReason, Work, testing},
+    machine::{
+        Decision, Event, Machine, Plan, Sampled, Stage, StopReason, Training, Work, testing,
+    },
     region::Area,
     stats::{Interval, Wins},
 };
@@ -111,6 +113,11 @@ fn sample() -> Gallery {
             losses: (0..1000)
                 .map(|step| 1.0 / (1.0 + f64::from(step) / 50.0))
                 .collect(),
+            samples: vec![
+                (500, vec![picture(10), picture(20)]),
+                (1000, vec![picture(30)]),
+            ],
+            sampled: 9,
         }],
         costs: vec![("forward passes".to_owned(), "12,345".to_owned())],
     }
@@ -159,11 +166,14 @@ fn the_page_shows_every_part_and_stands_alone() {
         "+0.120 (+0.080 to +0.160)",
         "showing 2 of 48<",
         "showing 1 of 200<",
+        "samples: showing 2 of 9<",
+        "<figcaption>step 1000</figcaption>",
     ] {
         assert!(html.contains(text), "{text}");
     }
     // Nothing is said of what is shown whole.
     assert_eq!(html.matches(">showing ").count(), 2);
+    assert_eq!(html.matches("<figcaption>step 500</figcaption>").count(), 2);
     assert!(html.contains("<rect x=\"0.00\" y=\"50.00\" width=\"50.00\" height=\"50.00\""));
     let without_names = html.replace("http-equiv", "");
     assert!(!without_names.contains("http") && !html.contains("<script") && !html.contains("href"));
@@ -380,6 +390,48 @@ fn a_gallery_says_that_the_filter_sees_the_guard() {
 }
 
 #[test]
+fn a_gallery_shows_some_samples_of_every_training_and_the_last() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut job = job_with_images_until(folder.path(), false, |machine| {
+        machine.stage() == Stage::TrainFirst
+    });
+    let sampled = |step: u64, images: Vec<Digest>| Event::Sampled {
+        iteration: 1,
+        training: Training::First,
+        result: Sampled {
+            step,
+            images,
+            forwards: 8,
+        },
+    };
+    for step in 1..=20 {
+        let png = picture(step).to_png().unwrap();
+        let image = job.store_mut().put(&png).unwrap();
+        let event = sampled(step.into(), vec![image; 4]);
+        job.record(&event).unwrap();
+        // Those of a step come once.
+        assert!(job.machine().check(&event).is_err());
+    }
+    assert!(job.machine().check(&sampled(26, vec![])).is_err());
+    drop(job);
+    let job = job_with_images(folder.path(), false);
+    let mut fetch = |digest| job.store().get(digest).ok();
+    let gallery = Gallery::of_job(&job, "icons", vec![], Extent::default(), &mut fetch).unwrap();
+    let steps = |curve: &Curve| curve.samples.iter().map(|(step, _)| *step).collect();
+    let shown: Vec<u64> = steps(&gallery.curves[0]);
+    assert_eq!(shown, [3, 6, 10, 13, 16, 20]);
+    assert_eq!(gallery.curves[0].sampled, 20);
+    assert!(
+        gallery.curves[0]
+            .samples
+            .iter()
+            .all(|(_, images)| images.len() == 4)
+    );
+    assert!(gallery.curves[1].samples.is_empty());
+    check_nesting(&gallery.to_html().unwrap());
+}
+
+#[test]
 fn an_empty_gallery_is_a_page_all_the_same() {
     let html = Gallery::default().to_html().unwrap();
     check_nesting(&html);
@@ -392,13 +444,16 @@ fn a_curve_of_nothing_finite_is_left_out() {
     let curve = |losses: Vec<f64>| Curve {
         name: "x".to_owned(),
         losses,
+        samples: Vec::new(),
+        sampled: 0,
     };
     chart::curves(
         &mut page,
         &[curve(vec![]), curve(vec![1.0]), curve(vec![f64::NAN; 9])],
-    );
+    )
+    .unwrap();
     assert_eq!(page, "");
-    chart::curves(&mut page, &[curve(vec![2.0, f64::INFINITY, 2.0])]);
+    chart::curves(&mut page, &[curve(vec![2.0, f64::INFINITY, 2.0])]).unwrap();
     assert!(page.contains("polyline") && !page.contains("NaN"));
 }
 

@@ -54,6 +54,9 @@ impl Machine {
                 let named = before.map_or_else(Vec::new, |before| before.finished);
                 self.checkpoints.insert(training, result.after(named));
             }
+            Event::Sampled {
+                training, result, ..
+            } => self.samples.entry(training).or_default().push(result),
             Event::Trained {
                 training, result, ..
             } => {
@@ -132,6 +135,16 @@ impl Machine {
                     && result.before + result.finished.len() <= self.most_finished()
             }
             (
+                Event::Sampled {
+                    training, result, ..
+                },
+                Work::Train(wanted, _),
+            ) => {
+                *training == wanted
+                    && result.step > self.sampled(wanted)
+                    && result.step <= self.steps_of(wanted)
+            }
+            (
                 Event::Trained {
                     training, result, ..
                 },
@@ -171,6 +184,7 @@ impl Machine {
         self.history.push(summary);
         self.made.push(Made {
             trained: self.trained.clone(),
+            samples: std::mem::take(&mut self.samples),
             fused: self.fused.clone(),
         });
         self.checkpoints.clear();

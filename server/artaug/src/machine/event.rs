@@ -87,6 +87,15 @@ pub enum Event {
         /// The state.
         result: Checkpoint,
     },
+    /// A training under way drew samples.
+    Sampled {
+        /// The iteration.
+        iteration: u32,
+        /// Which training.
+        training: Training,
+        /// The samples.
+        result: Sampled,
+    },
     /// A training ended.
     Trained {
         /// The iteration.
@@ -244,6 +253,18 @@ impl Checkpoint {
     }
 }
 
+/// Images drawn in the middle of a training, of the first held-out prompts at their seeds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sampled {
+    /// Steps done.
+    pub step: u64,
+    /// The stored PNG files, by held-out prompt.
+    pub images: Vec<Digest>,
+    /// Rows of the forward passes of the denoiser. The time is the training's.
+    pub forwards: u64,
+}
+
 /// A finished training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -313,6 +334,7 @@ impl Event {
             Self::Filtered { .. } => "filtered",
             Self::Reviewed { .. } => "reviewed",
             Self::Checkpointed { .. } => "checkpointed",
+            Self::Sampled { .. } => "sampled",
             Self::Trained { .. } => "trained",
             Self::Fused { .. } => "fused",
             Self::Evaluated { .. } => "evaluated",
@@ -345,6 +367,7 @@ impl Event {
             Self::Began { .. }
             | Self::Filtered { .. }
             | Self::Reviewed { .. }
+            | Self::Sampled { .. }
             | Self::Fused { .. }
             | Self::Decided { .. } => true,
         }
@@ -356,6 +379,7 @@ impl Event {
             Self::Generated { result, .. } => vec![result.image],
             Self::Regenerated { result, .. } => vec![result.image],
             Self::Checkpointed { result, .. } => result.objects().collect(),
+            Self::Sampled { result, .. } => result.images.clone(),
             Self::Trained { result, .. } => vec![result.lora, result.losses],
             Self::Fused { result, .. } => std::iter::once(result.merged)
                 .chain(result.reduced)
@@ -383,6 +407,7 @@ impl Event {
             | Self::Filtered { iteration, .. }
             | Self::Reviewed { iteration, .. }
             | Self::Checkpointed { iteration, .. }
+            | Self::Sampled { iteration, .. }
             | Self::Trained { iteration, .. }
             | Self::Fused { iteration, .. }
             | Self::Evaluated { iteration, .. }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Arm, Decision, Fused, Machine, Trained, Training};
+use super::{Arm, Decision, Fused, Machine, Sampled, Trained, Training};
 use crate::{
     filter::Verdict,
     stats::{Interval, Wins},
@@ -51,6 +51,8 @@ pub struct ArmSummary {
 pub struct Made {
     /// Its trainings.
     pub trained: BTreeMap<Training, Trained>,
+    /// What they drew on their way, by step.
+    pub samples: BTreeMap<Training, Vec<Sampled>>,
     /// The joined `LoRA` up to it; none if it ended before.
     pub fused: Option<Fused>,
 }

@@ -1,5 +1,6 @@
 //! Trainings: their states, their adapters, and what they leave behind.
 
+use concord_artaug::engine::Samples;
 use concord_common::job::artaug::{LoraMode, LoraTargets};
 
 use super::*;
@@ -23,6 +24,7 @@ fn resumes_to_the_byte(settings: &Settings) {
             below,
             seed: SEED,
             from: None,
+            samples: None,
         };
         let mut keeper = Keeper::default();
         let fitted = straight.fit(&fit, &mut keeper).unwrap();
@@ -66,6 +68,72 @@ fn a_fit_of_one_adapter_a_pair_resumed_at_any_checkpoint_ends_in_the_same_bytes(
     settings.lora.recompute = true;
     settings.lora.targets = LoraTargets::AllLinear;
     resumes_to_the_byte(&settings);
+}
+
+/// Of each training: the fit without samples, and with them the same one; the last samples are what its `LoRA` alone draws.
+#[test]
+fn samples_change_nothing_and_show_what_is_trained_so_far() {
+    let folder = folder();
+    let mut settings = settings(&folder);
+    settings.lora.recompute = true;
+    let mut engine = opened(&settings);
+    let (base, enhanced) = (lessons(0), lessons(50));
+    let below = engine.fit(&first(&base), &mut Keeper::default()).unwrap();
+    let orders = [order("a red fox", 1, 0), order("the snow", 2, 0)];
+    for (training, lessons, below, steps) in [
+        (Training::First, &base, None, [1, 2, 3, 4, 5].as_slice()),
+        (
+            Training::Second,
+            &enhanced,
+            Some(below.lora.as_slice()),
+            &[1, 2, 3, 4],
+        ),
+    ] {
+        let plain = Fit {
+            training,
+            below,
+            ..first(lessons)
+        };
+        let mut without = Keeper::default();
+        let fitted = engine.fit(&plain, &mut without).unwrap();
+        let samples = Samples {
+            every: 1,
+            orders: &orders,
+        };
+        let sampled = Fit {
+            samples: Some(samples),
+            ..plain
+        };
+        let mut keeper = Keeper::default();
+        assert_eq!(engine.fit(&sampled, &mut keeper).unwrap(), fitted);
+        assert_eq!(keeper.saved, without.saved);
+        let at: Vec<u64> = keeper.samples.iter().map(|(step, _)| *step).collect();
+        assert_eq!(at, steps);
+        let late = &keeper.samples[2..];
+        let from = Fit {
+            from: Some(keeper.saved[0].kept()),
+            ..sampled
+        };
+        let mut later = Keeper::default();
+        assert_eq!(opened(&settings).fit(&from, &mut later).unwrap(), fitted);
+        assert_eq!(later.samples, late);
+        // What follows from the LoRA alone, without what lay below it.
+        let joined = engine.join(None, &fitted.lora).unwrap().merged;
+        engine.open(Some(&joined)).unwrap();
+        let drawn = draw(&mut engine, &orders);
+        let (_, last) = keeper.samples.last().unwrap();
+        let far = |one: &Drawn, other: &Drawn| -> u8 {
+            let pixels = |drawn: &Drawn| -> Vec<u8> {
+                let images = drawn.images.iter();
+                images.flat_map(|image| image.pixels().to_vec()).collect()
+            };
+            let pairs = pixels(one).into_iter().zip(pixels(other));
+            pairs.map(|(one, other)| one.abs_diff(other)).max().unwrap()
+        };
+        // Merging rounds otherwise than adding up.
+        assert!(far(last, &drawn) <= 1, "{}", far(last, &drawn));
+        engine.open(None).unwrap();
+    }
 }
 
 #[test]

@@ -4,7 +4,12 @@ use super::*;
 
 /// A job with so many lines or a few more, of which nobody has a copy.
 pub(super) fn begun(lines: usize) -> Arc<FakeServer> {
-    let server = Arc::new(FakeServer::new(SPEC));
+    begun_of(SPEC, lines)
+}
+
+/// The same of another job.
+pub(super) fn begun_of(spec: &str, lines: usize) -> Arc<FakeServer> {
+    let server = Arc::new(FakeServer::new(spec));
     while server.state().lines.len() < lines {
         {
             let mut state = server.state();
