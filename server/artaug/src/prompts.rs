@@ -98,6 +98,10 @@ pub fn read_prompts(path: &Path) -> Result<Vec<String>, PathError> {
         path: path.to_owned(),
         what,
     };
+    // Opening a pipe would wait for someone who writes.
+    if !path.metadata().map_err(failed)?.is_file() {
+        return Err(refuse("is no plain file".to_owned()));
+    }
     let mut text = String::new();
     let file = File::open(path).map_err(failed)?;
     file.take(MAX_FILE + 1)
@@ -234,6 +238,8 @@ mod tests {
             assert!(error.contains(what), "{error}");
         }
         assert!(read_prompts(Path::new("/nonexistent/prompts")).is_err());
+        let error = read_prompts(Path::new("/dev/null")).unwrap_err();
+        assert!(error.to_string().contains("no plain file"), "{error}");
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
-    io::{self, BufWriter, Write},
+    fs::{self, File},
+    io::{self, BufWriter, Read as _, Write},
     path::{Path, PathBuf},
 };
 
@@ -15,6 +15,8 @@ use crate::{error::LearningError, named::HostTensor};
 
 /// Larger configuration files than this are not read.
 const MOST_BYTES: u64 = 1 << 20;
+/// Longest header of a safetensors file, as in the format's own library.
+const MOST_HEADER: u64 = 100_000_000;
 
 /// Reads a configuration file with `parse`, whose complaint is given the file's name.
 ///
@@ -25,9 +27,12 @@ pub(crate) fn read_config<T>(
     parse: impl FnOnce(&[u8]) -> Result<T, String>,
 ) -> Result<T, LearningError> {
     let complain = |reason: String| LearningError::Config(format!("{}: {reason}", file.display()));
-    let length = fs::metadata(file)
-        .map_err(|source| LearningError::io(file, source))?
-        .len();
+    let found = fs::metadata(file).map_err(|source| LearningError::io(file, source))?;
+    // Reading a pipe would wait for someone who writes.
+    if !found.is_file() {
+        return Err(complain("this is no plain file".to_owned()));
+    }
+    let length = found.len();
     if length > MOST_BYTES {
         return Err(complain(format!(
             "{length} bytes are too many for a configuration"
@@ -62,6 +67,37 @@ pub(crate) fn weights(folder: &Path, stem: &str) -> Result<PathBuf, LearningErro
         plain,
         io::Error::new(io::ErrorKind::NotFound, reason),
     ))
+}
+
+/// How many numbers a safetensors file says that it holds. Whether it is whole is seen when it is loaded.
+///
+/// # Errors
+/// [`LearningError::Io`], [`LearningError::Weights`].
+pub(crate) fn count(file: &Path) -> Result<u64, LearningError> {
+    let complain = |source| LearningError::io(file, source);
+    let refuse = |what: String| LearningError::weights(file, what);
+    let mut stream = File::open(file).map_err(complain)?;
+    let mut length = [0; 8];
+    stream.read_exact(&mut length).map_err(complain)?;
+    let length = u64::from_le_bytes(length);
+    if length > MOST_HEADER {
+        return Err(refuse(format!("{length} bytes are too many for a header")));
+    }
+    let mut header = Vec::new();
+    let mut stream = stream.take(length);
+    stream.read_to_end(&mut header).map_err(complain)?;
+    let header: Map<String, Value> = serde_json::from_slice(&header)
+        .map_err(|error| refuse(format!("not a whole safetensors file: {error}")))?;
+    let size = |entry: &Value| {
+        let sides = entry["shape"].as_array().into_iter().flatten();
+        sides
+            .map(|side| side.as_u64().unwrap_or(0))
+            .fold(1, u64::saturating_mul)
+    };
+    Ok(header
+        .iter()
+        .filter(|(name, _)| *name != "__metadata__")
+        .fold(0, |sum, (_, entry)| sum.saturating_add(size(entry))))
 }
 
 /// Insists that fields which change what is not built are absent or have the values that leave it alone, given as JSON.

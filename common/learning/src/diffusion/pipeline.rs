@@ -29,6 +29,21 @@ use super::{
 };
 use crate::{error::LearningError, named::HostTensor};
 
+/// What a CLIP tokenizer of `transformers` consists of.
+const TOKENIZER_FILES: &[&str] = &[
+    "added_tokens.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+];
+const SCHEDULER_FILES: &[&str] = &["scheduler_config.json"];
+/// Stem of the weights of UNet and autoencoder.
+const DIFFUSERS: &str = "diffusion_pytorch_model";
+/// Stem of the weights of the text encoder.
+const TRANSFORMERS: &str = "model";
+
 /// Tokenizer, text encoder, UNet, codec and objective.
 #[derive(Debug)]
 pub struct TextToImage {
@@ -94,6 +109,21 @@ impl TextToImage {
         let unet = UNet::load(&folder.join("unet"), compute)?;
         let codec = kind.build(|| Vae::load(&folder.join("vae"), compute))?;
         Self::around(folder, text, unet, codec)
+    }
+
+    /// How many numbers the weights of a model folder are, as the headers of its files say: what it takes is known before it is loaded.
+    ///
+    /// # Errors
+    /// As [`TextToImage::load`].
+    pub fn count(folder: &Path) -> Result<u64, LearningError> {
+        let mut parts = vec![("unet", DIFFUSERS), ("text_encoder", TRANSFORMERS)];
+        if folder::read_index(folder)? == CodecKind::Latents {
+            parts.push(("vae", DIFFUSERS));
+        }
+        parts.into_iter().try_fold(0, |sum: u64, (part, stem)| {
+            let file = files::weights(&folder.join(part), stem)?;
+            Ok(sum.saturating_add(files::count(&file)?))
+        })
     }
 
     /// Makes a model from a folder of configurations and a tokenizer, with weights that follow from a seed.
@@ -241,11 +271,11 @@ impl TextToImage {
     /// Folder, file stem and tensors of every part with weights.
     fn parts(&self) -> Vec<(&'static str, &'static str, &BTreeMap<String, Tensor>)> {
         let mut parts = vec![
-            ("unet", "diffusion_pytorch_model", self.unet.tensors()),
-            ("text_encoder", "model", self.text.tensors()),
+            ("unet", DIFFUSERS, self.unet.tensors()),
+            ("text_encoder", TRANSFORMERS, self.text.tensors()),
         ];
         if let Codec::Latents(vae) = &self.codec {
-            parts.push(("vae", "diffusion_pytorch_model", vae.tensors()));
+            parts.push(("vae", DIFFUSERS, vae.tensors()));
         }
         parts
     }
@@ -279,8 +309,11 @@ impl TextToImage {
         }
         fs::create_dir(folder).map_err(|source| LearningError::io(folder, source))?;
         let mut written = Vec::new();
-        for part in ["tokenizer", "scheduler"] {
-            folder::copy_all(&self.folder.join(part), &folder.join(part))?;
+        for (part, names) in [
+            ("tokenizer", TOKENIZER_FILES),
+            ("scheduler", SCHEDULER_FILES),
+        ] {
+            folder::copy_named(&self.folder.join(part), &folder.join(part), names)?;
             written.push(part);
         }
         for (part, stem, tensors) in self.parts() {

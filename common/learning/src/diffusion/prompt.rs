@@ -155,9 +155,12 @@ impl PromptTokenizer {
 }
 
 fn read(file: &Path) -> Result<Vec<u8>, LearningError> {
-    let length = fs::metadata(file)
-        .map_err(|source| LearningError::io(file, source))?
-        .len();
+    let found = fs::metadata(file).map_err(|source| LearningError::io(file, source))?;
+    // Reading a pipe would wait for someone who writes.
+    if !found.is_file() {
+        return Err(LearningError::tokenizer(file, "this is no plain file"));
+    }
+    let length = found.len();
     if length > MOST_BYTES {
         return Err(LearningError::tokenizer(
             file,

@@ -1,6 +1,6 @@
 //! The files of a model folder that hold no weights.
 
-use std::{fs, path::Path};
+use std::{fs, io, path::Path};
 
 use serde_json::{Map, Value, json};
 
@@ -94,21 +94,25 @@ pub(super) fn copy(from: &Path, to: &Path) -> Result<(), LearningError> {
         .map_err(|source| LearningError::io(from, source))
 }
 
-/// Copies a folder of files. Links are followed: a snapshot in the cache of Hugging Face consists of them.
-pub(super) fn copy_all(from: &Path, to: &Path) -> Result<(), LearningError> {
+/// Copies those of these files that a folder has. Links are followed: a snapshot in the cache of Hugging Face consists of them. Nothing else in
+/// the folder is copied, for who has the copy need not be allowed to see it.
+pub(super) fn copy_named(from: &Path, to: &Path, names: &[&str]) -> Result<(), LearningError> {
     fs::create_dir(to).map_err(|source| LearningError::io(to, source))?;
-    let entries = fs::read_dir(from).map_err(|source| LearningError::io(from, source))?;
-    for entry in entries {
-        let entry = entry.map_err(|source| LearningError::io(from, source))?;
-        let path = entry.path();
+    for name in names {
+        let path = from.join(name);
+        // A link that leads nowhere is there all the same.
+        match fs::symlink_metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            found => found.map_err(|source| LearningError::io(&path, source))?,
+        };
         let found = fs::metadata(&path).map_err(|source| LearningError::io(&path, source))?;
         if !found.is_file() {
             return Err(LearningError::Config(format!(
-                "{}: the model's folder may hold plain files only, and this is none; take it away",
+                "{}: this must be a plain file",
                 path.display()
             )));
         }
-        copy(&path, &to.join(entry.file_name()))?;
+        copy(&path, &to.join(name))?;
     }
     Ok(())
 }

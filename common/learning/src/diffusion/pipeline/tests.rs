@@ -261,15 +261,52 @@ fn a_model_of_links_is_saved_with_what_they_lead_to() {
             assert_eq!(fs::read(file.path()).unwrap(), fs::read(copy).unwrap());
         }
     }
-    // What cannot be copied is not left out without a word.
+    // What belongs to the model and cannot be copied is not left out without a word.
     let tokenizer = folder.path().join("tokenizer");
-    std::os::unix::fs::symlink("nowhere", tokenizer.join("lost.json")).unwrap();
+    let added = tokenizer.join("added_tokens.json");
+    std::os::unix::fs::symlink("nowhere", &added).unwrap();
     let refusal = model.save(&folder.path().join("two")).unwrap_err();
-    assert!(refusal.to_string().contains("lost.json"), "{refusal}");
-    fs::remove_file(tokenizer.join("lost.json")).unwrap();
-    fs::create_dir(tokenizer.join("more")).unwrap();
+    assert!(refusal.to_string().contains("added_tokens"), "{refusal}");
+    fs::remove_file(&added).unwrap();
+    fs::create_dir(&added).unwrap();
     let refusal = model.save(&folder.path().join("three")).unwrap_err();
-    assert!(refusal.to_string().contains("tokenizer/more"), "{refusal}");
+    assert!(refusal.to_string().contains("added_tokens"), "{refusal}");
+}
+
+#[test]
+fn what_is_no_part_of_a_model_is_not_saved_with_it() {
+    let (folder, model) = load("sd2");
+    let elsewhere = tempfile::tempdir().unwrap();
+    let secret = elsewhere.path().join("secret");
+    fs::write(&secret, "key").unwrap();
+    for part in ["tokenizer", "scheduler"] {
+        let link = folder.path().join(part).join("more.json");
+        std::os::unix::fs::symlink(&secret, link).unwrap();
+    }
+    let target = folder.path().join("saved");
+    model.save(&target).unwrap();
+    for part in ["tokenizer", "scheduler"] {
+        assert!(!target.join(part).join("more.json").exists());
+    }
+}
+
+#[test]
+fn the_size_of_a_model_is_known_before_it_is_loaded() {
+    for name in ["sd1", "sd2"] {
+        let (folder, model) = load(name);
+        let target = folder.path().join("saved");
+        model.save(&target).unwrap();
+        let weights = model.parts();
+        let all = weights.iter().flat_map(|(_, _, tensors)| tensors.values());
+        let expected: usize = all.map(Tensor::numel).sum();
+        assert_eq!(TextToImage::count(&target).unwrap(), expected as u64);
+        let file = target.join("unet/diffusion_pytorch_model.safetensors");
+        for damaged in [b"".as_slice(), &[255; 8], &[3, 0, 0, 0, 0, 0, 0, 0, b'{']] {
+            fs::write(&file, damaged).unwrap();
+            let refusal = TextToImage::count(&target).unwrap_err().to_string();
+            assert!(refusal.contains("unet"), "{refusal}");
+        }
+    }
 }
 
 #[test]
