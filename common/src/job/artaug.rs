@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     advice::{AdvisorSpec, Boxes},
     bounds::{ArtaugLimits, CountsSpec, EvaluationSpec, OutputSpec},
+    check::batch_fits,
     drawing::{ModelSpec, Precision, PromptsSpec, SamplerSpec, Solver},
     learning::{LoraMode, LoraSpec, LoraTargets},
     scorers::{EvaluationScorer, FilterScorer, Guard, ScorersSpec},

@@ -79,8 +79,8 @@ pub struct DataSection {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitsSection {
-    /// Most threads of the engine. A job's files are the same to the byte only with the same number, so let all workers of a federation
-    /// have one, or let jobs say `limits.threads`.
+    /// Most threads of the engine. A job's files are the same to the byte only with the same number, so a job that wants more is not run here, and
+    /// a job that says nothing goes on only with workers that have the number that it began with.
     pub threads: u32,
     /// Threads that advise, score, encode and send beside the engine.
     pub helpers: u32,

@@ -60,13 +60,15 @@ pub struct Tools {
     pub prompts: Vec<String>,
     /// Prompts held out.
     pub held_out: Vec<String>,
+    /// Threads of the engine, if the bits of what it makes depend on their number.
+    pub threads: Option<usize>,
     /// What the model card says of them; the results are added.
     pub card: CardFacts,
 }
 
 impl Tools {
     /// What the job is made from beside its specification. Texts about a model, such as its card, are no part of it.
-    fn ingredients(&self) -> Ingredients {
+    pub(crate) fn ingredients(&self) -> Ingredients {
         let mut ingredients = Ingredients::default();
         ingredients.add_texts("the prompts", self.prompts.iter().map(String::as_str));
         ingredients.add_texts(
@@ -84,6 +86,11 @@ impl Tools {
         ingredients.add_texts("the files of the model", model.iter().map(String::as_str));
         for (name, digest) in &self.card.data_files {
             ingredients.add(name, *digest);
+        }
+        if let Some(threads) = self.threads {
+            // The number is in the name, so that a worker with another one says which it must be.
+            let name = format!("{threads} threads of the engine");
+            ingredients.add_texts(&name, [threads.to_string().as_str()]);
         }
         ingredients
     }

@@ -1,30 +1,34 @@
 //! What a job works with, made from its specification, the worker's settings and the files that they name.
 
 mod card;
+mod files;
 #[cfg(test)]
 mod tests;
 
-use std::{fs, path::PathBuf};
+use std::{fmt::Display, fs, path::PathBuf};
 
 use concord_artaug::{
     advisor::Advisor,
     card::CardFacts,
     data::{Icon, Raster, rasterise, read_icons},
-    engine::{Engine as _, EngineError},
+    engine::Engine as _,
     prompts::resolve,
     scorer::{ForEvaluation, ForFilter, Scorer},
     setup::{Clean, Endpoints, SetupError, TrainedScorers, prompts as prompts_of, rule_tail},
 };
 use concord_common::{
     Digest,
-    job::artaug::{AdvisorSpec, ArtaugSpec, EvaluationScorer, FilterScorer, Guard},
+    job::artaug::{
+        AdvisorSpec, ArtaugSpec, EvaluationScorer, FilterScorer, Guard, Precision, batch_fits,
+    },
     seed::Seed,
 };
+use concord_learning::diffusion::pipeline::TextToImage;
 use tokio::runtime::Handle;
 
 use crate::{
     base::corpus::Corpus,
-    config::{DataSection, WorkerConfig},
+    config::{DataSection, LimitsSection, WorkerConfig},
     engine::{Settings, TorchEngine},
     imagetext::{ImageTextScorers, SubjectAdvisor},
     run::{PartsError, Workshop},
@@ -57,21 +61,30 @@ impl Workshop for TorchWorkshop {
         let (allowed, data) = (&self.config.allowed, &self.config.data);
         let folder =
             resolve(&spec.model.folder, &allowed.model_folders).map_err(SetupError::from)?;
+        let files = files::files_of(&folder, &allowed.model_folders)?;
         let (prompts, held_out) = prompts_of(spec, allowed)?;
-        let most = self.config.limits.threads;
-        let threads = spec.limits.threads.map_or(most, |own| own.min(most)) as usize;
+        let limits = &self.config.limits;
+        let threads = threads(spec, limits)?;
         let mut engine = TorchEngine::new(Settings {
             folder: folder.clone(),
             precision: spec.model.precision,
             sampler: spec.sampler.clone(),
             lora: spec.lora.clone(),
             threads,
-            gpu: self.config.limits.gpu,
+            gpu: limits.gpu,
         })
         .map_err(refused("model"))?;
-        // A model or a sampler that does not fit is told before anything is drawn.
+        // What is too large is told before it is loaded, and a model or a sampler that does not fit before anything is drawn.
+        let weights = TextToImage::count(&folder).map_err(refused("model.folder"))?;
+        check_size(spec, limits, weights)?;
         engine.open(None).map_err(refused("model.folder"))?;
         let [width, height] = engine.size().map_err(refused("model.folder"))?;
+        if !batch_fits(spec.sampler.batch, [width, height]) {
+            return Err(PartsError::Model {
+                key: "sampler.batch",
+                what: format!("this is too many images of {width} x {height} pixels; say fewer"),
+            });
+        }
         let (clean, mut data_files) = clean(spec, data, width.max(height).min(MOST_SIDE))?;
         let trained = Trained::new(data);
         let mut endpoints = Endpoints::new(allowed, self.runtime.clone());
@@ -87,7 +100,7 @@ impl Workshop for TorchWorkshop {
         data_files.extend(trained.files(spec)?);
         let card = CardFacts {
             data_files,
-            ..card::facts(spec, &folder, threads, advisor.as_ref())?
+            ..card::facts(spec, &folder, &files, threads, advisor.as_ref())?
         };
         Ok(Parts {
             engine: Box::new(engine),
@@ -98,17 +111,74 @@ impl Workshop for TorchWorkshop {
                 evaluation,
                 prompts,
                 held_out,
+                // On a GPU no number of them makes the bits the same.
+                threads: limits.gpu.is_none().then_some(threads),
                 card,
             },
         })
     }
 }
 
-fn refused(key: &'static str) -> impl Fn(EngineError) -> PartsError {
+fn refused<E: Display>(key: &'static str) -> impl Fn(E) -> PartsError {
     move |error| PartsError::Model {
         key,
         what: error.to_string(),
     }
+}
+
+/// Threads of the engine. A job gets the number that it wants or does not begin: with fewer of them other bytes come out.
+fn threads(spec: &ArtaugSpec, limits: &LimitsSection) -> Result<usize, PartsError> {
+    match spec.limits.threads {
+        Some(own) if own > limits.threads => Err(PartsError::Model {
+            key: "limits.threads",
+            what: format!(
+                "the job wants {own} threads of the engine, and this worker gives {}; say fewer in the job, or more in `limits.threads` of the worker's \
+                 settings",
+                limits.threads
+            ),
+        }),
+        own => Ok(own.unwrap_or(limits.threads) as usize),
+    }
+}
+
+/// Whether a model of so many weights can be held in memory, and kept as a whole.
+fn check_size(spec: &ArtaugSpec, limits: &LimitsSection, weights: u64) -> Result<(), PartsError> {
+    let refuse = |key, what| Err(PartsError::Model { key, what });
+    // The fused model is made in f32 on the CPU, wherever the job computes.
+    let each = match (spec.output.fused, limits.gpu, spec.model.precision) {
+        (true, _, _) | (_, None, Precision::F32) => 4,
+        (false, None, _) => 2,
+        (false, Some(_), _) => 0,
+    };
+    let (held, most) = (weights.saturating_mul(each), limits.memory.bytes());
+    if held > most {
+        return refuse(
+            "model.folder",
+            format!(
+                "its weights alone take {} MiB of memory, and this worker may hold {} MiB; raise `limits.memory` in the worker's settings",
+                held >> 20,
+                most >> 20
+            ),
+        );
+    }
+    let fused = weights.saturating_mul(4);
+    let disks = [
+        (spec.limits.disk, "the job"),
+        (limits.disk, "the worker's settings"),
+    ];
+    for (disk, whose) in disks {
+        if spec.output.fused && fused > disk.bytes() {
+            return refuse(
+                "output.fused",
+                format!(
+                    "the fused model, in f32, takes {} MiB, and `limits.disk` of {whose} is {} MiB; raise it, or do without the fused model",
+                    fused >> 20,
+                    disk.bytes() >> 20
+                ),
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Whether anything in a job measures by clean drawings.

@@ -19,6 +19,8 @@ const MAX_SCORERS: usize = 32;
 const MAX_REVIEW: u32 = 10_000;
 /// Highest rank of the joined LoRA. At rank 8192 it is larger than any layer that it could be on, and a job would keep gigabytes of it.
 const MAX_JOINED_RANK: u64 = 8192;
+/// Most pixels of a batch of images: 256 of 512 x 512.
+const MAX_BATCH_PIXELS: u64 = 1 << 26;
 const MAX_TIME: Duration = Duration::from_hours(30 * 24);
 
 pub(super) fn check(spec: &ArtaugSpec) -> Result<(), Refusal> {
@@ -241,6 +243,11 @@ fn check_counts(spec: &ArtaugSpec) -> Result<(), Refusal> {
     range(&counts.held_out, 2, 10_000, "counts.held_out")
 }
 
+/// Whether a job may ask for batches of so many images of this width and height.
+pub fn batch_fits(batch: u32, [width, height]: [u32; 2]) -> bool {
+    u64::from(width) * u64::from(height) <= MAX_BATCH_PIXELS / u64::from(batch.max(1))
+}
+
 fn check_sampler(spec: &ArtaugSpec) -> Result<(), Refusal> {
     let sampler = &spec.sampler;
     // DPM-Solver++ counts one of a model's 1000 times more than it visits.
@@ -265,6 +272,13 @@ fn check_sampler(spec: &ArtaugSpec) -> Result<(), Refusal> {
         )?;
     }
     range(&sampler.batch, 1, 1024, "sampler.batch")?;
+    require(
+        sampler
+            .size
+            .is_none_or(|size| batch_fits(sampler.batch, size)),
+        "sampler.batch",
+        "must be lower for images of this `sampler.size`: a batch has at most 67108864 pixels",
+    )?;
     require(
         sampler.region_strength > 0.0 && sampler.region_strength <= 100.0,
         "sampler.region_strength",

@@ -220,6 +220,10 @@ fn a_value_that_cannot_be_is_refused_with_its_key() {
         ("[sampler]\nguidance = inf", "sampler.guidance"),
         ("[sampler]\nsize = [512, 500]", "sampler.size"),
         (
+            "[sampler]\nsize = [2048, 2048]\nbatch = 17",
+            "`sampler.batch`: must be lower",
+        ),
+        (
             "[sampler]\nregion_strength = 0.0",
             "sampler.region_strength",
         ),

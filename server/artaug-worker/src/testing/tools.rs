@@ -24,6 +24,9 @@ use concord_common::job::artaug::ArtaugSpec;
 use super::Overlap;
 use crate::stages::Tools;
 
+/// The scorer that decides.
+const JUDGE: &str = "statistics";
+
 /// Calls that fail before one succeeds again.
 #[derive(Debug, Default)]
 pub(crate) struct Outage {
@@ -35,6 +38,8 @@ pub(crate) struct Outage {
     pub(crate) paid: AtomicUsize,
     /// Of the advisor, for ever: its key is refused.
     pub(crate) key: AtomicUsize,
+    /// How often the judge was asked, which is an outage of none.
+    pub(crate) judged: AtomicUsize,
 }
 
 fn taken(counter: &AtomicUsize) -> bool {
@@ -142,6 +147,9 @@ impl<U: Use> Scorer for Light<U> {
                 source: away().into(),
             });
         }
+        if self.name == JUDGE {
+            self.outage.judged.fetch_add(1, Ordering::SeqCst);
+        }
         if self.name == GUARD {
             return Ok(0.5);
         }
@@ -171,11 +179,12 @@ pub(crate) fn tools(
         advisor: Box::new(FakeAdvisor(Arc::clone(outage), overlap.cloned())),
         filter: vec![light::<ForFilter>("photometry", outage, overlap)],
         evaluation: vec![
-            light::<ForEvaluation>("statistics", outage, overlap),
+            light::<ForEvaluation>(JUDGE, outage, overlap),
             light::<ForEvaluation>(GUARD, outage, overlap),
         ],
         prompts: spec.prompts.texts.clone(),
         held_out: spec.held_out.texts.clone(),
+        threads: Some(1),
         card: CardFacts::default(),
     }
 }

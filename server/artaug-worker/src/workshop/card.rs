@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io,
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use concord_artaug::{advisor::Advisor, card::CardFacts};
@@ -12,13 +12,9 @@ use concord_common::{
     job::artaug::{ArtaugSpec, EvaluationScorer, FilterScorer},
 };
 
-use super::measures;
+use super::{files::ModelFile, measures};
 use crate::run::PartsError;
 
-/// Files of a model folder that a card names.
-const MOST_FILES: usize = 1000;
-/// Deepest folder in a model folder.
-const DEEPEST: usize = 8;
 /// The key by which a model folder says that it is the embedded one.
 const EMBEDDED: &str = "_concord_patches";
 
@@ -26,14 +22,14 @@ const EMBEDDED: &str = "_concord_patches";
 pub(super) fn facts(
     spec: &ArtaugSpec,
     folder: &Path,
+    files: &[ModelFile],
     threads: usize,
     advisor: &dyn Advisor,
 ) -> Result<CardFacts, PartsError> {
-    let embedded = fs::read_to_string(folder.join("model_index.json"))
-        .is_ok_and(|text| text.contains(EMBEDDED));
     let version = |what: &str, version: String| (what.to_owned(), version);
     let mut versions = vec![
         version("worker", env!("CARGO_PKG_VERSION").to_owned()),
+        version("libtorch", env!("CONCORD_LIBTORCH").to_owned()),
         version("advisor", advisor.name()),
         version("threads of the engine", threads.to_string()),
     ];
@@ -55,22 +51,23 @@ pub(super) fn facts(
             "Clean looks were measured on Fluent Emoji (MIT), Noto Emoji (Apache-2.0) and Twemoji (CC BY 4.0).".to_owned(),
         );
     }
-    let failed = |error: io::Error| PartsError::Model {
-        key: "model.folder",
-        what: format!("{}: {error}", folder.display()),
-    };
     Ok(CardFacts {
-        base_files: base_files(folder).map_err(failed)?,
+        base_files: digests_of(files)?,
         data_files: Vec::new(),
         licences,
         versions,
-        limits: limits(spec, embedded),
+        limits: limits(spec, is_embedded(folder)),
         results: Vec::new(),
     })
 }
 
+/// Whether a model says that it is the embedded one.
+pub(super) fn is_embedded(folder: &Path) -> bool {
+    fs::read_to_string(folder.join("model_index.json")).is_ok_and(|text| text.contains(EMBEDDED))
+}
+
 /// What a reader must know to read the numbers rightly.
-fn limits(spec: &ArtaugSpec, embedded: bool) -> Vec<String> {
+pub(super) fn limits(spec: &ArtaugSpec, embedded: bool) -> Vec<String> {
     let mut limits = Vec::new();
     let mut say = |text: &str| limits.push(text.to_owned());
     if embedded {
@@ -95,32 +92,22 @@ fn limits(spec: &ArtaugSpec, embedded: bool) -> Vec<String> {
     limits
 }
 
-/// Digests of the files below a model folder, by name.
-fn base_files(folder: &Path) -> io::Result<Vec<(String, Digest)>> {
-    let mut files = Vec::new();
-    collect(folder, &mut files, DEEPEST)?;
-    files.sort();
-    files.truncate(MOST_FILES);
+/// Digests of the files of a model, by name.
+pub(super) fn digests_of(files: &[ModelFile]) -> Result<Vec<(String, Digest)>, PartsError> {
     files
-        .into_iter()
-        .map(|path| {
-            let name = path.strip_prefix(folder).unwrap_or(&path);
-            let mut hasher = blake3::Hasher::new();
-            hasher.update_reader(File::open(&path)?)?;
-            Ok((name.display().to_string(), hasher.finalize().into()))
+        .iter()
+        .map(|ModelFile { name, path }| {
+            let digest = digest_of(path).map_err(|error| PartsError::Model {
+                key: "model.folder",
+                what: format!("{name}: {error}"),
+            })?;
+            Ok((name.clone(), digest))
         })
         .collect()
 }
 
-fn collect(folder: &Path, files: &mut Vec<PathBuf>, deeper: usize) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        let kind = entry.file_type()?;
-        if kind.is_dir() && deeper > 0 {
-            collect(&entry.path(), files, deeper - 1)?;
-        } else if kind.is_file() {
-            files.push(entry.path());
-        }
-    }
-    Ok(())
+fn digest_of(file: &Path) -> io::Result<Digest> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(File::open(file)?)?;
+    Ok(hasher.finalize().into())
 }

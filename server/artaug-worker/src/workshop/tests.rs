@@ -1,4 +1,6 @@
-use std::path::Path;
+use std::{os::unix::fs::symlink, path::Path};
+
+use concord_common::config::ByteSize;
 
 use super::*;
 
@@ -52,7 +54,7 @@ fn what_this_worker_lacks_is_told_with_the_key_to_set() {
 fn a_model_outside_the_allowed_folders_is_refused() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let (inside, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    std::os::unix::fs::symlink(outside.path(), inside.path().join("link")).unwrap();
+    symlink(outside.path(), inside.path().join("link")).unwrap();
     let config = |folder: &Path| -> WorkerConfig {
         let text = format!(
             "state_dir = \"/s\"\n[server]\naddress = \"localhost:1\"\n[tls]\ncertificate = \"a\"\nkey = \"b\"\nca = \"c\"\n[allowed]\nmodel_folders = [{:?}]",
@@ -67,5 +69,250 @@ fn a_model_outside_the_allowed_folders_is_refused() {
         let refused = workshop.parts(&spec);
         let text = refused.unwrap_err().to_string();
         assert!(text.contains("not below"), "{text}");
+    }
+}
+
+/// A job that needs nothing but a model: who advises and judges is elsewhere, and is not asked.
+const ELSEWHERE: &str = r#"
+kind = "artaug"
+name = "test job"
+[model]
+folder = "m"
+[prompts]
+texts = ["red apple", "blue car"]
+[held_out]
+texts = ["white dog", "black boat"]
+[advisor]
+kind = "chat"
+endpoint = "vision"
+model = "a"
+boxes = "fraction"
+[scorers]
+guard = "none"
+filter = [{ kind = "chat", name = "liked", endpoint = "vision", model = "b", criterion = "beauty" }]
+evaluation = [{ kind = "chat", name = "judged", endpoint = "vision", model = "c", criterion = "beauty" }]
+[counts]
+iterations = 1
+pairs = 10
+kept = 4
+least_kept = 2
+held_out = 4
+[sampler]
+steps = 2
+size = [24, 16]
+"#;
+
+/// A worker that has a model in the way in which the cache of Hugging Face keeps them: in `m` are links, their bytes are in `blobs`.
+struct Place {
+    root: tempfile::TempDir,
+    runtime: tokio::runtime::Runtime,
+    limits: LimitsSection,
+}
+
+impl Place {
+    fn new() -> Self {
+        let fixture = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../../common/learning/fixtures/diffusion/sd2");
+        let root = tempfile::tempdir().unwrap();
+        let model = root.path().join("m");
+        let compute = concord_learning::diffusion::params::Compute::CPU;
+        let fresh = TextToImage::fresh(&fixture, Seed(1), compute).unwrap();
+        fresh.save(&model).unwrap();
+        let blobs = root.path().join("blobs");
+        fs::create_dir(&blobs).unwrap();
+        for part in ["scheduler", "text_encoder", "tokenizer", "unet", "vae"] {
+            for file in fs::read_dir(model.join(part)).unwrap() {
+                let file = file.unwrap();
+                let name = format!("{part}-{}", file.file_name().display());
+                fs::rename(file.path(), blobs.join(&name)).unwrap();
+                symlink(Path::new("../../blobs").join(name), file.path()).unwrap();
+            }
+        }
+        Self {
+            root,
+            runtime: tokio::runtime::Runtime::new().unwrap(),
+            limits: LimitsSection::default(),
+        }
+    }
+
+    fn model(&self) -> PathBuf {
+        self.root.path().join("m")
+    }
+
+    fn parts(&self, changes: &[(&str, &str)]) -> Result<Parts, PartsError> {
+        let settings = format!(
+            "state_dir = \"/s\"\n[server]\naddress = \"localhost:1\"\n[tls]\ncertificate = \"a\"\nkey = \"b\"\nca = \"c\"\n\
+             [allowed]\nmodel_folders = [{:?}]\n[allowed.endpoints.vision]\nurl = \"http://127.0.0.1:1/v1\"",
+            self.root.path().display().to_string()
+        );
+        let mut config: WorkerConfig = toml::from_str(&settings).unwrap();
+        config.limits = self.limits;
+        let text = changes
+            .iter()
+            .fold(ELSEWHERE.to_owned(), |text, (from, to)| {
+                text.replace(from, to)
+            });
+        let spec = ArtaugSpec::parse(&text).unwrap();
+        TorchWorkshop::new(config, self.runtime.handle().clone()).parts(&spec)
+    }
+
+    /// Why the worker does not set a job up.
+    fn refusal(&self, changes: &[(&str, &str)]) -> String {
+        self.parts(changes).unwrap_err().to_string()
+    }
+}
+
+#[test]
+fn a_link_that_leads_out_of_the_allowed_folders_is_refused_with_its_name() {
+    let place = Place::new();
+    place.parts(&[]).unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let secret = elsewhere.path().join("vision.key");
+    fs::write(&secret, "{}").unwrap();
+    for name in ["tokenizer/more.json", "README.md"] {
+        let link = place.model().join(name);
+        symlink(&secret, &link).unwrap();
+        let text = place.refusal(&[]);
+        assert!(
+            text.contains(name) && text.contains("allowed.model_folders"),
+            "{text}"
+        );
+        assert!(!text.contains("vision.key"), "{text}");
+        fs::remove_file(link).unwrap();
+    }
+    symlink(elsewhere.path(), place.model().join("more")).unwrap();
+    assert!(place.refusal(&[]).contains("more: this leads out"));
+}
+
+#[test]
+fn what_is_neither_file_nor_folder_is_refused_before_it_is_opened() {
+    let place = Place::new();
+    // Who opens this for reading waits for ever.
+    let pipe = place.model().join("unet/notes.json");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.unwrap().success());
+    let text = place.refusal(&[]);
+    assert!(text.contains("unet/notes.json: this is neither"), "{text}");
+    fs::remove_file(&pipe).unwrap();
+    symlink("/dev/zero", &pipe).unwrap();
+    assert!(place.refusal(&[]).contains("unet/notes.json"));
+    fs::remove_file(&pipe).unwrap();
+    symlink("nowhere", &pipe).unwrap();
+    assert!(place.refusal(&[]).contains("unet/notes.json"));
+    fs::remove_file(&pipe).unwrap();
+    symlink("..", place.model().join("unet/again")).unwrap();
+    let text = place.refusal(&[]);
+    assert!(text.contains("again") && text.contains("deep"), "{text}");
+}
+
+#[test]
+fn a_job_does_not_go_on_with_another_file_behind_a_link() {
+    let place = Place::new();
+    let before = place.parts(&[]).unwrap().tools;
+    let names: Vec<&str> = before
+        .card
+        .base_files
+        .iter()
+        .map(|(name, _)| name.as_str())
+        .collect();
+    for name in [
+        "model_index.json",
+        "tokenizer/tokenizer.json",
+        "unet/diffusion_pytorch_model.safetensors",
+    ] {
+        assert!(names.contains(&name), "{names:?}");
+    }
+    // Notes of a tool that fetched the model differ from worker to worker, and nobody reads them.
+    fs::create_dir(place.model().join(".cache")).unwrap();
+    fs::write(place.model().join(".cache/fetched"), "today").unwrap();
+    fs::write(place.model().join("README.md"), "a card").unwrap();
+    let same = place.parts(&[]).unwrap().tools.ingredients();
+    assert!(before.ingredients().differing(&same).is_empty());
+    let weights = place
+        .model()
+        .join("unet/diffusion_pytorch_model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&weights, bytes).unwrap();
+    let other = place.parts(&[]).unwrap().tools.ingredients();
+    assert_eq!(
+        before.ingredients().differing(&other),
+        ["the files of the model"]
+    );
+}
+
+#[test]
+fn a_job_that_wants_more_threads_than_the_worker_gives_is_refused() {
+    let place = Place::new();
+    let text = place.refusal(&[("[sampler]", "[limits]\nthreads = 2\n[sampler]")]);
+    assert!(
+        text.contains("wants 2 threads") && text.contains("gives 1"),
+        "{text}"
+    );
+    let generous = LimitsSection {
+        threads: 3,
+        ..LimitsSection::default()
+    };
+    let mut spec = spec();
+    for (wanted, got) in [(Some(2), 2), (None, 3)] {
+        spec.limits.threads = wanted;
+        assert_eq!(threads(&spec, &generous).unwrap(), got);
+    }
+}
+
+#[test]
+fn a_job_does_not_go_on_with_another_number_of_threads() {
+    let place = Place::new();
+    let mut tools = place.parts(&[]).unwrap().tools;
+    let one = tools.ingredients();
+    tools.threads = Some(2);
+    let two = tools.ingredients();
+    assert_eq!(one.differing(&two), ["1 threads of the engine"]);
+    assert_eq!(two.differing(&one), ["2 threads of the engine"]);
+}
+
+#[test]
+fn a_model_that_the_worker_cannot_hold_is_refused_before_it_is_loaded() {
+    let mut place = Place::new();
+    place.limits.memory = ByteSize(1000);
+    let text = place.refusal(&[]);
+    assert!(
+        text.contains("`model.folder`") && text.contains("limits.memory"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_fused_model_that_can_have_no_room_is_refused_before_the_job_begins() {
+    let mut place = Place::new();
+    let fused = ("[sampler]", "[output]\nfused = true\n[sampler]");
+    place.parts(&[fused]).unwrap();
+    let little = ("[output]", "[limits]\ndisk = \"1 MiB\"\n[output]");
+    let text = place.refusal(&[fused, little]);
+    assert!(
+        text.contains("`output.fused`") && text.contains("of the job"),
+        "{text}"
+    );
+    place.limits.disk = ByteSize::mebibytes(1);
+    assert!(place.refusal(&[fused]).contains("worker's settings"));
+}
+
+#[test]
+fn the_card_says_what_is_planted_and_with_what_it_was_made() {
+    let place = Place::new();
+    let card = place.parts(&[]).unwrap().tools.card;
+    let libtorch = card.versions.iter().find(|(name, _)| name == "libtorch");
+    let (_, version) = libtorch.unwrap();
+    assert!(
+        version.starts_with(|first: char| first.is_ascii_digit()),
+        "{version}"
+    );
+    assert!(card.limits.iter().all(|text| !text.contains("planted")));
+    // The model in the repository says by its own key that it is the embedded one.
+    let embedded = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/artaug/base");
+    assert!(card::is_embedded(&embedded));
+    let limits = card::limits(&spec(), true).join(" ");
+    for word in ["toy", "planted", "vocabulary", "statistics"] {
+        assert!(limits.contains(word), "{word}: {limits}");
     }
 }
