@@ -26,6 +26,9 @@ use crate::{
     stages::{Job, Studio},
 };
 
+/// Room that the last model card may need.
+const CARD_ROOM: u64 = 1 << 20;
+
 /// Adapters of a finished iteration, and everything else as far as it is.
 ///
 /// # Errors
@@ -41,10 +44,14 @@ pub(crate) fn of_iteration(job: &Job<'_>, studio: &mut Studio<'_>) -> Result<(),
 /// If the job halts.
 pub(crate) fn of_job(job: &Job<'_>, studio: &mut Studio<'_>) -> Result<(), Halt> {
     let mut results = adapters(job, studio)?;
+    record(job, results.clone())?;
     if job.spec.output.fused {
-        results.extend(fused(job, studio)?);
+        // Last, for it is the largest: what has no room any more is missed least.
+        let more = fused(job, studio)?;
+        results.extend(more.results);
+        card(job, results, more.left_out)?;
     }
-    record(job, results)
+    Ok(())
 }
 
 /// The page on which an operator judges the pairs that wait.
@@ -157,11 +164,19 @@ fn export(
         .collect()
 }
 
-/// The whole model of the result.
-fn fused(job: &Job<'_>, studio: &mut Studio<'_>) -> Result<Vec<(String, Digest)>, Halt> {
+/// What was brought of the fused model.
+#[derive(Debug, Default)]
+struct Fused {
+    results: Vec<(String, Digest)>,
+    /// Why it was left out, if so.
+    left_out: Option<String>,
+}
+
+/// The whole model of the result, or nothing of it if the job has no room left for it: that is no reason to lose all else.
+fn fused(job: &Job<'_>, studio: &mut Studio<'_>) -> Result<Fused, Halt> {
     let desk = job.desk;
     let Some(joined) = desk.look(|machine| machine.result_lora().map(|lora| lora.merged)) else {
-        return Ok(Vec::new()); // The result is the base itself.
+        return Ok(Fused::default()); // The result is the base itself.
     };
     let joined = desk.object(joined)?;
     let folder = job.folder.join("fused");
@@ -169,18 +184,53 @@ fn fused(job: &Job<'_>, studio: &mut Studio<'_>) -> Result<Vec<(String, Digest)>
     remove(&folder).map_err(failed)?;
     let exported = studio.engine().export_fused(&joined, &folder);
     exported.map_err(|error| studio.halt(error))?;
-    let mut results = Vec::new();
+    let mut files = Vec::new();
     for path in files_below(&folder).map_err(failed)? {
         desk.check()?;
-        let below = path.strip_prefix(&folder).unwrap_or(&path);
-        let name = format!("fused/{}", below.display());
         let (digest, bytes) = digest_of(&path).map_err(failed)?;
-        let payload = Payload::File(path.clone(), bytes);
-        desk.lease().put_artefact(&name, digest, payload)?;
-        results.push((name, digest));
+        files.push((path, digest, bytes));
+    }
+    let left_out = short_of_room(job, &files)?;
+    let mut fused = Fused {
+        left_out,
+        ..Fused::default()
+    };
+    if fused.left_out.is_none() {
+        for (path, digest, bytes) in files {
+            desk.check()?;
+            let below = path.strip_prefix(&folder).unwrap_or(&path);
+            let name = format!("fused/{}", below.display());
+            let payload = Payload::File(path.clone(), bytes);
+            desk.lease().put_artefact(&name, digest, payload)?;
+            fused.results.push((name, digest));
+        }
     }
     remove(&folder).map_err(failed)?;
-    Ok(results)
+    Ok(fused)
+}
+
+/// What to say if files and the card that names them do not fit into what the job may keep. Those that are there already count once.
+fn short_of_room(job: &Job<'_>, files: &[(PathBuf, Digest, u64)]) -> Result<Option<String>, Halt> {
+    let lease = job.desk.lease();
+    let digests: Vec<Digest> = files.iter().map(|(_, digest, _)| *digest).collect();
+    let missing = lease.missing(&digests)?;
+    let wanted: u64 = files
+        .iter()
+        .filter(|(_, digest, _)| missing.contains(digest))
+        .map(|(_, _, bytes)| bytes)
+        .sum();
+    let (kept, most) = (lease.ask_kept()?, job.spec.limits.disk.bytes());
+    if wanted == 0 || kept.saturating_add(wanted).saturating_add(CARD_ROOM) <= most {
+        return Ok(None);
+    }
+    let said = format!(
+        "The fused model was left out: it takes {} MiB, and the job keeps {} of the {} MiB that `limits.disk` allows. Merge the LoRA into the base instead.",
+        wanted >> 20,
+        kept >> 20,
+        most >> 20
+    );
+    tracing::warn!(reason = said, "no fused model");
+    Ok(Some(said))
 }
 
 fn remove(folder: &Path) -> io::Result<()> {
@@ -227,12 +277,8 @@ fn record(job: &Job<'_>, results: Vec<(String, Digest)>) -> Result<(), Halt> {
     for (number, made) in (1..).zip(desk.look(|machine| machine.made().to_vec())) {
         curves(job, number, &made)?;
     }
-    let card = CardFacts {
-        results,
-        ..job.tools.card.clone()
-    };
     desk.note_memory();
-    let (ledger, gallery, card) = desk.look_at_folder(|folder| {
+    let (ledger, gallery) = desk.look_at_folder(|folder| {
         let notes = job.tools.card.limits.clone();
         let gallery = Gallery::of_job(
             folder,
@@ -241,14 +287,25 @@ fn record(job: &Job<'_>, results: Vec<(String, Digest)>) -> Result<(), Halt> {
             Extent::default(),
             &mut |digest| fetch(job, folder, digest),
         );
-        (ledger(folder), gallery, model_card(job.spec, folder, &card))
+        (ledger(folder), gallery)
     });
     desk.brake().check_now()?;
     let gallery = gallery.map_err(|error| desk.fail(error))?;
     let html = gallery.to_html().map_err(|error| desk.fail(error))?;
     put(job, "gallery.html", html)?;
     put(job, "ledger.json", ledger)?;
-    put(job, "MODEL_CARD.md", card)?;
+    card(job, results, None)
+}
+
+/// The model card, which names the other results.
+fn card(job: &Job<'_>, results: Vec<(String, Digest)>, remark: Option<String>) -> Result<(), Halt> {
+    let mut facts = CardFacts {
+        results,
+        ..job.tools.card.clone()
+    };
+    facts.limits.extend(remark);
+    let card = |folder: &JobFolder| model_card(job.spec, folder, &facts);
+    put(job, "MODEL_CARD.md", job.desk.look_at_folder(card))?;
     Ok(())
 }
 

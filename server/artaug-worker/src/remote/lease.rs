@@ -251,6 +251,19 @@ impl Lease {
         Ok(())
     }
 
+    /// Bytes that the server keeps for the job now.
+    ///
+    /// # Errors
+    /// As all calls.
+    pub fn ask_kept(&self) -> Result<u64, Halt> {
+        // Whoever removes nothing is told what is left.
+        let kept = self.call("asking for the bytes kept", |server| {
+            server.remove_objects(&self.grip, &[])
+        })?;
+        self.note_kept(kept);
+        Ok(kept)
+    }
+
     /// All words on pairs.
     ///
     /// # Errors

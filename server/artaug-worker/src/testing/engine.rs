@@ -239,6 +239,14 @@ impl Engine for FakeEngine {
         std::fs::create_dir(folder).map_err(failed)?;
         std::fs::create_dir(folder.join("unet")).map_err(failed)?;
         std::fs::write(folder.join("model_index.json"), b"{}").map_err(failed)?;
-        std::fs::write(folder.join("unet/weights"), joined).map_err(failed)
+        let ballast = vec![
+            0;
+            if self.fault == Some("heavy") {
+                3 << 20
+            } else {
+                0
+            }
+        ];
+        std::fs::write(folder.join("unet/weights"), [joined, &ballast].concat()).map_err(failed)
     }
 }

@@ -298,7 +298,7 @@ impl Server for FakeServer {
             for digest in digests {
                 state.objects.remove(digest);
             }
-            0
+            state.objects.values().map(|bytes| bytes.len() as u64).sum()
         })
     }
 

@@ -78,3 +78,65 @@ fn the_ledger_tells_the_most_memory_that_any_worker_held() {
         "{ledger}"
     );
 }
+
+#[test]
+fn a_kill_costs_no_more_paid_scores_than_those_of_the_images_in_hand() {
+    let server = Arc::new(FakeServer::new(SPEC));
+    let folder = tempfile::tempdir().unwrap();
+    let outage = FakeWorkshop::default().outage;
+    let evaluated = || {
+        let state = server.state();
+        let lines = state.lines.iter().map(|line| String::from_utf8_lossy(line));
+        lines
+            .filter(|line| line.contains("\"event\":\"evaluated\""))
+            .count()
+    };
+    while server.state().releases.is_empty() {
+        {
+            let mut state = server.state();
+            state.loss = Loss::After(3);
+            state.grants = 1;
+        }
+        let before = (outage.judged.load(Ordering::SeqCst), evaluated());
+        let mut worker = worker(&server, folder.path());
+        worker.workshop = Box::new(FakeWorkshop {
+            outage: Arc::clone(&outage),
+            ..FakeWorkshop::default()
+        });
+        worker.run();
+        let asked = outage.judged.load(Ordering::SeqCst) - before.0;
+        let kept = evaluated() - before.1;
+        // Two batches are put down at once, each image by image.
+        assert!(asked <= kept + 2, "{asked} asked, {kept} kept");
+    }
+    succeeded(&server);
+    assert!(evaluated() > 0);
+    assert_eq!(
+        server.lasting_results(),
+        undisturbed(SPEC).lasting_results()
+    );
+}
+
+#[test]
+fn a_fused_model_without_room_is_left_out_and_the_job_succeeds() {
+    let spec = spec_with(&[("[output]", "[limits]\ndisk = \"3 MiB\"\n[output]")]);
+    let server = Arc::new(FakeServer::new(&spec));
+    let folder = tempfile::tempdir().unwrap();
+    let mut heavy = worker(&server, folder.path());
+    heavy.workshop = Box::new(FakeWorkshop {
+        fault: Some("heavy"),
+        ..FakeWorkshop::default()
+    });
+    heavy.run();
+    succeeded(&server);
+    let results = server.results();
+    assert!(results.keys().all(|name| !name.starts_with("fused/")));
+    assert!(results.keys().any(|name| name.starts_with("lora/merged/")));
+    let card = String::from_utf8(results["MODEL_CARD.md"].clone()).unwrap();
+    assert!(card.contains("The fused model was left out"), "{card}");
+    assert!(card.contains("limits.disk"), "{card}");
+    // Where there is room, the card names its files.
+    let whole = undisturbed(SPEC).results();
+    let card = String::from_utf8(whole["MODEL_CARD.md"].clone()).unwrap();
+    assert!(card.contains("fused/unet/weights"), "{card}");
+}
