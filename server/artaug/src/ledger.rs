@@ -15,9 +15,9 @@ use crate::{
 pub struct Ledger {
     /// Images made, base, enhanced and held out, samples of trainings included.
     pub images: u64,
-    /// Forward passes of the denoiser for base and enhanced images.
+    /// Rows of the denoiser's forward passes for base and enhanced images; a pass takes many.
     pub forwards: u64,
-    /// Forward passes of the denoiser for held-out images.
+    /// The same for held-out images.
     pub held_out_forwards: u64,
     /// Calls and tokens of the advisor.
     pub advice: Usage,
@@ -91,9 +91,12 @@ impl Ledger {
         let seconds = |value: f64| format!("{value:.1} s");
         vec![
             line("images", self.images.to_string()),
-            line("forward passes for pairs", self.forwards.to_string()),
             line(
-                "forward passes for held-out images",
+                "rows of forward passes for pairs",
+                self.forwards.to_string(),
+            ),
+            line(
+                "rows of forward passes for held-out images",
                 self.held_out_forwards.to_string(),
             ),
             line("advisor calls", self.advice.calls.to_string()),
@@ -254,8 +257,8 @@ mod tests {
         assert_eq!(ledger.overlapped(Duration::from_secs(80)), 0.0);
         for (name, value) in [
             ("images", "2"),
-            ("forward passes for pairs", "20"),
-            ("forward passes for held-out images", "40"),
+            ("rows of forward passes for pairs", "20"),
+            ("rows of forward passes for held-out images", "40"),
             ("advisor calls", "5"),
             ("advisor tokens read", "1100"),
             ("unusable answers", "1"),

@@ -151,7 +151,7 @@ pub struct Generated {
     pub seed: u64,
     /// The stored PNG file.
     pub image: Digest,
-    /// Forward passes of the denoiser.
+    /// Rows of the forward passes of the denoiser.
     pub forwards: u64,
     /// Time spent.
     pub seconds: f64,
@@ -185,7 +185,7 @@ impl Advised {
 pub struct Regenerated {
     /// The stored PNG file.
     pub image: Digest,
-    /// Forward passes of the denoiser.
+    /// Rows of the forward passes of the denoiser.
     pub forwards: u64,
     /// Time spent.
     pub seconds: f64,
@@ -313,7 +313,7 @@ pub struct Evaluated {
     /// The advice that rewrote the prompt, for [`Arm::Rewriting`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub advice: Option<Advised>,
-    /// Forward passes of the denoiser.
+    /// Rows of the forward passes of the denoiser.
     pub forwards: u64,
     /// Time spent on the image.
     pub seconds: f64,
