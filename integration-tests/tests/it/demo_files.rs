@@ -172,6 +172,11 @@ pub(super) fn the_artaug_demo_has_a_table_for(federation: &Federation) {
     let job = listed["jobs"][0]["job_id"].as_str().unwrap();
     let fetch = ["artaug", "fetch", job, "results"];
     concord(federation, &fetch).success().unwrap();
+    // What is planted about the embedded model is said where its results are read.
+    for page in ["gallery.html", "MODEL_CARD.md"] {
+        let text = fs::read_to_string(federation.path().join("results").join(page)).unwrap();
+        assert!(text.contains("planted: three quarters"), "{page}");
+    }
     let found = script(
         "artaug-table",
         &[federation.path().join("results/metrics.jsonl")],
