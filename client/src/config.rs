@@ -123,7 +123,7 @@ impl Default for CacheSection {
     fn default() -> Self {
         Self {
             enabled: true,
-            memory: ByteSize::mebibytes(96),
+            memory: ByteSize::mebibytes(64),
             folder: None,
             folder_size: ByteSize::mebibytes(4096),
         }

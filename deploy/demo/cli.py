@@ -110,6 +110,13 @@ def program_folder(checkout: Path) -> Path:
     return Path(os.environ.get("CARGO_TARGET_DIR") or checkout / "target") / "release"
 
 
+def allocator(unit: str) -> dict[str, str]:
+    """The settings of glibc's allocator that a systemd unit has."""
+    text = (Path(__file__).resolve().parent.parent / "systemd" / f"{unit}.service").read_text(encoding="utf-8")
+    pairs = (line.removeprefix("Environment=").split("=", 1) for line in text.splitlines() if line.startswith("Environment=MALLOC_"))
+    return dict(pairs)
+
+
 class Commands:
     """Command lines and configuration files of a federation whose files live in `work`."""
 

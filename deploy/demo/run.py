@@ -34,6 +34,7 @@ from cli import (
     Settings,
     Silo,
     SiloView,
+    allocator,
     metric_of,
     parse_job,
     parse_simulated,
@@ -217,10 +218,10 @@ class Demo:
         local_spec = _written(work / "local.toml", self.commands.job_spec(self.silos, self.settings, local=True))
 
         started, clock = datetime.datetime.now(datetime.timezone.utc), time.monotonic()
-        server = self.processes.start("server", self.commands.run_server(server_config))
+        server = self.processes.start("server", self.commands.run_server(server_config), allocator("concord-server"))
         self._wait("the server is not ready", READY_WITHIN, lambda: is_ready(self.commands.ready_address()))
         for name, config in configs.items():
-            self.processes.start(name, self.commands.run_client(config))
+            self.processes.start(name, self.commands.run_client(config), allocator("concord-client"))
         self.screen.say(f"one server and {len(configs)} silo daemons are up, mutual TLS on port {self.commands.port}")
 
         job_id = parse_submitted(run("submit", self.commands.submit(spec)))

@@ -62,11 +62,11 @@ pub struct CacheSettings {
 }
 
 impl Default for CacheSettings {
-    /// 96 MiB of memory, no disk.
+    /// 64 MiB of memory, no disk.
     fn default() -> Self {
         Self {
             mode: CacheMode::On,
-            memory_bytes: 96 << 20,
+            memory_bytes: 64 << 20,
             disk: None,
         }
     }

@@ -105,6 +105,10 @@ class DemoTest(unittest.TestCase):
                 self.demo(job="hangs")
         self.assertFalse([pid for pid in self.pids() if alive(pid)])
 
+    def test_daemons_have_the_allocators_settings_of_their_unit(self):
+        self.assertEqual(cli.allocator("concord-client"), {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "2097152"})
+        self.assertIn("MALLOC_TRIM_THRESHOLD_", cli.allocator("concord-server"))
+
     def test_keys_and_state_are_in_a_folder_for_the_owner_alone(self):
         self.assertEqual(self.work.stat().st_mode & 0o777, 0o700)
 
