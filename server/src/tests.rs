@@ -11,6 +11,7 @@ mod gone;
 pub(crate) mod harness;
 mod health;
 mod jobs;
+mod offers;
 mod restart;
 mod retention;
 mod roles;

@@ -5,7 +5,10 @@ use std::{os::unix::fs::symlink, time::Duration};
 use concord_common::{ErrorCode, chunk, lifecycle::StopOutcome};
 use concord_proto::v1::{self, JobState, Outcome};
 
-use super::harness::{World, code, constant, spec};
+use super::{
+    harness::{World, code},
+    offers::offering,
+};
 use crate::{config::Durability, error::Failure};
 
 async fn world() -> World {
@@ -15,15 +18,8 @@ async fn world() -> World {
 #[tokio::test]
 async fn an_upload_that_the_disk_did_not_confirm_is_thrown_away_and_comes_anew() {
     let world = world().await;
-    let [mut a] = world.silos(["a"]).await;
-    let job_id = world.submit(&spec(1, 1, "")).await;
-    let offer = a.offer(&job_id, 1, constant(1.0), 1).await;
-    let begun = a
-        .client
-        .begin_contribution(offer.begin.clone())
-        .await
-        .unwrap()
-        .into_inner();
+    let (mut a, job_id, offer) = offering(&world, "").await;
+    let begun = a.begin(&offer).await;
     let id: [u8; 16] = begun.upload_id.as_slice().try_into().unwrap();
     let path = world.server().context().spool.path(&id);
     // Takes every byte and cannot be synced.
@@ -38,12 +34,7 @@ async fn an_upload_that_the_disk_did_not_confirm_is_thrown_away_and_comes_anew()
     let silos = world.round(&job_id, 1).await.silos;
     assert_eq!(silos[0].outcome(), Outcome::Unspecified);
 
-    let anew = a
-        .client
-        .begin_contribution(offer.begin.clone())
-        .await
-        .unwrap()
-        .into_inner();
+    let anew = a.begin(&offer).await;
     assert_ne!(anew.upload_id, begun.upload_id);
     assert_eq!(anew.offset, 0);
     assert_eq!(a.send(&offer).await.unwrap().outcome(), Outcome::Accepted);

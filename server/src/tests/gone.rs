@@ -4,7 +4,10 @@ use std::{pin::pin, sync::Arc};
 
 use concord_proto::v1;
 
-use super::harness::{World, constant, eventually, spec};
+use super::{
+    harness::{World, constant, eventually, spec},
+    offers::offering,
+};
 use crate::{
     context::Context,
     error::Failure,
@@ -51,15 +54,8 @@ async fn is_recorded(context: &Context, job_id: &str, silo: &str) -> bool {
 #[tokio::test]
 async fn an_upload_whose_caller_goes_away_after_the_commit_wakes_the_driver_and_the_silos() {
     let world = World::start().await;
-    let [mut a] = world.silos(["a"]).await;
-    let job_id = world.submit(&spec(1, 1, "max_time = \"1day\"")).await;
-    let offer = a.offer(&job_id, 1, constant(1.0), 1).await;
-    let begun = a
-        .client
-        .begin_contribution(offer.begin.clone())
-        .await
-        .unwrap()
-        .into_inner();
+    let (mut a, job_id, offer) = offering(&world, "max_time = \"1day\"").await;
+    let begun = a.begin(&offer).await;
     let context = Arc::clone(world.server().context());
     let id: [u8; 16] = begun.upload_id.as_slice().try_into().unwrap();
     std::fs::write(context.spool.path(&id), &offer.payload).unwrap();
@@ -122,9 +118,7 @@ async fn a_silo_that_declines_and_goes_away_is_announced() {
 #[tokio::test]
 async fn an_upload_over_the_wire_counts_although_its_caller_disconnects_before_the_answer() {
     let world = World::start().await;
-    let [mut a] = world.silos(["a"]).await;
-    let job_id = world.submit(&spec(1, 1, "max_time = \"1day\"")).await;
-    let offer = a.offer(&job_id, 1, constant(1.0), 1).await;
+    let (a, job_id, offer) = offering(&world, "max_time = \"1day\"").await;
     let context = Arc::clone(world.server().context());
     let mut silo = a.clone();
     let mut call = Box::pin(async move { silo.send(&offer).await });

@@ -84,12 +84,7 @@ async fn a_late_contribution_is_discarded_with_a_receipt_and_a_retry_gets_the_sa
     let [mut a, mut b, mut c] = world.silos(["a", "b", "c"]).await;
     let job_id = world.submit(&spec(1, 2, "max_time = \"10m\"")).await;
     let slow = c.offer(&job_id, 1, constant(9.0), 5).await;
-    let begun = c
-        .client
-        .begin_contribution(slow.begin.clone())
-        .await
-        .unwrap()
-        .into_inner();
+    let begun = c.begin(&slow).await;
     a.contribute(&job_id, 1, 1.0, 1).await;
     b.contribute(&job_id, 1, 2.0, 1).await;
     world.advance(Duration::from_secs(601));
@@ -115,12 +110,7 @@ async fn a_contribution_that_begins_after_the_end_is_discarded_before_a_byte_is_
     let late = b.offer(&job_id, 1, constant(9.0), 5).await;
     a.contribute(&job_id, 1, 1.0, 1).await;
     world.wait_for_state(&job_id, JobState::Succeeded).await;
-    let begun = b
-        .client
-        .begin_contribution(late.begin.clone())
-        .await
-        .unwrap()
-        .into_inner();
+    let begun = b.begin(&late).await;
     let receipt = begun.receipt.unwrap();
     assert_eq!(
         (receipt.outcome(), receipt.reason.as_str()),
@@ -191,12 +181,7 @@ async fn a_cancelled_job_discards_what_is_on_its_way_with_a_receipt() {
     let [mut a, _b] = world.silos(["a", "b"]).await;
     let job_id = world.submit(&spec(1, 2, "")).await;
     let offer = a.offer(&job_id, 1, constant(1.0), 1).await;
-    let begun = a
-        .client
-        .begin_contribution(offer.begin.clone())
-        .await
-        .unwrap()
-        .into_inner();
+    let begun = a.begin(&offer).await;
     let cancel = v1::CancelJobRequest {
         job_id: job_id.clone(),
     };

@@ -9,7 +9,10 @@ use concord_proto::v1::{self, JobState, Outcome};
 use futures::stream;
 use tokio::task::JoinSet;
 
-use super::harness::{World, constant, eventually, expect_published, spec};
+use super::{
+    harness::{World, constant, eventually, expect_published, spec},
+    offers::offering,
+};
 use crate::{context::Context, datastore::UploadRecord, error::Failure, ids::RandomIds};
 
 #[tokio::test]
@@ -45,15 +48,8 @@ async fn a_round_goes_on_after_a_restart_and_receipts_stay_the_same() {
 #[tokio::test]
 async fn an_upload_goes_on_where_it_was_cut_also_after_a_restart() {
     let mut world = World::start().await;
-    let [mut a] = world.silos(["a"]).await;
-    let job_id = world.submit(&spec(1, 1, "")).await;
-    let offer = a.offer(&job_id, 1, constant(1.25), 3).await;
-    let begun = a
-        .client
-        .begin_contribution(offer.begin.clone())
-        .await
-        .unwrap()
-        .into_inner();
+    let (mut a, job_id, offer) = offering(&world, "").await;
+    let begun = a.begin(&offer).await;
     assert_eq!(begun.offset, 0);
     let chunks: Vec<_> = chunk::chunks(&offer.payload, 0, 300).take(2).collect();
     let (sender, receiver) = tokio::sync::mpsc::channel(4);
@@ -79,22 +75,12 @@ async fn an_upload_goes_on_where_it_was_cut_also_after_a_restart() {
     // The connection is gone in the middle of the call.
     cut.shutdown().await;
     drop(sender);
-    let again = a
-        .client
-        .begin_contribution(offer.begin.clone())
-        .await
-        .unwrap()
-        .into_inner();
+    let again = a.begin(&offer).await;
     assert_eq!((again.offset, &again.upload_id), (600, &begun.upload_id));
 
     world.restart().await;
     let [mut a] = world.silos(["a"]).await;
-    let resumed = a
-        .client
-        .begin_contribution(offer.begin.clone())
-        .await
-        .unwrap()
-        .into_inner();
+    let resumed = a.begin(&offer).await;
     assert_eq!(
         (resumed.offset, &resumed.upload_id),
         (600, &begun.upload_id)
@@ -106,15 +92,8 @@ async fn an_upload_goes_on_where_it_was_cut_also_after_a_restart() {
 #[tokio::test]
 async fn an_upload_whose_last_byte_came_before_the_crash_needs_no_chunk_more() {
     let mut world = World::start().await;
-    let [mut a] = world.silos(["a"]).await;
-    let job_id = world.submit(&spec(1, 1, "")).await;
-    let offer = a.offer(&job_id, 1, constant(1.25), 3).await;
-    let begun = a
-        .client
-        .begin_contribution(offer.begin.clone())
-        .await
-        .unwrap()
-        .into_inner();
+    let (mut a, job_id, offer) = offering(&world, "").await;
+    let begun = a.begin(&offer).await;
     world.stop().await;
     let file = world
         .config
@@ -131,15 +110,8 @@ async fn an_upload_whose_last_byte_came_before_the_crash_needs_no_chunk_more() {
 #[tokio::test]
 async fn a_round_that_was_closed_before_the_crash_is_aggregated_after_it() {
     let mut world = World::start().await;
-    let [mut a] = world.silos(["a"]).await;
-    let job_id = world.submit(&spec(1, 1, "")).await;
-    let offer = a.offer(&job_id, 1, constant(1.25), 3).await;
-    let begun = a
-        .client
-        .begin_contribution(offer.begin.clone())
-        .await
-        .unwrap()
-        .into_inner();
+    let (mut a, job_id, offer) = offering(&world, "").await;
+    let begun = a.begin(&offer).await;
     world.stop().await;
     record_without_a_driver(&world, &begun.upload_id, &offer.payload).await;
     world.restart().await;
@@ -230,15 +202,8 @@ async fn files_that_nothing_refers_to_are_swept_at_the_start() {
 #[tokio::test]
 async fn an_expired_upload_is_forgotten_and_may_begin_again() {
     let world = World::start().await;
-    let [mut a] = world.silos(["a"]).await;
-    let job_id = world.submit(&spec(1, 1, "max_time = \"1day\"")).await;
-    let offer = a.offer(&job_id, 1, constant(1.0), 1).await;
-    let begun = a
-        .client
-        .begin_contribution(offer.begin.clone())
-        .await
-        .unwrap()
-        .into_inner();
+    let (mut a, job_id, offer) = offering(&world, "max_time = \"1day\"").await;
+    let begun = a.begin(&offer).await;
     world.advance(world.config.spool.expiry * 2);
     crate::driver::sweep_now(world.server().context())
         .await
@@ -248,7 +213,7 @@ async fn an_expired_upload_is_forgotten_and_may_begin_again() {
         super::harness::code(gone),
         concord_common::ErrorCode::UnknownUpload
     );
-    let fresh = a.offer(&job_id, 1, constant(1.0), 1).await;
+    let fresh = a.offer(&job_id, 1, constant(1.25), 3).await;
     assert_eq!(a.send(&fresh).await.unwrap().outcome(), Outcome::Accepted);
 }
 
@@ -265,12 +230,7 @@ async fn a_stop_lets_an_upload_finish_and_ends_streams_with_a_word() {
         .unwrap()
         .into_inner();
     watching.message().await.unwrap();
-    let begun = a
-        .client
-        .begin_contribution(offer.begin.clone())
-        .await
-        .unwrap()
-        .into_inner();
+    let begun = a.begin(&offer).await;
     let mut chunks =
         chunk::chunks(&offer.payload, 0, 300).map(|chunk| v1::UploadContributionRequest {
             upload_id: begun.upload_id.clone(),
@@ -330,12 +290,7 @@ async fn an_upload_that_another_has_replaced_is_not_recorded_and_the_other_count
     let [mut a] = world.silos(["a"]).await;
     let job_id = world.submit(&spec(1, 1, "")).await;
     let first = a.offer(&job_id, 1, constant(1.25), 3).await;
-    let begun = a
-        .client
-        .begin_contribution(first.begin.clone())
-        .await
-        .unwrap()
-        .into_inner();
+    let begun = a.begin(&first).await;
     let context = Arc::clone(world.server.as_ref().unwrap().context());
     let id: [u8; 16] = begun.upload_id.as_slice().try_into().unwrap();
     let upload = row_of(&context, id).await;
@@ -356,15 +311,8 @@ async fn an_upload_that_another_has_replaced_is_not_recorded_and_the_other_count
 #[tokio::test]
 async fn an_upload_that_is_thrown_away_is_first_taken_from_whoever_goes_on_with_it() {
     let world = World::start().await;
-    let [mut a] = world.silos(["a"]).await;
-    let job_id = world.submit(&spec(1, 1, "")).await;
-    let offer = a.offer(&job_id, 1, constant(1.25), 3).await;
-    let begun = a
-        .client
-        .begin_contribution(offer.begin.clone())
-        .await
-        .unwrap()
-        .into_inner();
+    let (mut a, _, offer) = offering(&world, "").await;
+    let begun = a.begin(&offer).await;
     let context = Arc::clone(world.server().context());
     let id: [u8; 16] = begun.upload_id.as_slice().try_into().unwrap();
     let upload = row_of(&context, id).await;
@@ -390,15 +338,8 @@ async fn an_upload_that_is_thrown_away_is_first_taken_from_whoever_goes_on_with_
 #[tokio::test]
 async fn a_contribution_that_was_committed_but_never_announced_is_seen_all_the_same() {
     let world = World::start().await;
-    let [mut a] = world.silos(["a"]).await;
-    let job_id = world.submit(&spec(1, 1, "max_time = \"1day\"")).await;
-    let offer = a.offer(&job_id, 1, constant(1.25), 3).await;
-    let begun = a
-        .client
-        .begin_contribution(offer.begin.clone())
-        .await
-        .unwrap()
-        .into_inner();
+    let (mut a, job_id, offer) = offering(&world, "max_time = \"1day\"").await;
+    let begun = a.begin(&offer).await;
     let context = Arc::clone(world.server.as_ref().unwrap().context());
     let id: [u8; 16] = begun.upload_id.as_slice().try_into().unwrap();
     std::fs::write(context.spool.path(&id), &offer.payload).unwrap();
