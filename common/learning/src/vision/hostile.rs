@@ -5,13 +5,14 @@ use std::fs;
 use proptest::{prelude::*, test_runner::TestRunner};
 
 use super::{
+    Alignment, AlignmentFacts, AlignmentSettings, EfficientNetLite0, Picture, Rows,
     tests::{fixture, seeded_weights},
-    *,
 };
 use crate::{
     brisque::Brisque,
     diffusion::hostile::damage::{Damage, damage, damaged_beside_metadata, named},
-    named::{NamedTensors, to_safetensors},
+    error::LearningError,
+    named::{HostTensor, NamedTensors, to_safetensors},
 };
 
 fn runs(cases: u32, test: impl Fn(Damage) -> Result<(), TestCaseError>) {
