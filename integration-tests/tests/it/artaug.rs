@@ -1,5 +1,7 @@
 //! An ArtAug job from its submission to its files, with the real worker process, which is killed again and again.
 
+mod by_hand;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -90,21 +92,27 @@ evaluation = [{{ kind = "statistics" }}]
     )
 }
 
-/// A server whose workers have short leases, so that a killed one is replaced soon.
+/// A server whose workers have short leases, so that a killed one is replaced soon. It starts them itself.
 fn started() -> Federation {
     let worker = program_path("concord-artaug").unwrap();
+    let federation = with_prompts(&format!(
+        "[workers]\nprogram = \"{}\"\nconfig = \"worker.toml\"\nlease = \"2s\"\n",
+        worker.display()
+    ));
+    write_worker(&federation, "worker");
+    federation
+}
+
+/// A running server with these further settings, and the job's prompts.
+fn with_prompts(extra: &str) -> Federation {
     let options = ServerOptions {
-        extra: format!(
-            "[workers]\nprogram = \"{}\"\nconfig = \"worker.toml\"\nlease = \"2s\"\n",
-            worker.display()
-        ),
+        extra: extra.to_owned(),
         ..ServerOptions::default()
     };
     let mut federation = Federation::new(&options).unwrap();
     // The server wants to see the file; what stands in it follows once the server has its port.
     fs::write(federation.path().join("worker.toml"), "").unwrap();
     federation.start_server().unwrap();
-    let tls = federation.issue(Role::Worker, "local").unwrap();
     for (file, side) in [("training.txt", None), ("held-out.txt", Some("--held-out"))] {
         let mut arguments = vec!["base-prompts", "--count", "40", "--seed", "1"];
         arguments.extend(side);
@@ -118,9 +126,15 @@ fn started() -> Federation {
         .unwrap();
         fs::write(federation.path().join(file), prompts).unwrap();
     }
+    federation
+}
+
+/// A worker's certificate and settings: `<name>.toml`; its state is in the folder of that name.
+pub(super) fn write_worker(federation: &Federation, name: &str) {
+    let tls = federation.issue(Role::Worker, name).unwrap();
     let text = format!(
-        r#"federation = "{name}"
-state_dir = "worker"
+        r#"federation = "{federation_name}"
+state_dir = "{name}"
 [server]
 address = "{address}"
 max_backoff = "1s"
@@ -137,7 +151,7 @@ icons = "{icons}"
 threads = 1
 nice = 0
 "#,
-        name = federation.name(),
+        federation_name = federation.name(),
         address = federation.grpc_address(),
         certificate = tls.certificate.display(),
         key = tls.key.display(),
@@ -146,8 +160,7 @@ nice = 0
         prompts = federation.path().display(),
         icons = icons().display(),
     );
-    fs::write(federation.path().join("worker.toml"), text).unwrap();
-    federation
+    fs::write(federation.path().join(format!("{name}.toml")), text).unwrap();
 }
 
 async fn show(operator: &mut OperatorServiceClient<Channel>, job_id: &str) -> v1::Job {
@@ -269,6 +282,10 @@ impl Killer {
             Ok((!children.contains(&worker)).then_some(()))
         })
         .unwrap();
+        // Every second time the next worker is as on another machine: all that it has is what the server kept.
+        if self.moments.len() % 2 == 0 {
+            fs::remove_dir_all(&self.folder).unwrap();
+        }
         self.left = whole_lines(&journals(&self.folder)).count();
         true
     }

@@ -8,7 +8,7 @@ use std::{
 
 use concord_integration_tests::harness::{Daemon, Federation, PATIENCE, Program, ServerOptions};
 
-use super::daemon;
+use super::{artaug, daemon};
 
 /// A service manager's socket.
 struct Manager {
@@ -107,4 +107,27 @@ fn a_daemon_is_ready_pings_and_stops_as_systemd_expects_also_without_a_server() 
     silo.start(&[("NOTIFY_SOCKET", path.to_str().unwrap()), WATCHDOG])
         .unwrap();
     lives_by_the_protocol(&manager, silo.program().unwrap());
+}
+
+#[test]
+fn a_worker_is_ready_and_announces_its_end_also_without_a_server() {
+    let mut federation = Federation::new(&ServerOptions::default()).unwrap();
+    federation.start_server().unwrap();
+    artaug::write_worker(&federation, "gpu-1");
+    federation.stop_server().unwrap();
+    let path = federation.path().join("notify");
+    let manager = Manager::listen(&path);
+    let mut worker = Program::start(
+        "concord-artaug",
+        "gpu-1",
+        federation.path(),
+        &["run", "--config", "gpu-1.toml"],
+        &[("NOTIFY_SOCKET", path.to_str().unwrap())],
+    )
+    .unwrap();
+    manager.wait_for("READY=1");
+    worker.signal("TERM").unwrap();
+    manager.wait_for("STOPPING=1");
+    let status = worker.wait(PATIENCE).unwrap();
+    assert!(status.success(), "{status}: {}", worker.log());
 }

@@ -15,7 +15,7 @@ mod process;
 
 use process::Process;
 
-/// First and longest wait before a worker that failed is started again.
+/// First and longest wait before a worker that failed is started again; they grow while nothing is recorded.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 /// A worker that lived this long did not fail at its start.
@@ -112,10 +112,12 @@ pub(crate) async fn supervise(context: Arc<Context>) {
             }
             continue;
         }
-        let began = Instant::now();
+        let (began, kept) = (Instant::now(), kept_bytes(&context).await);
         let is_well = run_one(&context, &command).await;
+        let has_recorded = kept != kept_bytes(&context).await;
         // One that ended well at once although there is work: something is wrong with it.
-        let was_useful = began.elapsed() >= LONG_LIFE || (is_well && !is_wanted(&context).await);
+        let was_useful =
+            has_recorded || began.elapsed() >= LONG_LIFE || (is_well && !is_wanted(&context).await);
         tokio::select! {
             () = tokio::time::sleep(pause_after(&mut pause, is_well, was_useful)) => {}
             () = stop.cancelled() => {}
@@ -128,6 +130,20 @@ async fn is_wanted(context: &Context) -> bool {
         tracing::warn!(%error, "cannot look for jobs that wait for a worker; trying again");
         false
     })
+}
+
+/// What is kept for all jobs: another number after a worker's end means that some work was recorded meanwhile.
+async fn kept_bytes(context: &Context) -> Option<u64> {
+    let kept = context.datastore.run_read("sum_kept_bytes", |tx| {
+        Box::pin(async move { Ok::<_, Failure>(tx.all_kept_bytes().await?) })
+    });
+    match kept.await {
+        Ok(bytes) => Some(bytes),
+        Err(error) => {
+            tracing::warn!(%error, "cannot see whether a worker has recorded anything");
+            None
+        }
+    }
 }
 
 /// How long to wait after a worker's end; `pause` becomes that of the next failure.

@@ -211,6 +211,10 @@ fn a_value_that_cannot_be_is_refused_with_its_key() {
         let message = refusal(&changed(from, to));
         assert!(message.contains(key), "{to}: {message}");
     }
+}
+
+#[test]
+fn a_section_that_cannot_be_is_refused_with_its_key() {
     for (section, key) in [
         ("[sampler]\nsteps = 0", "sampler.steps"),
         (
