@@ -45,11 +45,11 @@ fn a_job_runs_to_its_end_and_leaves_its_results() {
         "fused/unet/weights",
         "gallery.html",
         "ledger.json",
-        "lora/iteration-1/diffusers.safetensors",
-        "lora/iteration-2/kohya.safetensors",
-        "lora/merged/diffusers.safetensors",
-        "lora/merged/kohya.safetensors",
-        "lora/reduced/diffusers.safetensors",
+        "lora/iteration-1/lora.diffusers.safetensors",
+        "lora/iteration-2/lora.kohya.safetensors",
+        "lora/merged/lora.diffusers.safetensors",
+        "lora/merged/lora.kohya.safetensors",
+        "lora/reduced/lora.diffusers.safetensors",
         "losses/iteration-2-train-control.csv",
         "manifest-1.jsonl",
         "manifest-2.jsonl",
@@ -64,7 +64,7 @@ fn a_job_runs_to_its_end_and_leaves_its_results() {
     assert!(text("ledger.json").contains("peak_memory"));
     assert!(text("gallery.html").contains("data:image/png;base64,"));
     // Both LoRA_2 are in the merged one, and the seconds are in none.
-    let merged = text("lora/merged/diffusers.safetensors");
+    let merged = text("lora/merged/lora.diffusers.safetensors");
     assert_eq!(merged.matches("+12").count(), 2, "{merged}");
     assert!(merged.contains("concord.seed") && !merged.contains("second"));
     // The signs of life told of the stages, and nothing of the worker's folder is left.

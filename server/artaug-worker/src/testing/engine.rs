@@ -227,7 +227,7 @@ impl Engine for FakeEngine {
         let file = |layout: &str| {
             let bytes = format!("{layout} {facts:?}\n").into_bytes();
             (
-                format!("{layout}.safetensors"),
+                format!("lora.{layout}.safetensors"),
                 [bytes.as_slice(), joined].concat(),
             )
         };
