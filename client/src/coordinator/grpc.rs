@@ -232,7 +232,9 @@ impl Coordinator for GrpcCoordinator {
         let moving = Duration::from_secs(payload.len() as u64 / SLOWEST_UPLOAD);
         let allowed = self.timeout + TRANSFER_WAIT + moving;
         let mut client = self.client();
-        let reply = answer(allowed, client.upload_contribution(messages)).await?;
+        // The state of a payload's hashes is in it: too large for a caller's stack.
+        let sent = Box::pin(client.upload_contribution(messages));
+        let reply = answer(allowed, sent).await?;
         let receipt = reply
             .receipt
             .ok_or_else(|| CallError::Protocol("`receipt` is missing".to_owned()))?;

@@ -283,7 +283,7 @@ impl Killer {
         })
         .unwrap();
         // Every second time the next worker is as on another machine: all that it has is what the server kept.
-        if self.moments.len() % 2 == 0 {
+        if self.moments.len().is_multiple_of(2) {
             fs::remove_dir_all(&self.folder).unwrap();
         }
         self.left = whole_lines(&journals(&self.folder)).count();

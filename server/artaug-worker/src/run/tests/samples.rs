@@ -9,9 +9,12 @@ fn spec() -> String {
     )])
 }
 
-/// Step and images of all samples, by iteration and training.
-fn samples(server: &FakeServer) -> BTreeMap<(u64, String), Vec<(u64, Vec<Digest>)>> {
-    let mut samples: BTreeMap<_, Vec<_>> = BTreeMap::new();
+/// Step and images of samples.
+type Samples = Vec<(u64, Vec<Digest>)>;
+
+/// All samples, by iteration and training.
+fn samples(server: &FakeServer) -> BTreeMap<(u64, String), Samples> {
+    let mut samples: BTreeMap<_, Samples> = BTreeMap::new();
     for line in &server.state().lines {
         let entry: serde_json::Value = serde_json::from_slice(line).unwrap();
         let event = &entry["event"];
