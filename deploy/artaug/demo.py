@@ -49,7 +49,7 @@ class Settings:
     """What the demo's job asks for."""
 
     iterations: int = 3
-    pairs: int = 192
+    pairs: int = 240
     held_out: int = 200
     seed: int = 0
     threads: int = 2
@@ -193,14 +193,14 @@ def job_spec(settings: Settings) -> str:
                 {
                     "iterations": settings.iterations,
                     "pairs": settings.pairs,
-                    # A quarter is trained on at most, and a twelfth at least.
-                    "kept": max(1, settings.pairs // 4),
-                    "least_kept": max(1, settings.pairs // 12),
+                    # A tenth is trained on at most, and a thirtieth at least.
+                    "kept": max(1, settings.pairs // 10),
+                    "least_kept": max(1, settings.pairs // 30),
                     "held_out": settings.held_out,
                 },
             ),
-            ("sampler", {"kind": "euler", "steps": 10, "guidance": 3.0, "region_strength": 3.0, "batch": 16}),
-            ("lora", {"rank": 8, "targets": "all-linear", "learning_rate": 1e-3, "first_steps": 200, "second_steps": 200, "checkpoint_every": 50, "reduced_rank": 8}),
+            ("sampler", {"kind": "euler", "steps": 10, "guidance": 1.5, "region_strength": 1.0, "batch": 16}),
+            ("lora", {"rank": 8, "targets": "all-linear", "learning_rate": 1e-3, "first_steps": 240, "second_steps": 120, "checkpoint_every": 50, "reduced_rank": 8}),
             ("limits", {"time": "1h", "disk": "2 GiB", "threads": settings.threads}),
             ("output", {"fused": True}),
         ]

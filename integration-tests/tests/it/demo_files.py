@@ -177,8 +177,8 @@ def artaug(folder, programs):
             finally:
                 self.processes.run("cancel", commands._operator("job", "cancel", job_id))
 
-    # As many pairs as the demo has: with few of them the job may end before anybody has looked.
-    settings = module.Settings(iterations=1, held_out=4, threads=1)
+    # Many pairs: with few of them the job may end before anybody has looked.
+    settings = module.Settings(iterations=1, pairs=192, held_out=4, threads=1)
     with module.Processes(folder / "logs") as processes:
         try:
             Demo(commands, processes, settings).run(folder / "results")
