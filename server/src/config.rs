@@ -152,7 +152,7 @@ impl Default for LimitsSection {
             connection_window: ByteSize(512 << 10),
             max_streams: 16,
             max_message: ByteSize::mebibytes(2),
-            message_time: Duration::from_secs(30),
+            message_time: Duration::from_secs(70),
             max_headers: ByteSize(16 << 10),
             max_connection_age: Duration::from_hours(1),
         }

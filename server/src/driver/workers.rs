@@ -15,9 +15,11 @@ mod process;
 
 use process::Process;
 
-/// First and longest wait before a worker that failed is started again; they grow while nothing is recorded.
+/// First and longest wait before a worker that failed is started again.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
+/// Longest wait where something was recorded while the worker lived, if by whom is not known: it may well get on.
+const PAUSE_AT_WORK: Duration = Duration::from_secs(2);
 /// A worker that lived this long did not fail at its start.
 const LONG_LIFE: Duration = Duration::from_mins(1);
 /// Longest time that a worker gets to save its work at the server's stop.
@@ -114,12 +116,14 @@ pub(crate) async fn supervise(context: Arc<Context>) {
         }
         let (began, kept) = (Instant::now(), kept_bytes(&context).await);
         let is_well = run_one(&context, &command).await;
-        let has_recorded = kept != kept_bytes(&context).await;
         // One that ended well at once although there is work: something is wrong with it.
-        let was_useful =
-            has_recorded || began.elapsed() >= LONG_LIFE || (is_well && !is_wanted(&context).await);
+        let was_useful = began.elapsed() >= LONG_LIFE || (is_well && !is_wanted(&context).await);
+        let longest = match (kept, kept_bytes(&context).await) {
+            (Some(before), Some(after)) if after > before => PAUSE_AT_WORK,
+            _ => LONGEST_PAUSE,
+        };
         tokio::select! {
-            () = tokio::time::sleep(pause_after(&mut pause, is_well, was_useful)) => {}
+            () = tokio::time::sleep(pause_after(&mut pause, longest, is_well, was_useful)) => {}
             () = stop.cancelled() => {}
         }
     }
@@ -132,7 +136,7 @@ async fn is_wanted(context: &Context) -> bool {
     })
 }
 
-/// What is kept for all jobs: another number after a worker's end means that some work was recorded meanwhile.
+/// What is kept for all jobs: a larger number after a worker's end means that work was recorded meanwhile.
 async fn kept_bytes(context: &Context) -> Option<u64> {
     let kept = context.datastore.run_read("sum_kept_bytes", |tx| {
         Box::pin(async move { Ok::<_, Failure>(tx.all_kept_bytes().await?) })
@@ -146,16 +150,21 @@ async fn kept_bytes(context: &Context) -> Option<u64> {
     }
 }
 
-/// How long to wait after a worker's end; `pause` becomes that of the next failure.
-fn pause_after(pause: &mut Duration, is_well: bool, was_useful: bool) -> Duration {
+/// How long to wait after a worker's end, at most `longest` after a failure; `pause` becomes that of the next failure.
+fn pause_after(
+    pause: &mut Duration,
+    longest: Duration,
+    is_well: bool,
+    was_useful: bool,
+) -> Duration {
     if was_useful {
         *pause = FIRST_PAUSE;
         if is_well {
             return Duration::ZERO;
         }
     }
-    let now = *pause;
-    *pause = (now * 2).min(LONGEST_PAUSE);
+    let now = (*pause).min(longest);
+    *pause = (now * 2).min(longest);
     now
 }
 
@@ -211,17 +220,41 @@ mod tests {
         let mut pause = FIRST_PAUSE;
         // Jobs of some seconds, one after the other.
         for _ in 0..10 {
-            assert_eq!(pause_after(&mut pause, true, true), Duration::ZERO);
+            assert_eq!(
+                pause_after(&mut pause, LONGEST_PAUSE, true, true),
+                Duration::ZERO
+            );
         }
         let waits: Vec<_> = (0..10)
-            .map(|_| pause_after(&mut pause, false, false))
+            .map(|_| pause_after(&mut pause, LONGEST_PAUSE, false, false))
             .collect();
         assert_eq!(waits[..3], [FIRST_PAUSE, FIRST_PAUSE * 2, FIRST_PAUSE * 4]);
         assert_eq!(waits[9], LONGEST_PAUSE);
         // It ended well, and there is work all the same.
-        assert_eq!(pause_after(&mut pause, true, false), LONGEST_PAUSE);
+        assert_eq!(
+            pause_after(&mut pause, LONGEST_PAUSE, true, false),
+            LONGEST_PAUSE
+        );
         // It failed after a long life.
-        assert_eq!(pause_after(&mut pause, false, true), FIRST_PAUSE);
-        assert_eq!(pause_after(&mut pause, true, true), Duration::ZERO);
+        assert_eq!(
+            pause_after(&mut pause, LONGEST_PAUSE, false, true),
+            FIRST_PAUSE
+        );
+        assert_eq!(
+            pause_after(&mut pause, LONGEST_PAUSE, true, true),
+            Duration::ZERO
+        );
+    }
+
+    #[test]
+    fn a_worker_that_fails_while_work_is_recorded_waits_two_seconds_at_most() {
+        let mut pause = LONGEST_PAUSE;
+        for _ in 0..3 {
+            let wait = pause_after(&mut pause, PAUSE_AT_WORK, false, false);
+            assert_eq!(wait, PAUSE_AT_WORK);
+        }
+        let mut first = FIRST_PAUSE;
+        let wait = pause_after(&mut first, PAUSE_AT_WORK, false, false);
+        assert_eq!(wait, FIRST_PAUSE);
     }
 }

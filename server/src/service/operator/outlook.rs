@@ -7,12 +7,12 @@ use concord_proto::v1;
 
 use crate::{context::Context, datastore::Tx, error::Failure};
 
-/// A worker that has nothing to do asks again much sooner, and one that is at work renews its lease.
-const LATELY: Duration = Duration::from_mins(2);
+/// A worker asks again sooner, also one that rests after trouble; one that is at work renews its lease.
+const LATELY: Duration = Duration::from_mins(6);
 
 /// What is said if nobody is known who would take a job.
 const NOBODY: &str = "no worker asks for jobs: this server starts none (`workers.config` is not set), and none has called in the \
-     last 2 minutes; the job waits until one does";
+     last 6 minutes; the job waits until one does";
 
 /// What is known of the workers.
 #[derive(Debug, Clone, Copy)]
