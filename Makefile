@@ -12,7 +12,7 @@ NEXTEST_PROFILE ?= default
 # cargo-nextest where it is installed, `cargo test` elsewhere; nextest leaves doc tests out.
 RUN_TESTS = $(if $(shell command -v cargo-nextest),nextest run --profile $(NEXTEST_PROFILE),test --lib --bins --tests)
 
-.PHONY: help demo artaug-demo test interop bench experiment check libtorch data backbone icons vision binaries release
+.PHONY: help demo artaug-demo artaug-seeds test interop bench experiment check libtorch data backbone icons vision binaries release
 
 help: ## lists the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 14
@@ -22,6 +22,9 @@ demo: libtorch data release ## runs a whole federation of six silos and shows th
 
 artaug-demo: libtorch backbone icons vision release ## runs a whole ArtAug job on the embedded base model and shows the result
 	python3 deploy/artaug/demo.py
+
+artaug-seeds: libtorch backbone icons vision release ## the same on five seeds: do the control arms stay below?
+	python3 deploy/artaug/seeds.py
 
 test: libtorch backbone icons vision binaries ## builds and passes every test
 	$(CARGO) $(RUN_TESTS) --workspace --locked

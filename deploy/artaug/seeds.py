@@ -1,0 +1,112 @@
+#!/usr/bin/env python3
+"""Runs the ArtAug demo on several seeds and says whether the differential step helped; `make artaug-seeds` calls it.
+
+The seeds are independent runs: other prompts, images and weights of the LoRAs. Of each, the last iteration that was evaluated
+counts. The rule was written before the first run and stands in docs/artaug.md. A seed that has run is not run again as long as
+its folder is there and its job is the same.
+
+    seeds.py [--out target/artaug-seeds] [--programs target/release] [--seeds 1,2,3,4,5]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, Mapping, Optional, Sequence
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+import demo  # noqa: E402
+
+# Two-sided 95 % quantiles of Student's t with 1, 2, ... degrees of freedom.
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+def win_rate(arm: Mapping[str, Any]) -> float:
+    """Share of the held-out prompts on which the arm beats the base; half of the ties count."""
+    wins = arm["wins"]
+    return (wins["wins"] + wins["ties"] / 2) / (wins["wins"] + wins["ties"] + wins["losses"])
+
+
+def last_of(metrics: str) -> dict[str, Any]:
+    """The last iteration of a metrics.jsonl."""
+    return json.loads(metrics.splitlines()[-1])
+
+
+def mean_and_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and Student's 95 % interval of independent values; ValueError for fewer than two or more than ten."""
+    if not 2 <= len(values) <= len(STUDENT) + 1:
+        raise ValueError(f"an interval needs 2 to {len(STUDENT) + 1} seeds, not {len(values)}")
+    mean = fmean(values)
+    reach = STUDENT[len(values) - 2] * stdev(values) / math.sqrt(len(values))
+    return mean, mean - reach, mean + reach
+
+
+def verdict(name: str, low: float, high: float) -> str:
+    """What the rule says of an interval of (enhanced - control)."""
+    if low > 0.0:
+        return f"the enhanced model is better than {name}"
+    if high < 0.0:
+        return f"the enhanced model is worse than {name}"
+    return f"no difference to {name} is shown"
+
+
+def table(by_seed: Mapping[int, Mapping[str, Any]]) -> list[str]:
+    """Gain and win rate of every arm by seed, their means, and the paired differences."""
+    arms = [(arm, title) for arm, title in demo.ARMS if arm != "base"]
+    lines = ["seed  iteration  " + "  ".join(f"{title:>24}" for _, title in arms)]
+    lines.append("─" * len(lines[0]))
+    for seed, last in sorted(by_seed.items()):
+        cells = (f"{last['arms'][arm]['gain']['mean']:+.3f}, {100 * win_rate(last['arms'][arm]):.0f} %" for arm, _ in arms)
+        lines.append(f"{seed:>4}  {last['iteration']:>9}  " + "  ".join(f"{cell:>24}" for cell in cells))
+    gains = {arm: [last["arms"][arm]["gain"]["mean"] for _, last in sorted(by_seed.items())] for arm, _ in arms}
+    rates = {arm: [win_rate(last["arms"][arm]) for _, last in sorted(by_seed.items())] for arm, _ in arms}
+    cells = (f"{fmean(gains[arm]):+.3f}, {100 * fmean(rates[arm]):.0f} %" for arm, _ in arms)
+    lines.append("mean             " + "  ".join(f"{cell:>24}" for cell in cells))
+    for arm, title in arms:
+        if arm == "enhanced":
+            continue
+        mean, low, high = mean_and_interval([ours - theirs for ours, theirs in zip(gains["enhanced"], gains[arm])])
+        lines.append(f"gain of enhanced less that of {title}: {mean:+.3f} ({low:+.3f} to {high:+.3f}): {verdict(title, low, high)}")
+    return lines
+
+
+def run_seed(settings: demo.Settings, programs: Path, out: Path) -> dict[str, Any]:
+    """The last iteration of one seed, run if it has not been."""
+    spec, metrics = out / "job.toml", out / "results" / "metrics.jsonl"
+    wanted = demo.job_spec(settings)
+    if not (spec.is_file() and spec.read_text(encoding="utf-8") == wanted and metrics.is_file()):
+        print(f"seed {settings.seed}", flush=True)
+        spec.unlink(missing_ok=True)
+        code = demo.main(["--out", str(out), "--programs", str(programs), "--seed", str(settings.seed)])
+        if code != 0:
+            raise SystemExit(code)
+        spec.write_text(wanted, encoding="utf-8")
+    return last_of(metrics.read_text(encoding="utf-8"))
+
+
+def main(arguments: Optional[list[str]] = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Run the ArtAug demo on several seeds and compare its arms.")
+    parser.add_argument("--out", type=Path, default=demo.CHECKOUT / "target" / "artaug-seeds", metavar="DIR", help="default: target/artaug-seeds")
+    parser.add_argument("--programs", type=Path, default=demo.cli.program_folder(demo.CHECKOUT), metavar="DIR", help="default: target/release")
+    parser.add_argument("--seeds", default="1,2,3,4,5", metavar="LIST", help="default: %(default)s")
+    options = parser.parse_args(arguments)
+    try:
+        seeds = sorted({int(seed) for seed in options.seeds.split(",")})
+    except ValueError:
+        parser.error(f"--seeds: {options.seeds!r} is not a list of whole numbers such as 1,2,3")
+    if not 2 <= len(seeds) <= len(STUDENT) + 1 or seeds[0] < 0:
+        parser.error(f"--seeds: 2 to {len(STUDENT) + 1} different seeds, none below 0")
+    by_seed = {seed: run_seed(demo.Settings(seed=seed), options.programs, options.out / f"seed-{seed}") for seed in seeds}
+    print("\n".join(table(by_seed)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
