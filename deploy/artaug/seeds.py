@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Runs the ArtAug demo on several seeds and says whether the differential step helped; `make artaug-seeds` calls it.
 
-The seeds are independent runs: other prompts, images and weights of the LoRAs. Of each, the last iteration that was evaluated
-counts. The rule was written before the first run and stands in docs/artaug.md. A seed that has run is not run again as long as
-its folder is there and its job is the same.
+The seeds are independent runs: other prompts, images and weights of the LoRAs. Of each, the last iteration with an enhanced model
+counts; a seed that stops before it has one counts with no gain of the enhanced model and of the plain LoRA, for its result is the base.
+The rule was written before the first run and stands in docs/artaug.md. A seed that has run is not run again as long as its folder is
+there, and its job, base model and worker program are the same.
 
     seeds.py [--out target/artaug-seeds] [--programs target/release] [--seeds 1,2,3,4,5]
 """
@@ -11,6 +12,7 @@ its folder is there and its job is the same.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import sys
@@ -33,9 +35,14 @@ def win_rate(arm: Mapping[str, Any]) -> float:
     return (wins["wins"] + wins["ties"] / 2) / (wins["wins"] + wins["ties"] + wins["losses"])
 
 
-def last_of(metrics: str) -> dict[str, Any]:
-    """The last iteration of a metrics.jsonl."""
-    return json.loads(metrics.splitlines()[-1])
+def counted(metrics: str) -> dict[str, Any]:
+    """Of a metrics.jsonl the last iteration with an enhanced model; of one without any the last, with the base's figures for what it lacks."""
+    rows = [json.loads(row) for row in metrics.splitlines()]
+    for row in reversed(rows):
+        if "enhanced" in row["arms"]:
+            return row
+    arms = rows[-1]["arms"]
+    return {**rows[-1], "iteration": 0, "arms": {arm: arms.get(arm, arms["base"]) for arm, _ in demo.ARMS}}
 
 
 def mean_and_interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -76,18 +83,25 @@ def table(by_seed: Mapping[int, Mapping[str, Any]]) -> list[str]:
     return lines
 
 
+def fingerprint(settings: demo.Settings, programs: Path) -> str:
+    """The job, and SHA-256 of what its figures depend on besides: the files of base and image-text model, and the worker program."""
+    files = [path for folder in ("base", "image-text") for path in sorted((HERE / folder).rglob("*")) if path.is_file()]
+    lines = (f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}" for path in [*files, programs / "concord-artaug"])
+    return "\n".join([demo.job_spec(settings), *lines, ""])
+
+
 def run_seed(settings: demo.Settings, programs: Path, out: Path) -> dict[str, Any]:
-    """The last iteration of one seed, run if it has not been."""
-    spec, metrics = out / "job.toml", out / "results" / "metrics.jsonl"
-    wanted = demo.job_spec(settings)
-    if not (spec.is_file() and spec.read_text(encoding="utf-8") == wanted and metrics.is_file()):
+    """What counts of one seed, run if it has not been."""
+    mark, metrics = out / "run.txt", out / "results" / "metrics.jsonl"
+    wanted = fingerprint(settings, programs)
+    if not (mark.is_file() and mark.read_text(encoding="utf-8") == wanted and metrics.is_file()):
         print(f"seed {settings.seed}", flush=True)
-        spec.unlink(missing_ok=True)
+        mark.unlink(missing_ok=True)
         code = demo.main(["--out", str(out), "--programs", str(programs), "--seed", str(settings.seed)])
         if code != 0:
             raise SystemExit(code)
-        spec.write_text(wanted, encoding="utf-8")
-    return last_of(metrics.read_text(encoding="utf-8"))
+        mark.write_text(wanted, encoding="utf-8")
+    return counted(metrics.read_text(encoding="utf-8"))
 
 
 def main(arguments: Optional[list[str]] = None) -> int:
@@ -103,6 +117,9 @@ def main(arguments: Optional[list[str]] = None) -> int:
         parser.error(f"--seeds: {options.seeds!r} is not a list of whole numbers such as 1,2,3")
     if not 2 <= len(seeds) <= len(STUDENT) + 1 or seeds[0] < 0:
         parser.error(f"--seeds: 2 to {len(STUDENT) + 1} different seeds, none below 0")
+    if not (options.programs / "concord-artaug").is_file():
+        print(f"artaug-seeds: error: {options.programs / 'concord-artaug'} is not built; run `make artaug-seeds`", file=sys.stderr)
+        return 1
     by_seed = {seed: run_seed(demo.Settings(seed=seed), options.programs, options.out / f"seed-{seed}") for seed in seeds}
     print("\n".join(table(by_seed)))
     return 0

@@ -43,6 +43,21 @@ class Arithmetic(unittest.TestCase):
             seeds.mean_and_interval([1.0])
 
 
+class Counted(unittest.TestCase):
+    def test_an_iteration_that_stopped_before_its_training_does_not_count(self):
+        stopped = {"iteration": 2, "arms": {"base": arm(0.0), "rewriting": arm(0.3)}}
+        text = "\n".join(json.dumps(row) for row in (last(0.4, 0.2, iteration=1), stopped))
+        self.assertEqual(seeds.counted(text), last(0.4, 0.2, iteration=1))
+
+    def test_a_seed_that_never_trained_counts_as_the_base(self):
+        stopped = {"iteration": 1, "arms": {"base": arm(0.0, 0, 10, 0), "rewriting": arm(0.3)}}
+        found = seeds.counted(json.dumps(stopped))
+        self.assertEqual(found["iteration"], 0)
+        for name, gain in (("enhanced", 0.0), ("plain-lora", 0.0), ("rewriting", 0.3)):
+            self.assertEqual(found["arms"][name]["gain"]["mean"], gain)
+        self.assertEqual(seeds.win_rate(found["arms"]["enhanced"]), 0.5)
+
+
 class Rule(unittest.TestCase):
     def test_a_difference_is_shown_only_by_an_interval_without_zero(self):
         self.assertIn("better", seeds.verdict("it", 0.01, 0.2))
@@ -61,7 +76,9 @@ class Running(unittest.TestCase):
     def setUp(self):
         folder = tempfile.TemporaryDirectory(prefix="seeds")
         self.addCleanup(folder.cleanup)
-        self.out = Path(folder.name)
+        self.out = Path(folder.name) / "out"
+        self.programs = Path(folder.name)
+        (self.programs / "concord-artaug").write_text("a program", encoding="utf-8")
         self.runs = []
 
     def demo(self, arguments):
@@ -75,7 +92,7 @@ class Running(unittest.TestCase):
     def main(self, *arguments):
         shown = io.StringIO()
         with mock.patch.object(seeds.demo, "main", self.demo), contextlib.redirect_stdout(shown):
-            self.assertEqual(seeds.main(["--out", str(self.out), *arguments]), 0)
+            self.assertEqual(seeds.main(["--out", str(self.out), "--programs", str(self.programs), *arguments]), 0)
         return shown.getvalue()
 
     def test_the_last_iteration_of_every_seed_counts(self):
@@ -84,19 +101,27 @@ class Running(unittest.TestCase):
         self.assertIn("+0.500", text)
         self.assertNotIn("+0.900", text)
 
-    def test_a_seed_that_has_run_is_not_run_again_unless_its_job_is_another(self):
+    def test_a_seed_that_has_run_is_not_run_again_unless_its_job_or_program_is_another(self):
         self.main("--seeds", "1,2")
         self.main("--seeds", "1,2,3")
         self.assertEqual(self.runs, [1, 2, 3])
-        (self.out / "seed-2" / "job.toml").write_text("another", encoding="utf-8")
+        (self.out / "seed-2" / "run.txt").write_text("another", encoding="utf-8")
         self.main("--seeds", "1,2,3")
         self.assertEqual(self.runs, [1, 2, 3, 2])
+        (self.programs / "concord-artaug").write_text("another program", encoding="utf-8")
+        self.main("--seeds", "1,2")
+        self.assertEqual(self.runs, [1, 2, 3, 2, 1, 2])
 
     def test_a_run_that_fails_ends_the_comparison_with_its_code(self):
         with mock.patch.object(seeds.demo, "main", return_value=130), contextlib.redirect_stdout(io.StringIO()):
             with self.assertRaises(SystemExit) as ended:
-                seeds.main(["--out", str(self.out), "--seeds", "1,2"])
+                seeds.main(["--out", str(self.out), "--programs", str(self.programs), "--seeds", "1,2"])
         self.assertEqual(ended.exception.code, 130)
+
+    def test_programs_that_are_not_built_are_named(self):
+        with contextlib.redirect_stderr(io.StringIO()) as shown:
+            self.assertEqual(seeds.main(["--out", str(self.out), "--programs", str(self.out)]), 1)
+        self.assertIn("not built", shown.getvalue())
 
     def test_seeds_that_are_no_numbers_or_too_few_are_refused(self):
         for wrong in ("1,x", "1", "1,1", "-1,2"):
