@@ -21,6 +21,10 @@ use tch::{Kind, Tensor};
 
 use crate::error::LearningError;
 
+/// Longest header of a safetensors file that is read. Those of large models have a few hundred kilobytes; what a hostile one becomes in memory is
+/// several times its text, and its library would take a hundred megabytes of it.
+pub(crate) const MOST_HEADER: u64 = 8 << 20;
+
 /// How many names an error spells out before it says how many more there are.
 const NAMES_SHOWN: usize = 40;
 
@@ -102,6 +106,16 @@ impl WeightsFile {
                       tensor is copied out before the map is dropped"
         )]
         let map = unsafe { Mmap::map(&file) }.map_err(|source| LearningError::io(path, source))?;
+        if let Some(announced) = map
+            .first_chunk::<8>()
+            .map(|bytes| u64::from_le_bytes(*bytes))
+            && announced > MOST_HEADER
+        {
+            return Err(LearningError::weights(
+                path,
+                format!("{announced} bytes are too many for a header"),
+            ));
+        }
         let (header_bytes, metadata) = SafeTensors::read_metadata(&map).map_err(|error| {
             LearningError::weights(path, format!("not a whole safetensors file: {error}"))
         })?;

@@ -1,5 +1,7 @@
 //! What the parts of a model folder have in common: where their files are, and how their numbers are checked.
 
+mod header;
+
 use std::{
     collections::BTreeMap,
     fs::{self, File},
@@ -11,12 +13,11 @@ use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
 use tempfile::NamedTempFile;
 
-use crate::{error::LearningError, named::HostTensor};
+use self::header::Numbers;
+use crate::{error::LearningError, named::HostTensor, weights::MOST_HEADER};
 
 /// Larger configuration files than this are not read.
 const MOST_BYTES: u64 = 1 << 20;
-/// Longest header of a safetensors file, as in the format's own library.
-const MOST_HEADER: u64 = 100_000_000;
 
 /// Reads a configuration file with `parse`, whose complaint is given the file's name.
 ///
@@ -86,18 +87,9 @@ pub(crate) fn count(file: &Path) -> Result<u64, LearningError> {
     let mut header = Vec::new();
     let mut stream = stream.take(length);
     stream.read_to_end(&mut header).map_err(complain)?;
-    let header: Map<String, Value> = serde_json::from_slice(&header)
+    let Numbers(numbers) = serde_json::from_slice(&header)
         .map_err(|error| refuse(format!("not a whole safetensors file: {error}")))?;
-    let size = |entry: &Value| {
-        let sides = entry["shape"].as_array().into_iter().flatten();
-        sides
-            .map(|side| side.as_u64().unwrap_or(0))
-            .fold(1, u64::saturating_mul)
-    };
-    Ok(header
-        .iter()
-        .filter(|(name, _)| *name != "__metadata__")
-        .fold(0, |sum, (_, entry)| sum.saturating_add(size(entry))))
+    Ok(numbers)
 }
 
 /// Insists that fields which change what is not built are absent or have the values that leave it alone, given as JSON.

@@ -13,6 +13,7 @@ use tch::{Kind, Tensor};
 use self::damage::{Parts, damage, damaged, damaged_beside_metadata, named};
 use super::{
     clip::ClipText,
+    files,
     lora::{self, Lora, Pair, Written},
     params::Compute,
     pipeline::TextToImage,
@@ -20,7 +21,11 @@ use super::{
     unet::UNet,
     vae::Vae,
 };
-use crate::{error::LearningError, named::HostTensor};
+use crate::{
+    error::LearningError,
+    named::HostTensor,
+    weights::{MOST_HEADER, WeightsFile},
+};
 
 /// Half precision makes the files smaller.
 const HALF: Spelling = Spelling {
@@ -41,6 +46,7 @@ fn survives(part: &str, load: impl Fn(&Path, &Path) -> Result<(), TestCaseError>
     runner
         .run(&damage(), |damage| {
             fs::write(&file, damaged(&good, &damage)).unwrap();
+            named(files::count(&file), &file)?;
             load(&home, &file)
         })
         .unwrap();
@@ -239,5 +245,29 @@ fn shapes_beyond_counting_are_refused() {
         let refusal = Lora::read(&file, &layers()).unwrap_err().to_string();
         assert!(refusal.contains("impossible shape"), "{refusal}");
         assert!(refusal.contains("lora_A"), "{refusal}");
+    }
+}
+
+#[test]
+fn a_header_longer_than_any_models_is_refused_before_it_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("model.safetensors");
+    for (length, right) in [(MOST_HEADER, true), (MOST_HEADER + 1, false)] {
+        let mut bytes = length.to_le_bytes().to_vec();
+        bytes.extend(b"{}");
+        bytes.resize(8 + length as usize, b' ');
+        fs::write(&file, &bytes).unwrap();
+        let refusals = [
+            files::count(&file).err(),
+            WeightsFile::open(&file).err(),
+            Lora::read(&file, &layers()).err(),
+        ];
+        for refusal in refusals.iter().flatten() {
+            let text = refusal.to_string();
+            assert_eq!(text.contains("too many for a header"), !right, "{text}");
+            assert!(text.contains("model.safetensors"), "{text}");
+        }
+        assert_eq!(refusals[1].is_none(), right);
+        assert_eq!(refusals[0].is_none(), right);
     }
 }

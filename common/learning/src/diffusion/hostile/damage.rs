@@ -50,6 +50,10 @@ pub(crate) fn damage() -> impl Strategy<Value = Damage> {
         Just(u64::MAX),
         Just(u64::MAX - 8)
     ];
+    let shape = prop_oneof![
+        4 => prop::collection::vec(size.clone(), 0..5),
+        1 => prop::collection::vec(size, 5..40),
+    ];
     let dtype = prop::sample::select(vec![
         "F64", "F32", "F16", "BF16", "I64", "I8", "U8", "BOOL", "F8_E4M3", "C64", "nothing",
     ]);
@@ -65,11 +69,7 @@ pub(crate) fn damage() -> impl Strategy<Value = Damage> {
         any::<Index>().prop_map(Damage::Cut),
         (1_u8..20).prop_map(Damage::Longer),
         length.prop_map(Damage::Length),
-        (
-            any::<Index>(),
-            prop::collection::vec(size, 0..5),
-            any::<bool>()
-        )
+        (any::<Index>(), shape, any::<bool>())
             .prop_map(|(which, shape, fitted)| Damage::Shape(which, shape, fitted)),
         (any::<Index>(), dtype).prop_map(|(which, dtype)| Damage::Dtype(which, dtype)),
         (any::<Index>(), any::<u64>(), any::<u64>())
