@@ -17,8 +17,9 @@ if command -v flock >/dev/null; then # two runs at once make it only once
   flock 9
 fi
 if [[ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]]; then
-  say "making the Python venv with torch, transformers and adapters (about 3 GB, once) in $venv"
-  # The stamp is written last: without it the venv counts as not made.
+  say "making the Python venv with torch, transformers and adapters (about 5 GB, once) in $venv"
+  # The stamp is written last: without it the venv counts as not made. What is half made goes.
+  trap 'rm -rf "$venv"' EXIT
   # Without its own pip: Debian's python3 can make a venv, but lacks what installs pip into one. The system's pip works for it.
   python3 -m venv --clear --without-pip "$venv" || { say "error: python3 cannot make a venv in $venv"; exit 1; }
   # pip unpacks in its temporary folder first: keep that off a small /tmp.
@@ -28,5 +29,6 @@ if [[ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]]; then
     { say "error: pip could not install the packages; nothing is kept. Check the network and pip's index, then run this again"; exit 1; }
   rm -rf "$venv/tmp"
   printf '%s\n' "$wanted" >"$stamp"
+  trap - EXIT
 fi
 printf '%s\n' "$venv/bin/python"
