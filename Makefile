@@ -39,9 +39,10 @@ interop: libtorch backbone vision binaries ## compares with Python's torch, tran
 experiment: libtorch data release ## FedMCP against its baselines; QUICK=1 for five minutes
 	python3 deploy/experiment/run.py $(if $(QUICK),--quick)
 
-bench: libtorch data release ## measures coordination, training and the text-to-image engine; beside the peers where their scripts are (docs/benchmarks.md)
+bench: libtorch data release ## measures coordination, training, a daemon's memory and the text-to-image engine; beside the peers where their scripts are (docs/benchmarks.md)
 	deploy/bench/coordination.sh
 	deploy/bench/training.sh
+	deploy/bench/memory.sh
 	deploy/interop/diffusion.sh --bench
 
 check: libtorch ## rustfmt, clippy, rustdoc, cargo-deny: without a warning
