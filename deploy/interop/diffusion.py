@@ -2,12 +2,13 @@
 """LoRA files and fused models that Concord writes, loaded by `diffusers`; and how fast both are.
 
     diffusion.py <example diffusion>            compare
-    diffusion.py <example diffusion> --bench    one pass of the UNet and 20 guided steps, at one and two threads
+    diffusion.py <example diffusion> --bench    one pass of the UNet and 20 guided steps, at one and two threads: times, and peak memory of the programs
+    diffusion.py --row <model> <threads> pass|sample
+        one of those with `diffusers`: milliseconds by the clock and of the processor, and the peak memory in MB; `--bench` starts it
 
 Uses the tiny checkpoints of diffusion_fixtures.py for the comparison, and for the benchmark one of the size of the embedded model.
 """
 
-import resource
 import subprocess
 import sys
 import tempfile
@@ -116,8 +117,44 @@ def measured(count, warm, call):
     return sorted(times)[len(times) // 2], (time.process_time() - busy) * 1e3 / count
 
 
+def peak():
+    """The program's largest resident memory so far, in MB. `getrusage` may give that of the program which started it."""
+    status = Path("/proc/self/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024 / 1e6
+
+
+def row(folder, threads, what):
+    """One measurement, in a program of its own so that its peak memory is its own too."""
+    torch.set_num_threads(threads)
+    pipe = pipeline(folder, **WITHOUT)
+    noise = torch.randn(1, 4, 32, 32)
+    sample = torch.randn(2, 4, 32, 32)
+    context = torch.randn(2, 77, 32)
+
+    def one_pass():
+        pipe.unet.zero_grad()
+        output = pipe.unet(sample, torch.tensor([900, 100]), encoder_hidden_states=context).sample
+        output.square().mean().backward()
+
+    def steps():
+        pipe(PROMPT, negative_prompt="", height=64, width=64, latents=noise.clone(), num_inference_steps=20,
+             guidance_scale=7.5, output_type="latent")
+
+    times = measured(7, 3, one_pass) if what == "pass" else measured(3, 1, steps)
+    print(*times, peak())
+
+
+def numbers(command):
+    """What stands in the last line that a program prints."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"{command[0]} ended with {done.returncode}: {done.stderr}")
+    return [float(number) for number in done.stdout.splitlines()[-1].split()]
+
+
 def bench(program):
-    """Both programs in turn."""
+    """Both programs in turn, started anew for every row."""
     _, parts = next(iter(fixtures.checkpoints()))
     parts["unet"] = UNet2DConditionModel(
         sample_size=32,
@@ -131,40 +168,25 @@ def bench(program):
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work) / "model"
         save_model(folder, "sd1", parts)
-        pipe = pipeline(folder, **WITHOUT)
-        unet = pipe.unet
-        sample = torch.randn(2, 4, 32, 32)
-        context = torch.randn(2, 77, 32)
-        noise = torch.randn(1, 4, 32, 32)
         for threads in (1, 2):
-            torch.set_num_threads(threads)
-
-            def one_pass():
-                unet.zero_grad()
-                unet(sample, torch.tensor([900, 100]), encoder_hidden_states=context).sample.square().mean().backward()
-
-            def steps():
-                pipe(PROMPT, negative_prompt="", height=64, width=64, latents=noise.clone(), num_inference_steps=20,
-                     guidance_scale=7.5, output_type="latent")
-
-            theirs = {"pass": measured(7, 3, one_pass), "sample": measured(3, 1, steps)}
-            text = subprocess.run([program, "bench", folder, str(threads)], check=True, capture_output=True, text=True)
-            for line in text.stdout.splitlines():
-                what, *ours = line.split()
-                if what == "memory":
-                    # Of this whole program, which has also made the model that both read.
-                    mine, other = float(ours[0]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-                    print(f"{threads} threads, peak memory: concord {mine:.0f} MB, diffusers {other:.0f} MB with Python")
-                    continue
-                for clock, mine, other in zip(("clock", "processor"), map(float, ours), theirs[what]):
+            for what in ("pass", "sample"):
+                arguments = [str(folder), str(threads), what]
+                ours = numbers([program, "bench", *arguments])
+                theirs = numbers([sys.executable, __file__, "--row", *arguments])
+                for clock, mine, other in zip(("clock", "processor"), ours, theirs):
                     print(f"{threads} threads, {what}, {clock}: concord {mine:.0f} ms, diffusers {other:.0f} ms, "
                           f"{other / mine:.2f} times as fast")
+                print(f"{threads} threads, {what}, peak memory: concord {ours[2]:.0f} MB, diffusers {theirs[2]:.0f} MB with Python", flush=True)
 
 
 def main():
     """Runs what was asked for."""
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
+    if sys.argv[1] == "--row":
+        folder, threads, what = sys.argv[2:]
+        row(folder, int(threads), what)
+        return
     program = sys.argv[1]
     if "--bench" in sys.argv:
         bench(program)

@@ -4,8 +4,8 @@
 //! diffusion adapter attention|transformers|all <model folder> <work folder>
 //!     trains a small LoRA on those layers, writes it in both layouts, also at the rank that several of it joined are cut to, with an image that it
 //!     gives, and the fused model
-//! diffusion bench <model folder> <threads>
-//!     milliseconds, by the clock and of the processor, of one forward and backward pass of the UNet, and of 20 guided steps of DDIM;
+//! diffusion bench <model folder> <threads> pass|sample
+//!     milliseconds, by the clock and of the processor, of one forward and backward pass of the UNet, or of 20 guided steps of DDIM;
 //!     then the program's peak memory in MB
 //! ```
 
@@ -39,10 +39,10 @@ fn main() -> ExitCode {
         ["adapter", placement, model, work] => {
             adapter(placement, Path::new(model), Path::new(work))
         }
-        ["bench", model, threads] => bench(Path::new(model), threads),
+        ["bench", model, threads, what] => bench(Path::new(model), threads, what),
         _ => {
             eprintln!(
-                "usage: diffusion adapter attention|transformers|all <model> <work> | diffusion bench <model> <threads>"
+                "usage: diffusion adapter attention|transformers|all <model> <work> | diffusion bench <model> <threads> pass|sample"
             );
             return ExitCode::FAILURE;
         }
@@ -151,14 +151,28 @@ fn reduced(trained: &Lora) -> Result<Lora, LearningError> {
     Ok(reduced)
 }
 
-fn bench(folder: &Path, threads: &str) -> Result<(), LearningError> {
+fn bench(folder: &Path, threads: &str, what: &str) -> Result<(), LearningError> {
     let threads = threads
         .parse()
         .map_err(|_| LearningError::Config(format!("{threads} is no number of threads")))?;
     tch::set_num_threads(threads);
     let model = TextToImage::load(folder, Compute::CPU)?;
-    let size = model.native_size();
-    let sample = seeds::noise(&[Seed(1), Seed(2)], size, model.compute())?;
+    let times = match what {
+        "pass" => pass(&model)?,
+        "sample" => sample(&model)?,
+        other => return Err(LearningError::Config(format!("{other} is no benchmark"))),
+    };
+    let peak = concord_common::telemetry::peak_rss_bytes();
+    println!(
+        "{times} {:.3}",
+        peak.map_or(f64::NAN, |bytes| bytes as f64 / 1e6)
+    );
+    Ok(())
+}
+
+/// The times of a forward and backward pass of the UNet.
+fn pass(model: &TextToImage) -> Result<String, LearningError> {
+    let sample = seeds::noise(&[Seed(1), Seed(2)], model.native_size(), model.compute())?;
     let times = Tensor::f_from_slice(&[900.0_f64, 100.0])?;
     let condition = model.condition(&[PROMPT, ""])?;
     let leaves: Vec<Tensor> = model
@@ -167,38 +181,28 @@ fn bench(folder: &Path, threads: &str) -> Result<(), LearningError> {
         .values()
         .map(|tensor| tensor.set_requires_grad(true))
         .collect();
-    let pass = || -> Result<(), LearningError> {
+    measured(7, 3, || {
         let output = model.predict(&sample, &times, &condition)?;
         let loss = output.f_square()?.f_mean(Kind::Float)?;
         let _gradients = Tensor::f_run_backward(&[loss], &leaves, false, false)?;
         Ok(())
-    };
-    println!("pass {}", measured(7, 3, pass)?);
+    })
+}
 
-    let noise = seeds::noise(&[Seed(3)], size, model.compute())?;
+/// The times of 20 guided steps.
+fn sample(model: &TextToImage) -> Result<String, LearningError> {
+    let noise = seeds::noise(&[Seed(3)], model.native_size(), model.compute())?;
     let plan = model.objective().plan(Sampler::Ddim, 20)?;
-    let run = || -> Result<(), LearningError> {
+    measured(3, 1, || {
         let order = Order {
             prompt: 0,
             advice: None,
         };
-        let _latents = generate(
-            &model,
-            &plan,
-            &noise,
-            &[order],
-            &texts(&model)?,
-            &mut |_| Ok(()),
-        )?;
+        let _latents = generate(model, &plan, &noise, &[order], &texts(model)?, &mut |_| {
+            Ok(())
+        })?;
         Ok(())
-    };
-    println!("sample {}", measured(3, 1, run)?);
-    let peak = concord_common::telemetry::peak_rss_bytes();
-    println!(
-        "memory {:.3}",
-        peak.map_or(f64::NAN, |bytes| bytes as f64 / 1e6)
-    );
-    Ok(())
+    })
 }
 
 /// The middle of `count` times and the mean of the processor's, in milliseconds, after some to warm up.
