@@ -87,24 +87,37 @@ impl Tx<'_> {
         Ok(found.is_some())
     }
 
-    /// Forgets some lines of a job's journal, at most `most`; gives their number. For jobs that have ended.
+    /// Forgets some lines of a job's journal, at most `most`, which then take no room any more; gives their number. For jobs that have ended.
     ///
     /// # Errors
-    /// If the database fails.
+    /// If no worker may run the job, or the database fails.
     pub async fn drop_journal_lines(
         &mut self,
         job_id: &JobId,
         most: u32,
     ) -> Result<u64, DatastoreError> {
-        let done = sqlx::query(
+        let gone = sqlx::query(
             "DELETE FROM worker_journal WHERE job_id = $1 AND n IN
-                 (SELECT n FROM worker_journal WHERE job_id = $1 ORDER BY n LIMIT $2)",
+                 (SELECT n FROM worker_journal WHERE job_id = $1 ORDER BY n LIMIT $2)
+             RETURNING length(line) AS bytes",
         )
         .bind(job_id.as_str())
         .bind(i64::from(most))
+        .fetch_all(self.conn())
+        .await?;
+        let mut bytes = 0_u64;
+        for line in &gone {
+            bytes += row::unsigned::<u64>(line, "bytes")?;
+        }
+        let done = sqlx::query(
+            "UPDATE worker_jobs SET journal_bytes = journal_bytes - $2 WHERE job_id = $1",
+        )
+        .bind(job_id.as_str())
+        .bind(bytes as i64)
         .execute(self.conn())
         .await?;
-        Ok(done.rows_affected())
+        require_one(done.rows_affected(), || format!("worker's job {job_id}"))?;
+        Ok(gone.len() as u64)
     }
 
     /// Adds lines to the end of a job's journal, of which `first` is the number of the first: the job has come on.

@@ -86,7 +86,7 @@ pub(crate) async fn give_up(context: &Arc<Context>, job_id: &JobId) -> Result<()
             Box::pin(async move { Ok::<_, Failure>(tx.keep_only_artefacts(job_id).await?) })
         })
         .await?;
-    tracing::info!(job.id = %job_id, objects = gone.len(), "deleted all of an ended job but its results");
+    tracing::info!(job.id = %job_id, objects = gone.len(), "deleted what an ended job does not keep: its journal, and objects that are no results");
     let (store, job_id) = (Arc::clone(&context.objects), job_id.clone());
     tokio::task::spawn_blocking(move || {
         for digest in gone {

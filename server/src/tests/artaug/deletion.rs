@@ -227,14 +227,31 @@ async fn a_deletion_that_a_crash_came_into_is_finished_at_the_start() {
 }
 
 #[tokio::test]
-async fn a_deletion_that_broke_off_is_finished_by_the_next_call_or_sweep() {
+async fn a_deletion_that_broke_off_is_finished_by_the_next_sweep() {
     let world = World::start().await;
-    let first = ended(&world).await;
-    begin_deletion(&world, &first, Crash::MidJournal).await;
-    assert_eq!(delete(&world, &first).await.unwrap().bytes_freed, 29);
-    expect_gone(&world, &first).await;
-    let second = ended(&world).await;
-    begin_deletion(&world, &second, Crash::Condemned).await;
+    let job_id = ended(&world).await;
+    begin_deletion(&world, &job_id, Crash::Condemned).await;
     sweep_now(world.server().context()).await.unwrap();
-    expect_gone(&world, &second).await;
+    expect_gone(&world, &job_id).await;
+}
+
+#[tokio::test]
+async fn a_call_that_finishes_a_deletion_tells_what_was_left() {
+    // The first of the two lines is gone already, and then all that the server knows of.
+    for (crash, left) in [
+        (Crash::Condemned, 29),
+        (Crash::MidJournal, 26),
+        (Crash::BeforeFiles, 0),
+    ] {
+        let world = World::start().await;
+        let job_id = ended(&world).await;
+        begin_deletion(&world, &job_id, crash).await;
+        assert_eq!(record(&world, &job_id).await.kept_bytes(), left);
+        assert_eq!(delete(&world, &job_id).await.unwrap().bytes_freed, left);
+        assert_eq!(record(&world, &job_id).await.kept_bytes(), 0);
+        // Files without a row wait for the next start.
+        if crash < Crash::BeforeFiles {
+            expect_gone(&world, &job_id).await;
+        }
+    }
 }
