@@ -1,6 +1,8 @@
 //! A real HTTP server on the loopback interface that plays proper and hostile answers, one a connection, in order. All are written by hand; none was
 //! recorded from a model server.
 
+pub(crate) mod bodies;
+
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener},
@@ -69,7 +71,7 @@ impl TestServer {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let requests = Arc::new(Mutex::new(Vec::new()));
-        let recorded = Arc::clone(&requests);
+        let received = Arc::clone(&requests);
         std::thread::spawn(move || {
             for play in plays {
                 let Ok((mut stream, _)) = listener.accept() else {
@@ -80,11 +82,11 @@ impl TestServer {
                 stream.set_read_timeout(patience).unwrap();
                 stream.set_write_timeout(patience).unwrap();
                 match &tls {
-                    None => converse(&mut stream, play, &recorded),
+                    None => converse(&mut stream, play, &received),
                     Some(config) => {
                         let session = rustls::ServerConnection::new(Arc::clone(config)).unwrap();
                         let mut secured = rustls::StreamOwned::new(session, stream);
-                        converse(&mut secured, play, &recorded);
+                        converse(&mut secured, play, &received);
                         secured.conn.send_close_notify();
                         let _ = secured.flush();
                     }
@@ -108,11 +110,11 @@ impl TestServer {
     }
 }
 
-fn converse(stream: &mut (impl Read + Write), play: Play, recorded: &Mutex<Vec<Request>>) {
+fn converse(stream: &mut (impl Read + Write), play: Play, received: &Mutex<Vec<Request>>) {
     let Some(request) = read_request(stream) else {
         return;
     };
-    recorded.lock().unwrap().push(request);
+    received.lock().unwrap().push(request);
     let mut send = |bytes: &[u8]| {
         stream
             .write_all(bytes)

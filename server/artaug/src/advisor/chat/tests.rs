@@ -1,5 +1,5 @@
 use super::*;
-use crate::endpoint::testing::{Play, TestServer};
+use crate::endpoint::testing::{Play, TestServer, bodies};
 
 const GOOD: &str = r#"{"regions": [{"box": [0, 0, 500, 1000], "prompt": "red apple, well lit", "confidence": 0.9}]}"#;
 
@@ -162,6 +162,82 @@ fn a_missing_model_stops_the_job_rather_than_the_image() {
         set.advise(),
         Err(AdvisorError::Unavailable { .. })
     ));
+}
+
+#[test]
+fn answers_in_the_forms_of_known_servers_are_understood() {
+    for ((server, body), tokens) in bodies::answers(GOOD) {
+        let advice = set_up(vec![Play::ok(body.to_string())]).advise().unwrap();
+        assert_eq!(advice.regions.len(), 1, "{server}");
+        // What a model thinks aloud is none of its answer.
+        assert_eq!(advice.raw.as_deref(), Some(GOOD), "{server}");
+        let usage = advice.usage;
+        assert_eq!(
+            [usage.prompt_tokens, usage.reply_tokens],
+            tokens,
+            "{server}"
+        );
+    }
+}
+
+#[test]
+fn an_answer_of_nothing_but_thoughts_is_kept_whole_and_asked_again() {
+    for (server, body) in bodies::thoughts() {
+        let set = set_up(vec![Play::ok(body.to_string()), Play::says(GOOD)]);
+        let advice = set.advise().unwrap();
+        assert_eq!(
+            (advice.regions.len(), advice.usage.calls),
+            (1, 2),
+            "{server}"
+        );
+        let reply = &advice.rejected_replies[0];
+        assert_eq!(reply.code, "no-text", "{server}");
+        let kept: Value = serde_json::from_str(&reply.raw).unwrap();
+        assert_eq!(kept, body, "{server}");
+    }
+}
+
+#[test]
+fn what_known_servers_complain_of_is_told() {
+    for (server, body) in bodies::complaints("invalid image input") {
+        let refusal = Play::Answer("400 Bad Request", "", body.to_string());
+        let advice = set_up(vec![refusal; 3]).failed();
+        assert_eq!(
+            (advice.rejected_replies.len(), advice.usage.calls),
+            (3, 3),
+            "{server}"
+        );
+        let reply = &advice.rejected_replies[0];
+        assert_eq!(reply.code, "http-400", "{server}");
+        assert!(
+            reply.reason.contains("invalid image input"),
+            "{server}: {}",
+            reply.reason
+        );
+    }
+    let missing = bodies::no_such_model().to_string();
+    let set = set_up(vec![Play::Answer("404 Not Found", "", missing)]);
+    match set.advise() {
+        Err(AdvisorError::Unavailable { source, .. }) => {
+            assert!(
+                source.to_string().contains("try pulling it first"),
+                "{source}"
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_server_that_still_loads_its_model_is_waited_for() {
+    let loading = bodies::still_loading().to_string();
+    let set = set_up(vec![
+        Play::Answer("503 Service Unavailable", "", loading),
+        Play::says(GOOD),
+    ]);
+    let advice = set.advise().unwrap();
+    assert_eq!((advice.regions.len(), advice.usage.calls), (1, 2));
+    assert!(advice.rejected_replies.is_empty());
 }
 
 #[test]
