@@ -26,6 +26,8 @@ pub struct Extent {
     pub held_out: usize,
     /// Bytes of all pairs' pixels, about as much as their part of the page: each iteration has an equal share.
     pub pixels: usize,
+    /// Pictures that trainings drew on their way, those of the newest trainings first.
+    pub samples: usize,
 }
 
 /// Longest side of a picture on a page; larger ones are shrunk.
@@ -43,6 +45,7 @@ impl Default for Extent {
             rejected: 4,
             held_out: 24,
             pixels: 128 << 20,
+            samples: 600,
         }
     }
 }
@@ -86,7 +89,7 @@ impl Gallery {
             pairs,
             held_out: held_out(machine, extent.held_out, fetch),
             totals,
-            curves: curves(machine, fetch),
+            curves: curves(machine, extent.samples, fetch),
             costs: job.ledger().lines(job.peak_memory(), job.worked()),
         })
     }
@@ -232,10 +235,11 @@ fn held_out(machine: &Machine, most: usize, fetch: &mut Fetch<'_>) -> Vec<HeldOu
         .collect()
 }
 
-fn curves(machine: &Machine, fetch: &mut Fetch<'_>) -> Vec<Curve> {
+/// The losses of all trainings with what they drew, at most so many pictures. Where those do not suffice, the newest are worth most.
+fn curves(machine: &Machine, mut pictures: usize, fetch: &mut Fetch<'_>) -> Vec<Curve> {
     let mut curves = Vec::new();
-    for (number, made) in machine.made().iter().enumerate() {
-        for (training, trained) in &made.trained {
+    for (number, made) in machine.made().iter().enumerate().rev() {
+        for (training, trained) in made.trained.iter().rev() {
             let losses = fetch(trained.losses).and_then(|bytes| losses::unpack(&bytes));
             if let Some(losses) = losses {
                 let name = match training {
@@ -244,21 +248,27 @@ fn curves(machine: &Machine, fetch: &mut Fetch<'_>) -> Vec<Curve> {
                     Training::Control => "control on X'",
                 };
                 let sampled = made.samples.get(training).map_or(&[][..], Vec::as_slice);
+                let samples = samples(sampled, pictures, fetch);
+                let taken: usize = samples.iter().map(|(_, images)| images.len()).sum();
+                pictures = pictures.saturating_sub(taken);
                 curves.push(Curve {
                     name: format!("{name}, iteration {}", number + 1),
                     losses,
-                    samples: samples(sampled, fetch),
+                    samples,
                     sampled: sampled.len(),
                 });
             }
         }
     }
+    curves.reverse();
     curves
 }
 
-/// The samples of some steps, evenly chosen with the last among them.
-fn samples(sampled: &[Sampled], fetch: &mut Fetch<'_>) -> Vec<(u64, Vec<Image>)> {
-    let shown = sampled.len().min(SAMPLED);
+/// The samples of some steps, evenly chosen with the last among them, at most so many pictures.
+fn samples(sampled: &[Sampled], pictures: usize, fetch: &mut Fetch<'_>) -> Vec<(u64, Vec<Image>)> {
+    let most_of_a_step = sampled.iter().map(|sampled| sampled.images.len()).max();
+    let steps = pictures / most_of_a_step.unwrap_or(0).max(1);
+    let shown = sampled.len().min(SAMPLED).min(steps);
     (1..=shown)
         .map(|number| &sampled[number * sampled.len() / shown - 1])
         .map(|Sampled { step, images, .. }| {

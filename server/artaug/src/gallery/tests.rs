@@ -1,6 +1,8 @@
+mod samples;
+
 use std::collections::BTreeMap;
 
-use concord_common::{Digest, Timestamp, clock::MockClock};
+use concord_common::{Timestamp, clock::MockClock};
 use proptest::prelude::*;
 
 use super::*;
@@ -8,9 +10,7 @@ use crate::{
     advisor::RegionPrompt,
     folder::JobFolder,
     losses,
-    machine::{
-        Decision, Event, Machine, Plan, Sampled, Stage, StopReason, Training, Work, testing,
-    },
+    machine::{Decision, Event, Machine, Plan, StopReason, Work, testing},
     region::Area,
     stats::{Interval, Wins},
 };
@@ -387,48 +387,6 @@ fn a_gallery_says_that_the_filter_sees_the_guard() {
             .unwrap()
             .contains("The filter sees the guard too")
     );
-}
-
-#[test]
-fn a_gallery_shows_some_samples_of_every_training_and_the_last() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut job = job_with_images_until(folder.path(), false, |machine| {
-        machine.stage() == Stage::TrainFirst
-    });
-    let sampled = |step: u64, images: Vec<Digest>| Event::Sampled {
-        iteration: 1,
-        training: Training::First,
-        result: Sampled {
-            step,
-            images,
-            forwards: 8,
-        },
-    };
-    for step in 1..=20 {
-        let png = picture(step).to_png().unwrap();
-        let image = job.store_mut().put(&png).unwrap();
-        let event = sampled(step.into(), vec![image; 4]);
-        job.record(&event).unwrap();
-        // Those of a step come once.
-        assert!(job.machine().check(&event).is_err());
-    }
-    assert!(job.machine().check(&sampled(26, vec![])).is_err());
-    drop(job);
-    let job = job_with_images(folder.path(), false);
-    let mut fetch = |digest| job.store().get(digest).ok();
-    let gallery = Gallery::of_job(&job, "icons", vec![], Extent::default(), &mut fetch).unwrap();
-    let steps = |curve: &Curve| curve.samples.iter().map(|(step, _)| *step).collect();
-    let shown: Vec<u64> = steps(&gallery.curves[0]);
-    assert_eq!(shown, [3, 6, 10, 13, 16, 20]);
-    assert_eq!(gallery.curves[0].sampled, 20);
-    assert!(
-        gallery.curves[0]
-            .samples
-            .iter()
-            .all(|(_, images)| images.len() == 4)
-    );
-    assert!(gallery.curves[1].samples.is_empty());
-    check_nesting(&gallery.to_html().unwrap());
 }
 
 #[test]
