@@ -30,4 +30,6 @@ pub mod vae;
 #[cfg(test)]
 pub(crate) mod hostile;
 #[cfg(test)]
+mod published;
+#[cfg(test)]
 mod testing;

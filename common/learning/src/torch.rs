@@ -121,6 +121,11 @@ pub fn use_threads(count: usize) {
     tch::set_num_threads(i32::try_from(count).unwrap_or(i32::MAX).max(1));
 }
 
+/// How many threads the operations that this OS thread calls may use.
+pub fn threads_in_use() -> usize {
+    usize::try_from(tch::get_num_threads()).unwrap_or(1)
+}
+
 /// Wraps a job so that it reports its result, or its panic, through the channel.
 fn package<R, F>(name: &'static str, job: F) -> (Job, oneshot::Receiver<Result<R, LearningError>>)
 where

@@ -141,6 +141,12 @@ pub trait Denoiser {
     /// [`LearningError::Tokenizer`] if a prompt cannot be encoded, [`LearningError::Data`] for none.
     fn condition(&self, prompts: &[&str]) -> Result<Condition, LearningError>;
 
+    /// Whether a prompt is longer than what the model reads of it, so that its end has no effect.
+    ///
+    /// # Errors
+    /// [`LearningError::Tokenizer`] if the prompt cannot be encoded.
+    fn cuts(&self, prompt: &str) -> Result<bool, LearningError>;
+
     /// Its output for samples `[n, c, h, w]` at times `[n]`, each at its own.
     ///
     /// # Errors

@@ -357,6 +357,10 @@ impl Denoiser for TextToImage {
         self.encode_text(prompts)
     }
 
+    fn cuts(&self, prompt: &str) -> Result<bool, LearningError> {
+        self.tokenizer.cuts(prompt)
+    }
+
     fn predict(
         &self,
         samples: &Tensor,

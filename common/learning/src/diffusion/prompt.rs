@@ -11,7 +11,7 @@ use std::{
 use serde_json::{Map, Value, json};
 use tch::Tensor;
 use tokenizers::{
-    AddedToken, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy,
+    AddedToken, Encoding, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy,
 };
 
 use crate::error::LearningError;
@@ -109,13 +109,24 @@ impl PromptTokenizer {
     /// # Errors
     /// [`LearningError::Tokenizer`] if the prompt cannot be encoded.
     pub fn ids(&self, prompt: &str) -> Result<Vec<i64>, LearningError> {
-        let encoding = self
-            .inner
-            .encode_fast(prompt, true)
-            .map_err(|error| LearningError::tokenizer(&self.file, error.to_string()))?;
+        let encoding = self.encode(prompt)?;
         let mut ids: Vec<i64> = encoding.get_ids().iter().map(|&id| i64::from(id)).collect();
         ids.resize(self.length, self.pad);
         Ok(ids)
+    }
+
+    /// Whether a prompt is longer than the encoder: its end is cut off.
+    ///
+    /// # Errors
+    /// [`LearningError::Tokenizer`] if the prompt cannot be encoded.
+    pub fn cuts(&self, prompt: &str) -> Result<bool, LearningError> {
+        Ok(!self.encode(prompt)?.get_overflowing().is_empty())
+    }
+
+    fn encode(&self, prompt: &str) -> Result<Encoding, LearningError> {
+        self.inner
+            .encode_fast(prompt, true)
+            .map_err(|error| LearningError::tokenizer(&self.file, error.to_string()))
     }
 
     /// The ids of several prompts, `[n, length]`.

@@ -95,6 +95,10 @@ impl Denoiser for Tokens {
         })
     }
 
+    fn cuts(&self, _prompt: &str) -> Result<bool, LearningError> {
+        Ok(false)
+    }
+
     fn predict(
         &self,
         samples: &Tensor,

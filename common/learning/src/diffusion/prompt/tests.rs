@@ -36,6 +36,19 @@ fn ids_agree_with_transformers() {
 }
 
 #[test]
+fn a_prompt_is_cut_as_soon_as_its_tokens_and_the_two_around_them_are_more_than_the_encoder_reads() {
+    for name in CHECKPOINTS {
+        let tokenizer =
+            PromptTokenizer::load(&testing::fixture(name).join("tokenizer"), 77, 523).unwrap();
+        for (words, cut) in [(0, false), (1, false), (75, false), (76, true), (500, true)] {
+            let prompt = "the ".repeat(words);
+            assert_eq!(tokenizer.count(&prompt).unwrap(), words);
+            assert_eq!(tokenizer.cuts(&prompt).unwrap(), cut, "{name} {words}");
+        }
+    }
+}
+
+#[test]
 fn a_special_tokens_text_in_a_prompt_does_no_harm() {
     for name in CHECKPOINTS {
         let tokenizer =

@@ -140,6 +140,39 @@ fn a_flow_has_the_sigmas_of_diffusers() {
     assert!((flow.shifted(0.5) - 0.75).abs() < 1e-15);
 }
 
+/// x <- x + (s' - s) v(x, 1000 s) from one part of noise to the next, written down once more beside the plan, with the parts of `diffusers`.
+#[test]
+fn a_flow_is_sampled_along_what_the_model_says_at_the_time_that_it_is_told() {
+    let sigmas = testing::results("sd1", "samples.safetensors")
+        .tensor("sample.flow.sigmas")
+        .unwrap();
+    let sigmas = doubles(&sigmas);
+    let plan = Objective::Flow(Flow::new(1000, 3.0).unwrap())
+        .plan(Sampler::Euler, sigmas.len() - 1)
+        .unwrap();
+    let noise = testing::values("noise", &[1, 2, 3, 3], 1.7, tch::Kind::Double);
+    let velocity = |x: &Tensor, time: f64| (x * 0.7 - 0.2).sin() + time / 500.0;
+    let mut walk = Walk::start(&plan, &noise).unwrap();
+    let mut sample = noise.copy();
+    for pair in sigmas.windows(2) {
+        let (read, time) = walk.next(&plan).unwrap().unwrap();
+        assert!((time - 1000.0 * pair[0]).abs() < 1e-3, "{time}");
+        assert!(testing::apart(&read, &sample) < 1e-6);
+        walk.advance(&plan, &velocity(&read, time)).unwrap();
+        let said = velocity(&sample, 1000.0 * pair[0]);
+        sample = &sample + said * (pair[1] - pair[0]);
+        assert!(testing::apart(&walk.sample, &sample) < 1e-6);
+    }
+    assert!(walk.next(&plan).unwrap().is_none());
+    // A model that says what training shows it, noise less data, leads to the data.
+    let clean = testing::values("clean", &[1, 2, 3, 3], 1.0, tch::Kind::Double);
+    let mut walk = Walk::start(&plan, &noise).unwrap();
+    while walk.next(&plan).unwrap().is_some() {
+        walk.advance(&plan, &(&noise - &clean)).unwrap();
+    }
+    assert!(testing::apart(&walk.sample, &clean) < 1e-12);
+}
+
 /// With a model that is always right every sampler ends at the clean sample, whatever it starts from.
 #[test]
 fn a_perfect_model_is_led_to_the_clean_sample() {

@@ -1,5 +1,8 @@
 //! Fits that lower their loss, resume to the byte, and need no more memory than they must.
 
+#[cfg(target_os = "linux")]
+mod memory;
+
 use super::*;
 use crate::{
     diffusion::{

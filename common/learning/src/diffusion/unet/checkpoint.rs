@@ -1,5 +1,5 @@
 //! Gradient checkpointing (Chen et al. 2016, arXiv 1604.06174): the forward pass keeps what lies between blocks only; the backward pass runs each
-//! block again, with a graph, when its turn comes. A level of the UNet is a block.
+//! block again, with a graph, when its turn comes. A level of the UNet, on its way down or up, is a block, so the largest of them bounds what is saved.
 
 use tch::Tensor;
 

@@ -8,6 +8,9 @@ use serde_json::{Map, Value};
 use crate::{diffusion::files, error::LearningError};
 
 /// Fields that change the network in ways that Stable Diffusion 1.x and 2.x do not use, and the value that leaves it alone.
+///
+/// `upcast_attention`, which 2.1 has, is read past: it keeps f16 from running out of range in attention, and a job computes in f32 or bf16, which has
+/// the range of f32.
 const NEUTRAL: [(&str, &str); 26] = [
     ("act_fn", "\"silu\""),
     ("addition_embed_type", "null"),
