@@ -18,7 +18,7 @@ use concord_artaug::{
     losses,
     machine::{Machine, Made, Stage, Training},
 };
-use concord_common::Digest;
+use concord_common::{Digest, error_text};
 
 use crate::{
     brake::Halt,
@@ -26,7 +26,7 @@ use crate::{
     stages::{Job, Studio},
 };
 
-/// Room that the last model card may need.
+/// Room that is left to the model card when the fused model is brought before it.
 const CARD_ROOM: u64 = 1 << 20;
 
 /// Adapters of a finished iteration, and everything else as far as it is.
@@ -35,7 +35,8 @@ const CARD_ROOM: u64 = 1 << 20;
 /// If the job halts.
 pub(crate) fn of_iteration(job: &Job<'_>, studio: &mut Studio<'_>) -> Result<(), Halt> {
     let results = adapters(job, studio)?;
-    record(job, results)
+    record(job)?;
+    card(job, results, None)
 }
 
 /// All results of a finished job.
@@ -44,14 +45,15 @@ pub(crate) fn of_iteration(job: &Job<'_>, studio: &mut Studio<'_>) -> Result<(),
 /// If the job halts.
 pub(crate) fn of_job(job: &Job<'_>, studio: &mut Studio<'_>) -> Result<(), Halt> {
     let mut results = adapters(job, studio)?;
-    record(job, results.clone())?;
+    record(job)?;
+    let mut left_out = None;
     if job.spec.output.fused {
-        // Last, for it is the largest: what has no room any more is missed least.
+        // After all else, for it is the largest: what has no room any more is missed least.
         let more = fused(job, studio)?;
         results.extend(more.results);
-        card(job, results, more.left_out)?;
+        left_out = more.left_out;
     }
-    Ok(())
+    card(job, results, left_out)
 }
 
 /// The page on which an operator judges the pairs that wait.
@@ -182,7 +184,14 @@ fn fused(job: &Job<'_>, studio: &mut Studio<'_>) -> Result<Fused, Halt> {
     let folder = job.folder.join("fused");
     let failed = |error: io::Error| desk.fail(format!("{}: {error}", folder.display()));
     remove(&folder).map_err(failed)?;
+    check_base(job)?;
     let exported = studio.engine().export_fused(&joined, &folder);
+    // Once more before any of it is shown to others, and before the engine is blamed.
+    let unchanged = check_base(job);
+    if unchanged.is_err() {
+        remove(&folder).map_err(failed)?;
+    }
+    unchanged?;
     exported.map_err(|error| studio.halt(error))?;
     let mut files = Vec::new();
     for path in files_below(&folder).map_err(failed)? {
@@ -207,6 +216,24 @@ fn fused(job: &Job<'_>, studio: &mut Studio<'_>) -> Result<Fused, Halt> {
     }
     remove(&folder).map_err(failed)?;
     Ok(fused)
+}
+
+/// Makes sure that the base model's folder holds what it held when this worker took the job up: the engine opens its files by name, and some of them
+/// become part of a result.
+fn check_base(job: &Job<'_>) -> Result<(), Halt> {
+    let desk = job.desk;
+    desk.check()?;
+    let (known, found) = (&job.tools.card.base_files, (job.tools.base)());
+    let found = found.map_err(|error| desk.trouble(error_text(&error)))?;
+    let gone = known.iter().filter(|file| !found.contains(file));
+    let strange = found.iter().filter(|file| !known.contains(file));
+    match gone.chain(strange).next() {
+        None => Ok(()),
+        Some((name, _)) => Err(desk.trouble(format!(
+            "{name} in the model's folder is not what it was when this worker took the job up, so no fused model is made of it; put back what the job \
+             began with, or start the job anew"
+        ))),
+    }
 }
 
 /// What to say if files and the card that names them do not fit into what the job may keep. Those that are there already count once.
@@ -262,8 +289,8 @@ fn digest_of(path: &Path) -> io::Result<(Digest, u64)> {
     Ok((hasher.finalize().into(), hasher.count()))
 }
 
-/// Everything that is made from the job's record: metrics, manifests, losses, gallery, ledger, model card.
-fn record(job: &Job<'_>, results: Vec<(String, Digest)>) -> Result<(), Halt> {
+/// What is made from the job's record, but for the model card: metrics, manifests, losses, gallery, ledger.
+fn record(job: &Job<'_>) -> Result<(), Halt> {
     let desk = job.desk;
     let iterations = desk.look(|machine| machine.history().len());
     let names = ["metrics.jsonl".to_owned(), "metrics.csv".to_owned()];
@@ -294,10 +321,11 @@ fn record(job: &Job<'_>, results: Vec<(String, Digest)>) -> Result<(), Halt> {
     let html = gallery.to_html().map_err(|error| desk.fail(error))?;
     put(job, "gallery.html", html)?;
     put(job, "ledger.json", ledger)?;
-    card(job, results, None)
+    Ok(())
 }
 
-/// The model card, which names the other results.
+/// The model card, which names the other results and comes after them. Where nothing but its own room is lacking, that is no reason to lose them: the
+/// card that is there stays.
 fn card(job: &Job<'_>, results: Vec<(String, Digest)>, remark: Option<String>) -> Result<(), Halt> {
     let mut facts = CardFacts {
         results,
@@ -305,7 +333,17 @@ fn card(job: &Job<'_>, results: Vec<(String, Digest)>, remark: Option<String>) -
     };
     facts.limits.extend(remark);
     let card = |folder: &JobFolder| model_card(job.spec, folder, &facts);
-    put(job, "MODEL_CARD.md", job.desk.look_at_folder(card))?;
+    let card = job.desk.look_at_folder(card);
+    let (kept, most) = (job.desk.lease().ask_kept()?, job.spec.limits.disk.bytes());
+    if kept.saturating_add(card.len() as u64) > most {
+        tracing::warn!(
+            kept,
+            most,
+            "no new model card: `limits.disk` of the job has no room for it"
+        );
+        return Ok(());
+    }
+    put(job, "MODEL_CARD.md", card)?;
     Ok(())
 }
 

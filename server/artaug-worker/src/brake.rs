@@ -16,7 +16,7 @@ pub enum Halt {
     /// An operator paused the job.
     #[error("the job is paused")]
     Pause,
-    /// Something outside that the job needs cannot be had now.
+    /// Something that the job needs cannot be had now, or not on this worker: it goes on later, or elsewhere.
     #[error("{0}")]
     Trouble(String),
     /// The job cannot be finished.

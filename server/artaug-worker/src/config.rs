@@ -79,12 +79,12 @@ pub struct DataSection {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitsSection {
-    /// Most threads of the engine. A job's files are the same to the byte only with the same number, so a job that wants more is not run here, and
-    /// a job that says nothing goes on only with workers that have the number that it began with.
+    /// Most threads of the engine. A job's files are the same to the byte only with the same number, so a job that wants more is given back, for
+    /// another worker, and a job that says nothing goes on only with workers that have the number that it began with.
     pub threads: u32,
     /// Threads that advise, score, encode and send beside the engine.
     pub helpers: u32,
-    /// A job that makes the process hold more memory than this is ended.
+    /// A job that makes the process hold more memory than this is given back, for another worker.
     pub memory: ByteSize,
     /// How far the process steps back behind others on the machine, 0 to 19.
     pub nice: i32,

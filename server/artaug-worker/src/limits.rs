@@ -30,16 +30,16 @@ impl MemoryLimit {
     /// Looks at what is held now.
     ///
     /// # Errors
-    /// [`Halt::Failed`] if it is too much.
+    /// [`Halt::Trouble`] if it is too much: a worker that may hold more goes on with the job.
     pub fn check(self) -> Result<(), Halt> {
         self.judge(rss_bytes())
     }
 
     fn judge(self, held: Option<u64>) -> Result<(), Halt> {
         match held {
-            Some(held) if held > self.0 => Err(Halt::Failed(format!(
-                "the worker holds {} MiB of memory and may hold {} MiB; lower `sampler.batch`, `sampler.size` or `lora.batch`, switch `lora.recompute` \
-                 on, or raise the worker's `limits.memory`",
+            Some(held) if held > self.0 => Err(Halt::Trouble(format!(
+                "the worker holds {} MiB of memory and may hold {} MiB; raise `limits.memory` in its settings, let a worker that may hold more take the \
+                 job, or start it anew with a lower `sampler.batch`, `sampler.size` or `lora.batch`, or with `lora.recompute`",
                 held >> 20,
                 self.0 >> 20
             ))),
@@ -57,7 +57,7 @@ mod tests {
         let limit = MemoryLimit(64 << 20);
         limit.judge(Some(64 << 20)).unwrap();
         limit.judge(None).unwrap();
-        let Err(Halt::Failed(reason)) = limit.judge(Some(65 << 20)) else {
+        let Err(Halt::Trouble(reason)) = limit.judge(Some(65 << 20)) else {
             panic!("it may hold that")
         };
         assert!(reason.contains("limits.memory"), "{reason}");

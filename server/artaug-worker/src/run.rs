@@ -41,6 +41,14 @@ pub enum PartsError {
         /// Why not, and what to do.
         what: String,
     },
+    /// The job wants more than the limits in this worker's settings allow. Another worker may give it.
+    #[error("`{key}`: {what}")]
+    Limit {
+        /// The key of the worker's settings.
+        key: &'static str,
+        /// How much is wanted, how much there is, and what to do.
+        what: String,
+    },
 }
 
 /// Makes what a job works with.

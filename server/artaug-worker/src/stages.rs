@@ -27,6 +27,7 @@ use crate::{
     brake::Halt,
     desk::{Desk, Done},
     remote::Pace,
+    run::PartsError,
 };
 
 /// What a job works with, made from its specification.
@@ -64,7 +65,12 @@ pub struct Tools {
     pub threads: Option<usize>,
     /// What the model card says of them; the results are added.
     pub card: CardFacts,
+    /// Looks at the base model's files as they are now.
+    pub base: Box<LookAgain>,
 }
+
+/// Walks the base model's folder again: the digests of its files by name, in the order of [`CardFacts::base_files`].
+pub type LookAgain = dyn Fn() -> Result<Vec<(String, Digest)>, PartsError> + Send + Sync;
 
 impl Tools {
     /// What the job is made from beside its specification. Texts about a model, such as its card, are no part of it.

@@ -18,6 +18,7 @@ use concord_artaug::{
 };
 use concord_common::{
     Digest,
+    config::ByteSize,
     job::artaug::{
         AdvisorSpec, ArtaugSpec, EvaluationScorer, FilterScorer, Guard, Precision, batch_fits,
     },
@@ -102,6 +103,8 @@ impl Workshop for TorchWorkshop {
             data_files,
             ..card::facts(spec, &folder, &files, threads, advisor.as_ref())?
         };
+        let roots = allowed.model_folders.clone();
+        let base = move || card::digests_of(&files::files_of(&folder, &roots)?);
         Ok(Parts {
             engine: Box::new(engine),
             opened: Opened::Model(None),
@@ -114,6 +117,7 @@ impl Workshop for TorchWorkshop {
                 // On a GPU no number of them makes the bits the same.
                 threads: limits.gpu.is_none().then_some(threads),
                 card,
+                base: Box::new(base),
             },
         })
     }
@@ -126,14 +130,14 @@ fn refused<E: Display>(key: &'static str) -> impl Fn(E) -> PartsError {
     }
 }
 
-/// Threads of the engine. A job gets the number that it wants or does not begin: with fewer of them other bytes come out.
+/// Threads of the engine. A job gets the number that it wants or does not begin here: with fewer of them other bytes come out.
 fn threads(spec: &ArtaugSpec, limits: &LimitsSection) -> Result<usize, PartsError> {
     match spec.limits.threads {
-        Some(own) if own > limits.threads => Err(PartsError::Model {
+        Some(own) if own > limits.threads => Err(PartsError::Limit {
             key: "limits.threads",
             what: format!(
-                "the job wants {own} threads of the engine, and this worker gives {}; say fewer in the job, or more in `limits.threads` of the worker's \
-                 settings",
+                "the job wants {own} threads of the engine, and this worker gives {}; say more in its settings, let a worker that gives as many take the \
+                 job, or start it anew with fewer",
                 limits.threads
             ),
         }),
@@ -141,9 +145,35 @@ fn threads(spec: &ArtaugSpec, limits: &LimitsSection) -> Result<usize, PartsErro
     }
 }
 
-/// Whether a model of so many weights can be held in memory, and kept as a whole.
+/// Whether a model of so many weights can be kept as a whole, and held in memory. What no worker could keep is told first.
 fn check_size(spec: &ArtaugSpec, limits: &LimitsSection, weights: u64) -> Result<(), PartsError> {
-    let refuse = |key, what| Err(PartsError::Model { key, what });
+    let fused = if spec.output.fused {
+        weights.saturating_mul(4)
+    } else {
+        0
+    };
+    let too_large = |disk: ByteSize, what: &str| {
+        format!(
+            "the fused model, in f32, takes {} MiB, and the {} MiB of `limits.disk` {what}, or do without the fused model",
+            fused >> 20,
+            disk.bytes() >> 20
+        )
+    };
+    if fused > spec.limits.disk.bytes() {
+        return Err(PartsError::Model {
+            key: "output.fused",
+            what: too_large(spec.limits.disk, "of the job are less; say more"),
+        });
+    }
+    if fused > limits.disk.bytes() {
+        return Err(PartsError::Limit {
+            key: "limits.disk",
+            what: too_large(
+                limits.disk,
+                "of this worker's settings are less; say more there, let a worker with more take the job",
+            ),
+        });
+    }
     // The fused model is made in f32 on the CPU, wherever the job computes.
     let each = match (spec.output.fused, limits.gpu, spec.model.precision) {
         (true, _, _) | (_, None, Precision::F32) => 4,
@@ -152,31 +182,15 @@ fn check_size(spec: &ArtaugSpec, limits: &LimitsSection, weights: u64) -> Result
     };
     let (held, most) = (weights.saturating_mul(each), limits.memory.bytes());
     if held > most {
-        return refuse(
-            "model.folder",
-            format!(
-                "its weights alone take {} MiB of memory, and this worker may hold {} MiB; raise `limits.memory` in the worker's settings",
+        return Err(PartsError::Limit {
+            key: "limits.memory",
+            what: format!(
+                "the weights of the model alone take {} MiB of memory, and this worker may hold {} MiB; say more in its settings, or let a worker that may \
+                 hold more take the job",
                 held >> 20,
                 most >> 20
             ),
-        );
-    }
-    let fused = weights.saturating_mul(4);
-    let disks = [
-        (spec.limits.disk, "the job"),
-        (limits.disk, "the worker's settings"),
-    ];
-    for (disk, whose) in disks {
-        if spec.output.fused && fused > disk.bytes() {
-            return refuse(
-                "output.fused",
-                format!(
-                    "the fused model, in f32, takes {} MiB, and `limits.disk` of {whose} is {} MiB; raise it, or do without the fused model",
-                    fused >> 20,
-                    disk.bytes() >> 20
-                ),
-            );
-        }
+        });
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ use concord_artaug::{folder::JobFolder, ledger::forget_peak_memory, setup};
 use concord_common::{Digest, JobId, error_text, job::artaug::ArtaugSpec};
 use concord_proto::v1::{self, JobRelease};
 
-use super::{Worker, renew::renew};
+use super::{PartsError, Worker, renew::renew};
 use crate::{
     brake::{Brake, Halt},
     desk::{Board, Desk, unkept},
@@ -115,10 +115,11 @@ fn worked(
         short_of_disk,
     );
     desk.check()?;
-    let parts = worker
-        .workshop
-        .parts(&spec)
-        .map_err(|error| lacking(lease, error_text(&error)))?;
+    let parts = worker.workshop.parts(&spec).map_err(|error| match error {
+        // That says nothing about the job, which another worker may run as it is.
+        PartsError::Limit { .. } => Halt::Trouble(error_text(&error)),
+        error => lacking(lease, error_text(&error)),
+    })?;
     let mut studio = Studio::new(parts.engine, parts.opened, &desk);
     let job = stages::Job {
         spec: &spec,

@@ -1,7 +1,9 @@
+mod fused;
 mod held_up;
 mod limits;
 mod lost;
 mod overlap;
+mod own_limits;
 mod per_pair;
 mod review;
 mod samples;

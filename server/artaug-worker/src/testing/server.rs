@@ -50,6 +50,8 @@ pub(crate) struct State {
     pub(crate) busy: usize,
     /// Calls named in these are refused for good.
     pub(crate) refused: Option<&'static str>,
+    /// Bytes of objects that it takes.
+    pub(crate) most: u64,
     /// Who has to be at work while the first object is brought, if so.
     pub(crate) overlap: Option<Arc<Overlap>>,
     attempts: u32,
@@ -57,6 +59,13 @@ pub(crate) struct State {
     writes: usize,
     ended: bool,
     waits_beyond: Option<u64>,
+}
+
+impl State {
+    /// Bytes of all objects.
+    pub(crate) fn kept(&self) -> u64 {
+        self.objects.values().map(|bytes| bytes.len() as u64).sum()
+    }
 }
 
 #[derive(Debug)]
@@ -79,6 +88,7 @@ impl FakeServer {
             fenced: 0,
             busy: 0,
             refused: None,
+            most: u64::MAX,
             overlap: None,
             attempts: 0,
             token: None,
@@ -282,9 +292,17 @@ impl Server for FakeServer {
         if let Some(overlap) = overlap {
             overlap.writing();
         }
+        let is_full = {
+            let state = self.state();
+            state.kept() + bytes.len() as u64 > state.most
+        };
+        if is_full {
+            let refusal = Refusal::new(ErrorCode::QuotaExceeded, "limits.disk");
+            return Err(CallError::from_refusal(refusal));
+        }
         self.write(grip, "put_object", |state| {
             state.objects.insert(digest, bytes);
-            state.objects.values().map(|bytes| bytes.len() as u64).sum()
+            state.kept()
         })
     }
 
@@ -298,7 +316,7 @@ impl Server for FakeServer {
             for digest in digests {
                 state.objects.remove(digest);
             }
-            state.objects.values().map(|bytes| bytes.len() as u64).sum()
+            state.kept()
         })
     }
 

@@ -186,5 +186,6 @@ pub(crate) fn tools(
         held_out: spec.held_out.texts.clone(),
         threads: Some(1),
         card: CardFacts::default(),
+        base: Box::new(|| Ok(Vec::new())),
     }
 }

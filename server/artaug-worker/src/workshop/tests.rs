@@ -242,9 +242,53 @@ fn a_job_does_not_go_on_with_another_file_behind_a_link() {
 }
 
 #[test]
-fn a_job_that_wants_more_threads_than_the_worker_gives_is_refused() {
+fn what_is_exchanged_after_the_parts_were_made_is_found_by_the_next_look() {
     let place = Place::new();
-    let text = place.refusal(&[("[sampler]", "[limits]\nthreads = 2\n[sampler]")]);
+    let added = place.model().join("tokenizer/added_tokens.json");
+    let inside = place.root.path().join("blobs/added");
+    fs::write(&inside, "{}").unwrap();
+    symlink(&inside, &added).unwrap();
+    let tools = place.parts(&[]).unwrap().tools;
+    let known = &tools.card.base_files;
+    assert_eq!((tools.base)().unwrap(), *known);
+    // The link leads to a file that nobody has allowed.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let secret = elsewhere.path().join("vision.key");
+    fs::write(&secret, "{}").unwrap();
+    fs::remove_file(&added).unwrap();
+    symlink(&secret, &added).unwrap();
+    let text = (tools.base)().unwrap_err().to_string();
+    assert!(
+        text.contains("tokenizer/added_tokens.json: this leads out"),
+        "{text}"
+    );
+    // It leads to another file that is allowed, or is one that was not there before.
+    fs::remove_file(&added).unwrap();
+    symlink(place.model().join("model_index.json"), &added).unwrap();
+    let more = place.model().join("tokenizer/special_tokens_map.json");
+    fs::write(more, "{}").unwrap();
+    let found = (tools.base)().unwrap();
+    let other: Vec<&str> = found
+        .iter()
+        .filter(|file| !known.contains(file))
+        .map(|(name, _)| name.as_str())
+        .collect();
+    assert_eq!(
+        other,
+        [
+            "tokenizer/added_tokens.json",
+            "tokenizer/special_tokens_map.json"
+        ]
+    );
+}
+
+#[test]
+fn a_job_that_wants_more_threads_than_the_worker_gives_is_for_another_one() {
+    let place = Place::new();
+    let wants_two = [("[sampler]", "[limits]\nthreads = 2\n[sampler]")];
+    let error = place.parts(&wants_two).unwrap_err();
+    assert!(matches!(error, PartsError::Limit { .. }), "{error:?}");
+    let text = error.to_string();
     assert!(
         text.contains("wants 2 threads") && text.contains("gives 1"),
         "{text}"
@@ -272,14 +316,13 @@ fn a_job_does_not_go_on_with_another_number_of_threads() {
 }
 
 #[test]
-fn a_model_that_the_worker_cannot_hold_is_refused_before_it_is_loaded() {
+fn a_model_that_the_worker_cannot_hold_is_for_another_one_before_it_is_loaded() {
     let mut place = Place::new();
     place.limits.memory = ByteSize(1000);
-    let text = place.refusal(&[]);
-    assert!(
-        text.contains("`model.folder`") && text.contains("limits.memory"),
-        "{text}"
-    );
+    let error = place.parts(&[]).unwrap_err();
+    assert!(matches!(error, PartsError::Limit { .. }), "{error:?}");
+    let text = error.to_string();
+    assert!(text.contains("`limits.memory`: the weights"), "{text}");
 }
 
 #[test]
@@ -288,13 +331,23 @@ fn a_fused_model_that_can_have_no_room_is_refused_before_the_job_begins() {
     let fused = ("[sampler]", "[output]\nfused = true\n[sampler]");
     place.parts(&[fused]).unwrap();
     let little = ("[output]", "[limits]\ndisk = \"1 MiB\"\n[output]");
-    let text = place.refusal(&[fused, little]);
+    let refused = |place: &Place| {
+        let error = place.parts(&[fused, little]).unwrap_err();
+        assert!(matches!(error, PartsError::Model { .. }), "{error:?}");
+        error.to_string()
+    };
+    let text = refused(&place);
     assert!(
         text.contains("`output.fused`") && text.contains("of the job"),
         "{text}"
     );
+    // What is only this worker's own is for another one, if any can keep it at all.
     place.limits.disk = ByteSize::mebibytes(1);
-    assert!(place.refusal(&[fused]).contains("worker's settings"));
+    assert_eq!(refused(&place), text);
+    let error = place.parts(&[fused]).unwrap_err();
+    assert!(matches!(error, PartsError::Limit { .. }), "{error:?}");
+    let text = error.to_string();
+    assert!(text.contains("`limits.disk`"), "{text}");
 }
 
 #[test]

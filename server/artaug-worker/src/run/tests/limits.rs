@@ -1,7 +1,6 @@
-//! Disk, memory and time that a job may not have.
+//! Disk and time that a job may not have.
 
 use super::*;
-use crate::limits::MemoryLimit;
 
 #[test]
 fn a_job_that_fills_its_disk_is_ended() {
@@ -19,18 +18,6 @@ fn a_job_that_fills_its_disk_is_ended() {
     let (release, reason) = server.released();
     assert_eq!(release, JobRelease::Failed);
     assert!(reason.contains("limits.disk"), "{reason}");
-}
-
-#[test]
-fn a_job_that_holds_too_much_memory_is_ended() {
-    let server = Arc::new(FakeServer::new(SPEC));
-    let folder = tempfile::tempdir().unwrap();
-    let mut small = worker(&server, folder.path());
-    small.habits.memory = MemoryLimit(1);
-    small.run();
-    let (release, reason) = server.released();
-    assert_eq!(release, JobRelease::Failed);
-    assert!(reason.contains("limits.memory"), "{reason}");
 }
 
 #[test]
