@@ -2,6 +2,7 @@
 //!
 //! Everything that a model, a prompt or a file brought is escaped; pictures are embedded as PNG.
 
+mod advice;
 mod chart;
 mod of_job;
 mod page;
@@ -12,6 +13,7 @@ mod tests;
 use std::fmt::Write as _;
 
 pub use self::{
+    advice::AdviceCounts,
     of_job::{Extent, Fetch},
     review::{InvalidJob, ReviewPage},
 };
@@ -30,6 +32,8 @@ pub struct Gallery {
     pub notes: Vec<String>,
     /// What the iterations came to.
     pub iterations: Vec<Summary>,
+    /// What was advised how often.
+    pub advice: AdviceCounts,
     /// Pairs, kept and rejected.
     pub pairs: Vec<PairView>,
     /// Held-out images at equal seeds.
@@ -113,6 +117,7 @@ impl Gallery {
         if !self.iterations.is_empty() {
             page::iterations(&mut body, &self.iterations);
         }
+        self.advice.show(&mut body);
         page::held_out(&mut body, &self.held_out, self.totals.held_out)?;
         let (kept, rejected): (Vec<&PairView>, Vec<&PairView>) =
             self.pairs.iter().partition(|pair| pair.kept);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use concord_common::Digest;
 
-use super::{Curve, Gallery, HeldOutView, PairView, ReviewPage, Totals};
+use super::{AdviceCounts, Curve, Gallery, HeldOutView, PairView, ReviewPage, Totals};
 use crate::{
     card::FILTER_SEES_GUARD,
     filter::Verdict,
@@ -66,7 +66,7 @@ impl Gallery {
         fetch: &mut Fetch<'_>,
     ) -> Result<Self, FolderError> {
         let machine = job.machine();
-        let mut pairs = Vec::new();
+        let (mut pairs, mut advice) = (Vec::new(), AdviceCounts::default());
         let mut totals = Totals {
             held_out: machine.evaluated(Arm::Base).count(),
             ..Totals::default()
@@ -74,6 +74,7 @@ impl Gallery {
         let share = extent.pixels / machine.history().len().max(1);
         for summary in machine.history() {
             let lines = job.manifest(summary.iteration)?;
+            advice.add(&lines);
             totals.kept += summary.kept;
             totals.rejected += summary.rejected.values().sum::<usize>();
             let mut views = chosen(&lines, extent).filter_map(|line| view(line, fetch));
@@ -86,6 +87,7 @@ impl Gallery {
             title: title.to_owned(),
             notes,
             iterations: machine.history().to_vec(),
+            advice,
             pairs,
             held_out: held_out(machine, extent.held_out, fetch),
             totals,

@@ -68,7 +68,8 @@ pub(super) fn iterations(page: &mut String, summaries: &[Summary]) {
         );
     }
     page.push_str(
-        "</table>\n<h2>Held-out prompts, against the base at equal seeds and sampling cost</h2>\n",
+        "</table>\n<h2>Held-out prompts, against the base at equal seeds, solver and steps</h2>\n<p class=\"small\">Prompt rewriting needs the base's image and \
+         an answer about it first.</p>\n",
     );
     page.push_str("<table><tr><th>iteration</th><th>arm</th><th>score</th><th>gain (interval)</th><th>win rate</th><th>pairs left out</th><th>alignment</th><th>diversity</th></tr>\n");
     for summary in summaries {

@@ -1,3 +1,4 @@
+mod advice;
 mod samples;
 
 use std::collections::BTreeMap;
@@ -68,6 +69,7 @@ fn summary(iteration: u32) -> Summary {
             losses: 40,
         },
         left_out: 0,
+        cut: 0,
         alignment: Some(0.31),
         diversity: Some(0.28),
     };
@@ -94,6 +96,7 @@ fn sample() -> Gallery {
         title: "icons, first try".to_owned(),
         notes: vec!["The base model is small and its weaknesses are planted.".to_owned()],
         iterations: vec![summary(1), summary(2)],
+        advice: AdviceCounts::default(),
         pairs: vec![pair(0, true), pair(1, false), pair(2, true)],
         held_out: vec![HeldOutView {
             prompt: "green tree".to_owned(),
