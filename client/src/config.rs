@@ -111,9 +111,9 @@ impl TorchSection {
 pub struct CacheSection {
     /// Whether anything is kept.
     pub enabled: bool,
-    /// Memory for it.
+    /// Memory for it: a row takes 2 · tokens · width elements.
     pub memory: ByteSize,
-    /// Folder for what does not fit; absent means that it is computed again.
+    /// Existing folder for what does not fit in memory; what fits in neither is computed each time.
     pub folder: Option<PathBuf>,
     /// Most bytes in that folder.
     pub folder_size: ByteSize,

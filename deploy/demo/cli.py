@@ -174,6 +174,7 @@ class Commands:
                 ("tls", self._tls("silo", silo.name)),
                 ("state", {"folder": self.work / f"silo-{silo.name}"}),
                 ("torch", {"threads": 1}),
+                ("cache", {"folder": self.work}),
                 ("[[backbone]]", {"name": BACKBONE, "path": backbone}),
                 (
                     "[[task]]",

@@ -17,6 +17,7 @@ import cli
 import fakes
 import report
 import run
+import tasks
 from cli import JobView, Settings, Silo, SiloView
 from fakes import FakeCommands
 from procs import Processes, ProcessError, free_ports
@@ -78,6 +79,13 @@ class DemoTest(unittest.TestCase):
         self.assertGreater(finished["server"]["peak_rss_bytes"], 1_000_000)
         self.assertIs(finished["server"]["libtorch_mapped"], False)
         self.assertFalse([pid for pid in self.pids() if alive(pid)])
+
+    def test_the_silos_have_the_six_tasks_that_are_promised(self):
+        promised = ("spam", "tweet-sentiment", "movie-polarity", "plot-vs-review", "supersense", "gloss-pair")
+        self.assertEqual(run.DEMO_TASKS, promised)
+        kinds = {task.name: (task.kind, task.problem) for task in tasks.TASKS}
+        self.assertEqual(kinds["gloss-pair"], ("pair", "classification"))
+        self.assertEqual({kinds[name] for name in promised[:-1]}, {("single", "classification")})
 
     def test_progress_is_shown_for_every_silo_and_round(self):
         self.demo()
@@ -249,6 +257,10 @@ class CliTest(unittest.TestCase):
         single = commands.client_config(SILOS[0], Path("/t"), Path("/b"))
         self.assertIn('columns.text = "text"', single)
         self.assertNotIn("text_b", single)
+
+    def test_what_does_not_fit_into_a_silos_memory_goes_to_disk(self):
+        config = cli.Commands(Path("/p"), Path("/w"), 1, 2).client_config(SILOS[0], Path("/t"), Path("/b"))
+        self.assertIn('[cache]\nfolder = "/w"\n', config)
 
     def test_local_has_one_adapter_with_as_many_parameters(self):
         spec = cli.Commands(Path("/p"), Path("/w"), 1, 2).job_spec(SILOS, Settings(bottleneck=16), local=True)

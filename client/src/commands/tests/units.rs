@@ -186,9 +186,11 @@ fn the_clients_unit_overrides_keys_that_the_configuration_has() {
             (name.to_owned(), value.to_owned())
         })
         .collect();
-    assert_eq!(overrides.len(), 4);
+    assert_eq!(overrides.len(), 5);
     let file = (Path::new("client.toml"), text.as_str());
     let config: ClientConfig = concord_common::config::load_text(Some(file), overrides).unwrap();
     assert_eq!(config.tls.key, Path::new("%d/client.key"));
     assert_eq!(config.state.folder, Path::new("%S/concord-client"));
+    let cache = config.cache.folder.as_deref();
+    assert_eq!(cache, Some(Path::new("%C/concord-client")));
 }
