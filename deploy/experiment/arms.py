@@ -82,6 +82,11 @@ ARMS: tuple[Arm, ...] = (
 )
 
 
+# FedMCP and its ablation as the selection of the published run chose them, for the comparisons beside the experiment.
+SELECTED = {"name": "fedmcp", "mu": 1.0, "alpha": 1.0}
+SELECTED_ABLATION = {"name": "fedmcp", "mu": 0.0}
+LOCAL = ARMS[0].grid[0]
+
 # What all arms have in common and the grids leave as it is: which layers carry adapters, and the rounds. The first is the experiment's.
 SCOPES: tuple[tuple[tuple[int, ...], int], ...] = (
     ((4, 5), 6),
@@ -90,13 +95,43 @@ SCOPES: tuple[tuple[tuple[int, ...], int], ...] = (
     ((0, 1, 2, 3, 4, 5), 6),
 )
 
+# Strengths of the contrastive term: without it, between 0 and 1 where the grid has none, and the selected one.
+STRENGTHS: tuple[float, ...] = (0.0, 0.03, 0.1, 0.3, SELECTED["mu"])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Settings that are compared beside the experiment, on validation rows with the selection's seed. `cases` holds, for each line of the
+    table, what stands in its first columns and a setting by arm."""
+
+    name: str
+    what: str
+    columns: tuple[str, ...]
+    cases: tuple[tuple[tuple[str, ...], dict[str, Setting]], ...]
+
 
 def scoped(layers: tuple[int, ...], rounds: int) -> dict[str, Setting]:
     """Local, FedMCP as selection chose it, and its ablation, in a scope; by arm."""
     common = {"layers": layers}
     count = {"count": rounds}
     return {
-        "local": Setting({"name": "local"}, {"bottleneck": 2 * BOTTLENECK, **common}, rounds=count),
-        "fedmcp-mu0": Setting({"name": "fedmcp", "mu": 0.0}, common, rounds=count),
-        "fedmcp": Setting({"name": "fedmcp", "mu": 1.0, "alpha": 1.0}, common, rounds=count),
+        "local": Setting(LOCAL.algorithm, {**LOCAL.adapter, **common}, rounds=count),
+        "fedmcp-mu0": Setting(SELECTED_ABLATION, common, rounds=count),
+        "fedmcp": Setting(SELECTED, common, rounds=count),
     }
+
+
+def with_strength(mu: float) -> dict[str, Setting]:
+    """Local, and FedMCP as selection chose it but for mu; by arm."""
+    return {"local": LOCAL, "fedmcp": Setting({**SELECTED, "mu": mu})}
+
+
+COMPARISONS: tuple[Comparison, ...] = (
+    Comparison(
+        "scopes",
+        "layers and rounds",
+        ("adapters in layers (from 0)", "rounds"),
+        tuple(((", ".join(map(str, layers)), str(rounds)), scoped(layers, rounds)) for layers, rounds in SCOPES),
+    ),
+    Comparison("mu", "strengths of the contrastive term", ("mu",), tuple(((str(mu),), with_strength(mu)) for mu in STRENGTHS)),
+)

@@ -8,12 +8,11 @@ from statistics import fmean
 
 import stats
 import svg
-from arms import ARMS
+from arms import ARMS, Comparison
 
 ADMISSION = 0.02
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-SCOPES_BEGIN, SCOPES_END = "<!-- scopes: begin -->", "<!-- scopes: end -->"
-OURS, ABLATION = "fedmcp", "fedmcp-mu0"
+OURS, ABLATION, ALONE = "fedmcp", "fedmcp-mu0", "local"
 
 
 class Results:
@@ -202,14 +201,14 @@ def write(raw: dict, out: Path) -> str:
     return verdict_lines(results)
 
 
-def scope_table(scopes: list[dict]) -> str:
-    """Validation accuracy by layers and rounds, in percent, as Markdown."""
-    lines = ["| adapters in layers (from 0) | rounds | Local | FedMCP, mu = 0 | FedMCP | FedMCP minus Local |", "|---|---|---|---|---|---|"]
-    for scope in scopes:
-        scores = [100 * scope[arm] for arm in ("local", "fedmcp-mu0", "fedmcp")]
-        layers = ", ".join(map(str, scope["layers"]))
-        values = " | ".join(f"{score:.1f}" for score in scores)
-        lines.append(f"| {layers} | {scope['rounds']} | {values} | {scores[2] - scores[0]:+.1f} |")
+def comparison_table(comparison: Comparison, scores: list[dict[str, float]]) -> str:
+    """Validation accuracy of a comparison's cases by arm, in percent, as Markdown."""
+    arms = list(scores[0])
+    head = [*comparison.columns, *(title(arm).removesuffix(", bottleneck doubled") for arm in arms), "FedMCP minus Local"]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for (case, _), by_arm in zip(comparison.cases, scores, strict=True):
+        cells = [*case, *(percent(by_arm[arm]) for arm in arms), f"{100 * (by_arm[OURS] - by_arm[ALONE]):+.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -228,6 +227,7 @@ def publish(raw: dict, docs: Path) -> None:
     replace_between(docs / "experiments.md", BEGIN, END, markdown(results, "experiments/"))
 
 
-def publish_scopes(table: str, docs: Path) -> None:
-    """Puts the table of layers and rounds between its marks of docs/experiments.md."""
-    replace_between(docs / "experiments.md", SCOPES_BEGIN, SCOPES_END, table)
+def publish_comparison(comparison: Comparison, table: str, docs: Path) -> None:
+    """Puts a comparison's table between its marks of docs/experiments.md."""
+    begin, end = (f"<!-- {comparison.name}: {mark} -->" for mark in ("begin", "end"))
+    replace_between(docs / "experiments.md", begin, end, table)

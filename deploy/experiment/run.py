@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Runs the experiment of docs/experiments.md: selection on validation rows, then every arm with every seed, then the verdict.
 
-    run.py [--quick | --scopes] [--out DIR] [--publish]
+    run.py [--quick | --scopes | --mu] [--out DIR] [--publish]
 
 writes `<out>/results.json`, `<out>/results.md` and plots. `--publish` also puts them into docs/experiments.md and
-docs/experiments/. `--scopes` compares layers and rounds instead, on validation rows. What an interrupted run has finished
-is used again; delete the folder to begin anew.
+docs/experiments/. `--scopes` compares layers and rounds instead, `--mu` strengths of the contrastive term, both on validation
+rows. What an interrupted run has finished is used again; delete the folder to begin anew.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ sys.path.insert(0, str(HERE))
 sys.path.insert(0, str(HERE.parent / "demo"))
 
 import page  # noqa: E402
-from arms import ARMS, SCOPES, scoped  # noqa: E402
+from arms import ARMS, COMPARISONS, Comparison  # noqa: E402
 from fetch import cache_folder  # noqa: E402
 from runs import BACKBONE, FULL, QUICK, Bench, Run  # noqa: E402
 
@@ -89,32 +89,30 @@ def measure(bench: Bench, chosen: dict[str, dict]) -> list[dict]:
     return rows
 
 
-def compare_scopes(bench: Bench) -> list[dict]:
-    """Local, FedMCP and its ablation in every scope, with the selection's seed: validation scores."""
+def compare(bench: Bench, comparison: Comparison) -> list[dict[str, float]]:
+    """Every case of a comparison with the selection's seed: validation scores by arm."""
     seed = bench.sizes.selection_seed
     bench.tasks(seed, TASKS)
-    runs = {scope: {arm: Run(arm, setting, seed) for arm, setting in scoped(*scope).items()} for scope in SCOPES}
-    results = bench.run_all([run for by_arm in runs.values() for run in by_arm.values()], "scopes")
-    return [
-        {
-            "layers": layers,
-            "rounds": rounds,
-            **{arm: validation_score(results[run]) for arm, run in runs[layers, rounds].items()},
-        }
-        for layers, rounds in SCOPES
-    ]
+    cases = [{arm: Run(arm, setting, seed) for arm, setting in by_arm.items()} for _, by_arm in comparison.cases]
+    # Local may be the same in several cases: it is run once.
+    runs = list(dict.fromkeys(run for by_arm in cases for run in by_arm.values()))
+    results = bench.run_all(runs, comparison.name)
+    return [{arm: validation_score(results[run]) for arm, run in by_arm.items()} for by_arm in cases]
 
 
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="the same path in minutes; says nothing about the claim")
-    parser.add_argument("--scopes", action="store_true", help="compares layers and rounds, on validation rows")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--quick", action="store_true", help="the same path in minutes; says nothing about the claim")
+    for one in COMPARISONS:
+        text = f"compares {one.what}, on validation rows"
+        kind.add_argument(f"--{one.name}", dest="comparison", action="store_const", const=one, help=text)
     parser.add_argument("--out", type=Path, help="folder for runs and results (default: target/experiment)")
     parser.add_argument("--publish", action="store_true", help="put the results into docs/")
     options = parser.parse_args()
-    if options.quick and (options.publish or options.scopes):
-        parser.error("a quick run is neither published nor compares scopes")
+    if options.quick and options.publish:
+        parser.error("a quick run is not published")
     target = Path(os.environ.get("CARGO_TARGET_DIR") or CHECKOUT / "target")
     program = target / "release" / "concord-client"
     if not program.exists():
@@ -124,11 +122,11 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     bench = Bench(program, cache_folder() / "backbones" / BACKBONE, out, QUICK if options.quick else FULL)
     try:
-        if options.scopes:
-            table = page.scope_table(compare_scopes(bench))
-            (out / "scopes.md").write_text(table, encoding="utf-8")
+        if comparison := options.comparison:
+            table = page.comparison_table(comparison, compare(bench, comparison))
+            (out / f"{comparison.name}.md").write_text(table, encoding="utf-8")
             if options.publish:
-                page.publish_scopes(table, CHECKOUT / "docs")
+                page.publish_comparison(comparison, table, CHECKOUT / "docs")
             print(table)
             return 0
         chosen = select(bench)

@@ -7,7 +7,11 @@ use std::{
 };
 
 use concord_common::{
-    SiloId, config::LogSection, fsutil, job::JobSpec, lifecycle::wait_for_signal,
+    SiloId,
+    config::{ByteSize, LogSection},
+    fsutil,
+    job::JobSpec,
+    lifecycle::wait_for_signal,
     telemetry::init_logging,
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -41,6 +45,9 @@ pub struct SimulateArgs {
     /// Threads of one libtorch operation, in place of the silos' setting.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
+    /// Memory for the prefix caches of all silos together, such as `1 GiB`, in place of the silos' setting. It changes no result.
+    #[arg(long, value_name = "SIZE")]
+    cache: Option<ByteSize>,
     /// Writes the report as JSON to standard output.
     #[arg(long)]
     json: bool,
@@ -153,6 +160,9 @@ fn silos(args: &SimulateArgs, specs: &[String]) -> Result<SimulatedSilos, Comman
     if let Some(threads) = args.threads {
         silos.threads = usize::from(threads);
     }
+    if let Some(size) = args.cache {
+        silos.cache.memory_bytes = size.bytes();
+    }
     Ok(silos)
 }
 
@@ -243,4 +253,38 @@ fn table(report: &SimulationReport) -> String {
         text.extend(["left out, as the job does not name them: ", &names, "\n"]);
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: SimulateArgs,
+    }
+
+    #[test]
+    fn threads_and_cache_of_the_command_line_go_before_those_of_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("silos.toml");
+        fs::write(
+            &file,
+            "torch.threads = 3\ncache.memory = \"5 MiB\"\n[[silo]]\nid = \"north\"\ntask = { format = \"csv\", file = \"rows.csv\", split = { seed = 0 } }\n",
+        )
+        .unwrap();
+        let read = |more: &[&str]| {
+            let file = file.to_str().unwrap();
+            let words = ["simulate", "--job", "job.toml", "--silos", file];
+            let line = Line::try_parse_from(words.iter().chain(more)).unwrap();
+            let silos = silos(&line.args, &[]).unwrap();
+            (silos.threads, silos.cache.memory_bytes)
+        };
+        assert_eq!(read(&[]), (3, 5 << 20));
+        assert_eq!(read(&["--cache", "7 MiB"]), (3, 7 << 20));
+        assert_eq!(read(&["--threads", "2", "--cache=1GiB"]), (2, 1 << 30));
+    }
 }
