@@ -2,7 +2,7 @@
 //! were planted in its data, nor any piece of what its vault holds, is among them.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     fs, io,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -117,28 +117,97 @@ async fn relay(
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// The bodies of an HTTP/2 connection's streams: the DATA frames without what stands between them (RFC 9113 section 4.1).
-fn bodies(connection: &[u8]) -> Vec<Vec<u8>> {
+/// A frame of HTTP/2 (RFC 9113 section 4.1).
+struct Frame<'a> {
+    kind: u8,
+    flags: u8,
+    stream: u32,
+    payload: &'a [u8],
+}
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+
+/// The frames of a connection as far as it was recorded.
+fn frames(connection: &[u8]) -> Vec<Frame<'_>> {
     let mut rest = connection
         .strip_prefix(PREFACE)
         .expect("the daemon speaks HTTP/2");
-    let mut streams: BTreeMap<u32, Vec<u8>> = BTreeMap::new();
+    let mut found = Vec::new();
     while let Some((header, after)) = rest.split_at_checked(9) {
         let length = u32::from_be_bytes([0, header[0], header[1], header[2]]) as usize;
-        let stream = u32::from_be_bytes([header[5] & 0x7f, header[6], header[7], header[8]]);
         let Some((payload, next)) = after.split_at_checked(length) else {
             break;
         };
-        if header[3] == 0 {
-            assert_eq!(header[4] & 0x8, 0, "a padded frame");
-            streams
-                .entry(stream)
-                .or_default()
-                .extend_from_slice(payload);
-        }
+        found.push(Frame {
+            kind: header[3],
+            flags: header[4],
+            stream: u32::from_be_bytes([header[5] & 0x7f, header[6], header[7], header[8]]),
+            payload,
+        });
         rest = next;
     }
+    found
+}
+
+/// The bodies of a connection's streams: the DATA frames without what stands between them.
+fn bodies(connection: &[u8]) -> Vec<Vec<u8>> {
+    let mut streams: BTreeMap<u32, Vec<u8>> = BTreeMap::new();
+    for frame in frames(connection) {
+        if frame.kind == DATA {
+            assert_eq!(frame.flags & 0x8, 0, "a padded frame");
+            streams
+                .entry(frame.stream)
+                .or_default()
+                .extend_from_slice(frame.payload);
+        }
+    }
     streams.into_values().collect()
+}
+
+/// What stands in the heads of a connection's requests, line by line. They are compressed and Huffman-coded (RFC 7541), so
+/// that no text could be found in the bytes: a server of HTTP/2 reads them once more.
+async fn heads(connection: &[u8]) -> BTreeSet<String> {
+    let requests = frames(connection)
+        .iter()
+        .filter(|frame| frame.kind == HEADERS)
+        .count();
+    let (replayed, mut recorded) = tokio::io::simplex(connection.len());
+    recorded.write_all(connection).await.unwrap();
+    // No window and no limit of this server's is smaller than the real one's was.
+    let mut server = h2::server::Builder::new()
+        .initial_window_size(u32::MAX >> 1)
+        .initial_connection_window_size(u32::MAX >> 1)
+        .max_frame_size((1 << 24) - 1)
+        .max_pending_accept_reset_streams(requests)
+        .handshake::<_, &'static [u8]>(tokio::io::join(replayed, tokio::io::sink()))
+        .await
+        .unwrap();
+    let mut lines = BTreeSet::new();
+    let mut open = Vec::new();
+    while open.len() < requests {
+        let (request, answer) = tokio::time::timeout(PATIENCE, server.accept())
+            .await
+            .expect("every header block is the head of a request")
+            .unwrap()
+            .unwrap();
+        lines.insert(format!("{} {}", request.method(), request.uri()));
+        for (name, value) in request.headers() {
+            lines.insert(format!("{name}: {}", value.to_str().unwrap()));
+        }
+        open.push((request, answer));
+    }
+    lines
+}
+
+/// Whether a line of a head says no more than which call it is, and by which program.
+fn is_plain(line: &str, calls: &str) -> bool {
+    let version = |rest: &str| rest.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    let name = |rest: &str| rest.bytes().all(|b| b.is_ascii_alphabetic());
+    line == "content-type: application/grpc"
+        || line == "te: trailers"
+        || line.strip_prefix("user-agent: tonic/").is_some_and(version)
+        || line.strip_prefix(calls).is_some_and(name)
 }
 
 /// The gRPC messages of a body.
@@ -341,6 +410,22 @@ fn nothing_of_the_data_the_vault_or_the_machine_is_in_the_bytes_that_a_daemon_se
         "only {} pieces of the vault were seen",
         private.len()
     );
+
+    let calls = format!(
+        "POST https://{}/concord.v1.FederationService/",
+        relay.address
+    );
+    let mut lines = BTreeSet::new();
+    for sent in &connections {
+        lines.extend(runtime().block_on(heads(sent)));
+    }
+    assert!(
+        lines.contains(&format!("{calls}UploadContribution")),
+        "{lines:?}"
+    );
+    for line in &lines {
+        assert!(is_plain(line, &calls), "{line} was sent in a head");
+    }
 
     let folder = daemons[0].folder().to_str().unwrap().to_owned();
     let hidden: [&[u8]; 5] = [

@@ -112,18 +112,29 @@ def demo(folder, programs, backbone):
                 self.said[doing.word] = max(self.said.get(doing.word, 0), doing.step)
             return found
 
+    class Processes(run.Processes):
+        """The real ones, which also remember what they have started."""
+
+        started = {}
+
+        def start(self, name, *words):
+            pid = super().start(name, *words)
+            self.started[name] = self._running[name]
+            return pid
+
     entries = make_tasks(("spam", "gloss-pair", "tweet-rating"), folder / "tasks")
     silos = [run.Silo(entry["name"], entry) for entry in entries]
     commands = Commands(programs, run.prepare_work(folder), *run.free_ports(2))
     assert not commands.missing(), commands.missing()
     screen = io.StringIO()
-    with run.Processes(folder / "logs") as processes:
+    with Processes(folder / "logs") as processes:
         finished = Demo(commands, processes, run.Screen(screen), silos, settings).run(folder / "tasks", backbone)
         logs = [processes.log_path(f"local-{number}").read_text(encoding="utf-8") for number in (1, 2)]
     run.report.write(finished, folder / "report.html")
     table = run.progress.table(finished)
     local = {silo: number for log in logs for silo, number in run.rounds_simulated(log).items()}
-    return {"report": finished, "said": Demo.said, "local": local, "shown": screen.getvalue(), "table": table}
+    ended = {name: {"pid": child.pid, "code": child.returncode} for name, child in Processes.started.items()}
+    return {"report": finished, "said": Demo.said, "local": local, "shown": screen.getvalue(), "table": table, "ended": ended}
 
 
 def experiment(folder, programs, backbone):

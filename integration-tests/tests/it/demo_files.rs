@@ -105,6 +105,16 @@ fn the_demo_shows_and_reports_a_job_of_real_programs() {
         assert!(shown.contains(part), "{part}: {shown}");
     }
 
+    // The server, the daemons and the two that train Local: told to end, they ended in good order.
+    let ended = found["ended"].as_object().unwrap();
+    assert_eq!(ended.len(), 1 + silos.len() + 2, "{ended:?}");
+    assert!(ended.contains_key("server"), "{ended:?}");
+    for (name, process) in ended {
+        assert_eq!(process["code"], 0, "{name}: {process}");
+        let running = Path::new("/proc").join(process["pid"].to_string());
+        assert!(!running.exists(), "{name} is left running");
+    }
+
     let work = folder.path().join("work");
     acceptable("concord-server", &work.join("server.toml"));
     for silo in silos {

@@ -1,6 +1,7 @@
 //! Who is not let in, what each side learns of it, and that there is no way around.
 
 use std::{
+    fs,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     path::Path,
@@ -15,7 +16,7 @@ use concord_common::{
     tls::explain_tls_error,
 };
 use concord_integration_tests::{
-    harness::{Federation, PATIENCE, ServerOptions, wait_for},
+    harness::{Daemon, Federation, PATIENCE, ServerOptions, wait_for},
     silo::{Silo, operator},
 };
 use concord_proto::v1;
@@ -25,7 +26,7 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
 
-use super::{code, operator_of, runtime, silo, silo_with};
+use super::{code, daemon::tasks, operator_of, runtime, silo, silo_with};
 use crate::server::metric;
 
 fn federation() -> Federation {
@@ -230,6 +231,44 @@ fn an_expired_certificate_is_refused_with_a_reason_on_both_sides() {
     let sentence = refusal(&federation, &files);
     assert!(sentence.contains("expired"), "{sentence}");
     assert_counted(&mut federation, "expired");
+}
+
+#[test]
+fn a_daemon_whose_certificate_has_expired_says_so_and_runs_on_until_it_has_a_new_one() {
+    let mut federation = federation();
+    let address = federation.grpc_address().to_string();
+    let [(name, task), ..] = tasks();
+    let mut daemon = Daemon::new(&federation, name, &address, &task).unwrap();
+    let good = federation.issue(Role::Silo, name).unwrap();
+    let renewed = [&good.certificate, &good.key].map(|path| (path, fs::read(path).unwrap()));
+    let late = issue_dated(&federation, name, Duration::from_secs(2));
+    fs::copy(&late.certificate, &good.certificate).unwrap();
+    fs::copy(&late.key, &good.key).unwrap();
+
+    daemon.start(&[]).unwrap();
+    let program = daemon.program().unwrap();
+    let pid = program.pid();
+    let sentence = "the server refused this certificate: it has expired";
+    program
+        .wait_for_log(sentence, PATIENCE, |log| {
+            log.lines()
+                .any(|line| line.contains(sentence) && line.contains("will go on after a pause"))
+                .then_some(())
+        })
+        .unwrap();
+    assert_counted(&mut federation, "expired");
+
+    for (path, bytes) in renewed {
+        fs::write(path, bytes).unwrap();
+    }
+    let program = daemon.program().unwrap();
+    program.signal("HUP").unwrap();
+    program
+        .wait_for_log("connection", PATIENCE, |log| {
+            log.contains("\"message\":\"connected\"").then_some(())
+        })
+        .unwrap();
+    assert!(program.is_running() && program.pid() == pid);
 }
 
 #[test]
