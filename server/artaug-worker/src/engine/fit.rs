@@ -1,10 +1,12 @@
 //! Fits of adapters whose state can be put away at any step.
 
+mod progress;
+
 use std::{collections::BTreeMap, ops::Range};
 
 use bytes::Bytes;
 use concord_artaug::{
-    engine::{Drawn, EngineError, Fit, Fitted, Go, Kept, Lesson, Order, Samples, Saved, Watch},
+    engine::{Drawn, EngineError, Fit, Fitted, Go, Lesson, Order, Samples, Saved, Watch},
     machine::Training,
 };
 use concord_common::{
@@ -23,21 +25,16 @@ use concord_learning::{
     optimiser::AdamWSettings,
 };
 
+use self::progress::Progress;
 use super::{
     adapters::{self, ALL},
-    container::{What, pack, unpack},
+    container::{What, pack},
     failed, unusable,
 };
 
 /// Names of adapters while a fit runs: what it trains, and what lies frozen below.
 const NEW: &str = "new";
 const BELOW: &str = "below";
-
-/// Sections of a saved state.
-const FINGERPRINT: &str = "fit";
-const LOSSES: &str = "losses";
-const TRAINER: &str = "trainer";
-const FINISHED: &str = "finished";
 
 /// Draws on the model as it is, for samples.
 pub(super) type Draw<'a> =
@@ -84,43 +81,6 @@ struct Course<'a> {
     /// What the fit's numbers depend on, in words.
     fingerprint: String,
     progress: Progress,
-}
-
-/// How far a fit is.
-#[derive(Debug, Default)]
-struct Progress {
-    finished: Finished,
-    /// Losses of all steps so far, over all groups.
-    losses: Vec<f64>,
-    /// How many of them an earlier state told of.
-    reported: usize,
-    /// The trainer's state in the group that comes next, if it has begun.
-    trainer: Option<Vec<u8>>,
-}
-
-/// `LoRA` files of the finished groups, in order. A state holds a digest of them and not the files, which would be written again and again.
-#[derive(Debug)]
-struct Finished {
-    files: Vec<Bytes>,
-    /// Follows from all files and their order.
-    digest: Digest,
-}
-
-impl Default for Finished {
-    fn default() -> Self {
-        Self {
-            files: Vec::new(),
-            digest: Digest::of(b"no group"),
-        }
-    }
-}
-
-impl Finished {
-    fn push(&mut self, file: Bytes) {
-        let chained = [self.digest, Digest::of(&file)].map(|digest| *digest.as_bytes());
-        self.digest = Digest::of(chained.as_flattened());
-        self.files.push(file);
-    }
 }
 
 impl<'a> Course<'a> {
@@ -346,83 +306,6 @@ fn go_on(watch: &mut dyn Watch) -> Result<(), EngineError> {
     match watch.within_step() {
         Go::On => Ok(()),
         Go::Stop => Err(EngineError::Stopped),
-    }
-}
-
-impl Progress {
-    /// The mean of the losses that no state has told of yet.
-    fn report(&mut self) -> f64 {
-        let new = &self.losses[self.reported..];
-        let mean = new.iter().sum::<f64>() / new.len() as f64;
-        self.reported = self.losses.len();
-        mean
-    }
-
-    fn write(&self, fingerprint: &str, trainer: Vec<u8>) -> Result<Vec<u8>, EngineError> {
-        let losses: Vec<u8> = self
-            .losses
-            .iter()
-            .flat_map(|loss| loss.to_le_bytes())
-            .collect();
-        let finished = self.finished.digest.to_vec();
-        let sections = BTreeMap::from([
-            (FINGERPRINT.to_owned(), fingerprint.as_bytes().to_vec()),
-            (LOSSES.to_owned(), losses),
-            (TRAINER.to_owned(), trainer),
-            (FINISHED.to_owned(), finished),
-        ]);
-        pack(What::Fit, &sections)
-    }
-
-    /// A saved state, if it is one of this fit, which has so many groups.
-    fn read(kept: Kept<'_>, fingerprint: &str, groups: usize) -> Result<Self, EngineError> {
-        let complain = |reason: &str| {
-            EngineError::Unusable(format!("a saved state of a fit cannot be used: {reason}"))
-        };
-        let mut sections = unpack(What::Fit, kept.state)?;
-        let mut take = |name: &str| {
-            sections
-                .remove(name)
-                .ok_or_else(|| complain(&format!("it has no section {name:?}")))
-        };
-        let told = take(FINGERPRINT)?;
-        if told != fingerprint.as_bytes() {
-            return Err(complain(&format!(
-                "it is of another fit: it says `{}`, this one is `{fingerprint}`",
-                String::from_utf8_lossy(&told)
-            )));
-        }
-        let losses = take(LOSSES)?;
-        let (losses, rest) = losses.as_chunks::<8>();
-        if !rest.is_empty() {
-            return Err(complain("its losses are cut short"));
-        }
-        let trainer = Some(take(TRAINER)?);
-        let digest = take(FINISHED)?;
-        if let Some(name) = sections.keys().next() {
-            return Err(complain(&format!("it has a section {name:?}")));
-        }
-        let mut finished = Finished::default();
-        for file in kept.finished {
-            finished.push(file.clone());
-        }
-        if finished.files.len() >= groups || digest != finished.digest.as_bytes() {
-            return Err(complain(
-                "the finished pairs that are given with it are not those it was saved with",
-            ));
-        }
-        for lora in &finished.files {
-            Lora::from_bytes(lora).map_err(unusable)?;
-        }
-        Ok(Self {
-            finished,
-            reported: losses.len(),
-            losses: losses
-                .iter()
-                .map(|bytes| f64::from_le_bytes(*bytes))
-                .collect(),
-            trainer,
-        })
     }
 }
 

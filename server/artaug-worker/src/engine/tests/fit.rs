@@ -5,14 +5,30 @@ use concord_common::job::artaug::{LoraMode, LoraTargets};
 
 use super::*;
 
+/// A fit that nobody looks at.
+fn trained(engine: &mut TorchEngine, fit: &Fit<'_>) -> Fitted {
+    watched(engine, fit).0
+}
+
+/// A fit with what it told on its way.
+fn watched(engine: &mut TorchEngine, fit: &Fit<'_>) -> (Fitted, Keeper) {
+    let mut keeper = Keeper::default();
+    let fitted = engine.fit(fit, &mut keeper).unwrap();
+    (fitted, keeper)
+}
+
+/// One adapter for each pair.
+fn per_pair(folder: &TempDir) -> Settings {
+    let mut settings = settings(folder);
+    settings.lora.mode = LoraMode::PerPair;
+    settings
+}
+
 /// All trainings of an iteration, from every state that they saved, each by an engine that was started anew.
 fn resumes_to_the_byte(settings: &Settings) {
     let (base, enhanced) = (lessons(0), lessons(50));
     let mut straight = opened(settings);
-    let below = straight
-        .fit(&first(&base), &mut Keeper::default())
-        .unwrap()
-        .lora;
+    let below = trained(&mut straight, &first(&base)).lora;
     for (training, lessons, below) in [
         (Training::First, &base, None),
         (Training::Second, &enhanced, Some(below.as_slice())),
@@ -20,15 +36,11 @@ fn resumes_to_the_byte(settings: &Settings) {
     ] {
         let fit = Fit {
             training,
-            lessons,
             below,
-            seed: SEED,
-            from: None,
-            samples: None,
+            ..first(lessons)
         };
-        let mut keeper = Keeper::default();
-        let fitted = straight.fit(&fit, &mut keeper).unwrap();
-        assert_eq!(fitted, straight.fit(&fit, &mut Keeper::default()).unwrap());
+        let (fitted, keeper) = watched(&mut straight, &fit);
+        assert_eq!(fitted, trained(&mut straight, &fit));
         let told: Vec<f64> = keeper.losses.iter().map(|(_, loss)| *loss).collect();
         assert_eq!(told, fitted.losses);
         assert!(!keeper.saved.is_empty());
@@ -39,8 +51,7 @@ fn resumes_to_the_byte(settings: &Settings) {
                 from: Some(saved.kept()),
                 ..fit
             };
-            let mut later = Keeper::default();
-            let again = opened(settings).fit(&resumed, &mut later).unwrap();
+            let (again, later) = watched(&mut opened(settings), &resumed);
             assert_eq!(again, fitted, "{training:?} from step {}", saved.step);
             assert_eq!(later.losses[0].0, saved.step + 1);
             let rest: Vec<&Saved> = keeper
@@ -62,8 +73,7 @@ fn a_fit_resumed_at_any_checkpoint_ends_in_the_same_bytes() {
 #[test]
 fn a_fit_of_one_adapter_a_pair_resumed_at_any_checkpoint_ends_in_the_same_bytes() {
     let folder = folder();
-    let mut settings = settings(&folder);
-    settings.lora.mode = LoraMode::PerPair;
+    let mut settings = per_pair(&folder);
     settings.lora.first_steps = 3;
     settings.lora.recompute = true;
     settings.lora.targets = LoraTargets::AllLinear;
@@ -78,7 +88,7 @@ fn samples_change_nothing_and_show_what_is_trained_so_far() {
     settings.lora.recompute = true;
     let mut engine = opened(&settings);
     let (base, enhanced) = (lessons(0), lessons(50));
-    let below = engine.fit(&first(&base), &mut Keeper::default()).unwrap();
+    let below = trained(&mut engine, &first(&base));
     let orders = [order("a red fox", 1, 0), order("the snow", 2, 0)];
     for (training, lessons, below, steps) in [
         (Training::First, &base, None, [1, 2, 3, 4, 5].as_slice()),
@@ -94,8 +104,7 @@ fn samples_change_nothing_and_show_what_is_trained_so_far() {
             below,
             ..first(lessons)
         };
-        let mut without = Keeper::default();
-        let fitted = engine.fit(&plain, &mut without).unwrap();
+        let (fitted, without) = watched(&mut engine, &plain);
         let samples = Samples {
             every: 1,
             orders: &orders,
@@ -104,8 +113,8 @@ fn samples_change_nothing_and_show_what_is_trained_so_far() {
             samples: Some(samples),
             ..plain
         };
-        let mut keeper = Keeper::default();
-        assert_eq!(engine.fit(&sampled, &mut keeper).unwrap(), fitted);
+        let (same, keeper) = watched(&mut engine, &sampled);
+        assert_eq!(same, fitted);
         assert_eq!(keeper.saved, without.saved);
         let at: Vec<u64> = keeper.samples.iter().map(|(step, _)| *step).collect();
         assert_eq!(at, steps);
@@ -114,8 +123,8 @@ fn samples_change_nothing_and_show_what_is_trained_so_far() {
             from: Some(keeper.saved[0].kept()),
             ..sampled
         };
-        let mut later = Keeper::default();
-        assert_eq!(opened(&settings).fit(&from, &mut later).unwrap(), fitted);
+        let (same, later) = watched(&mut opened(&settings), &from);
+        assert_eq!(same, fitted);
         assert_eq!(later.samples, late);
         // What follows from the LoRA alone, without what lay below it.
         let joined = engine.join(None, &fitted.lora).unwrap().merged;
@@ -139,12 +148,9 @@ fn samples_change_nothing_and_show_what_is_trained_so_far() {
 #[test]
 fn a_checkpoint_of_a_later_pair_does_not_hold_the_weights_of_those_before_it() {
     let folder = folder();
-    let mut settings = settings(&folder);
-    settings.lora.mode = LoraMode::PerPair;
-    let mut engine = opened(&settings);
+    let mut engine = opened(&per_pair(&folder));
     let lessons = lessons(0);
-    let mut keeper = Keeper::default();
-    let fitted = engine.fit(&first(&lessons), &mut keeper).unwrap();
+    let (fitted, keeper) = watched(&mut engine, &first(&lessons));
     // Five steps for each of two pairs.
     let of_pairs = keeper.saved.iter().map(|saved| saved.finished.len());
     assert_eq!(of_pairs.collect::<Vec<_>>(), [0, 0, 1, 1]);
@@ -174,19 +180,15 @@ fn a_checkpoint_of_a_later_pair_does_not_hold_the_weights_of_those_before_it() {
 #[test]
 fn adapters_of_single_pairs_are_averaged() {
     let folder = folder();
-    let mut settings = settings(&folder);
-    settings.lora.mode = LoraMode::PerPair;
-    let mut engine = opened(&settings);
+    let mut engine = opened(&per_pair(&folder));
     let lessons = lessons(0);
-    let both = engine
-        .fit(&first(&lessons), &mut Keeper::default())
-        .unwrap();
+    let both = trained(&mut engine, &first(&lessons));
     assert_eq!(both.losses.len(), 2 * 5);
     let alone: Vec<Lora> = lessons
         .iter()
         .map(|lesson| {
             let lesson = std::slice::from_ref(lesson);
-            let fitted = engine.fit(&first(lesson), &mut Keeper::default()).unwrap();
+            let fitted = trained(&mut engine, &first(lesson));
             let (_, lora) = adapters::read(&fitted.lora).unwrap().pop_first().unwrap();
             lora
         })
@@ -230,8 +232,7 @@ fn a_fit_can_be_stopped_within_a_step() {
     let folder = folder();
     let mut engine = opened(&settings(&folder));
     let lessons = lessons(0);
-    let mut keeper = Keeper::default();
-    let fitted = engine.fit(&first(&lessons), &mut keeper).unwrap();
+    let (fitted, keeper) = watched(&mut engine, &first(&lessons));
     assert_eq!(keeper.asked, 2 + 5);
     for (stop_within, steps) in [(1, 0), (2, 0), (3, 0), (5, 2)] {
         let mut keeper = Keeper {
@@ -242,6 +243,5 @@ fn a_fit_can_be_stopped_within_a_step() {
         assert!(matches!(stopped, Err(EngineError::Stopped)));
         assert_eq!(keeper.losses.len(), steps, "{stop_within}");
     }
-    let again = engine.fit(&first(&lessons), &mut Keeper::default());
-    assert_eq!(again.unwrap(), fitted);
+    assert_eq!(trained(&mut engine, &first(&lessons)), fitted);
 }
