@@ -4,6 +4,9 @@
 
 use std::{
     collections::VecDeque,
+    fs::File,
+    io,
+    os::unix::fs::MetadataExt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -54,10 +57,28 @@ impl Pieces {
 /// A piece that is read once for all who send it at about the same time.
 pub(crate) type SharedPiece = Arc<OnceCell<v1::Chunk>>;
 
+/// An adapter's file. One that was written anew, because the old one was damaged, is another file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SentFile {
+    version: AdapterVersion,
+    inode: u64,
+}
+
+impl SentFile {
+    /// The file that is open.
+    ///
+    /// # Errors
+    /// If the file system does not say which it is.
+    pub(crate) fn of(version: AdapterVersion, file: &File) -> io::Result<Self> {
+        let inode = file.metadata()?.ino();
+        Ok(Self { version, inode })
+    }
+}
+
 /// The pieces of the adapters that were sent last.
 #[derive(Debug, Default)]
 pub struct RecentPieces {
-    adapters: Mutex<VecDeque<(AdapterVersion, Arc<Pieces>)>>,
+    adapters: Mutex<VecDeque<(SentFile, Arc<Pieces>)>>,
     shared: Arc<Mutex<Shared>>,
 }
 
@@ -119,8 +140,8 @@ impl Drop for Sender {
 
 impl RecentPieces {
     /// Begins to send an adapter, cut every `size` bytes; `size` is the same in all calls.
-    pub(crate) fn send(&self, version: AdapterVersion, size: u64) -> Sender {
-        let pieces = self.of(version, size);
+    pub(crate) fn send(&self, file: SentFile, size: u64) -> Sender {
+        let pieces = self.of(file, size);
         lock(&self.shared).senders += 1;
         Sender {
             pieces,
@@ -129,22 +150,22 @@ impl RecentPieces {
     }
 
     /// The pieces of an adapter, cut every `size` bytes; `size` is the same in all calls.
-    fn of(&self, version: AdapterVersion, size: u64) -> Arc<Pieces> {
+    fn of(&self, file: SentFile, size: u64) -> Arc<Pieces> {
         let mut adapters = self.adapters.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, pieces)) = adapters.iter().find(|(known, _)| *known == version) {
+        if let Some((_, pieces)) = adapters.iter().find(|(known, _)| *known == file) {
             return Arc::clone(pieces);
         }
         adapters.truncate(ADAPTERS - 1);
         let pieces = Arc::new(Pieces::new(size));
-        adapters.push_front((version, Arc::clone(&pieces)));
+        adapters.push_front((file, Arc::clone(&pieces)));
         pieces
     }
 
-    /// Forgets an adapter whose file was written anew. A transfer that began before goes on with the pieces and digests of the
-    /// old file; nobody else gets them.
+    /// Forgets an adapter whose file was written anew: a later file may get the old one's number. A transfer that began before goes on
+    /// with the pieces and digests of the old file; nobody else gets them.
     pub(crate) fn forget(&self, version: AdapterVersion) {
         let mut adapters = self.adapters.lock().unwrap_or_else(PoisonError::into_inner);
-        adapters.retain(|(known, _)| *known != version);
+        adapters.retain(|(known, _)| known.version != version);
     }
 }
 
@@ -152,11 +173,15 @@ impl RecentPieces {
 mod tests {
     use super::*;
 
+    fn file(version: AdapterVersion) -> SentFile {
+        SentFile { version, inode: 1 }
+    }
+
     #[test]
     fn a_piece_has_the_digest_of_all_until_its_end_and_the_last_one_that_of_the_whole() {
         let payload: Vec<u8> = (0..250).collect();
         let recent = RecentPieces::default();
-        let pieces = recent.of(AdapterVersion(Digest::of(&payload)), 100);
+        let pieces = recent.of(file(AdapterVersion(Digest::of(&payload))), 100);
         assert_eq!(pieces.digest(100, &payload[100..200]), None);
         for _ in 0..2 {
             for (offset, end) in [(0, 100), (100, 200), (200, 250)] {
@@ -171,11 +196,11 @@ mod tests {
         let (damaged, mended) = ([0; 200], [1; 200]);
         let version = AdapterVersion(Digest::of(&mended));
         let recent = RecentPieces::default();
-        let old = recent.of(version, 100);
+        let old = recent.of(file(version), 100);
         old.digest(0, &damaged[..100]);
         recent.forget(version);
         old.digest(100, &damaged[100..]);
-        let new = recent.of(version, 100);
+        let new = recent.of(file(version), 100);
         for (offset, end) in [(0, 100), (100, 200)] {
             let digest = new.digest(offset as u64, &mended[offset..end]);
             assert_eq!(digest, Some(Digest::of(&mended[..end])));
@@ -183,15 +208,27 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_was_written_anew_is_hashed_anew_before_the_old_one_is_forgotten() {
+        let (damaged, mended) = ([0; 100], [1; 100]);
+        let version = AdapterVersion(Digest::of(&mended));
+        let recent = RecentPieces::default();
+        let old = SentFile { version, inode: 1 };
+        recent.of(old, 100).digest(0, &damaged);
+        let new = SentFile { version, inode: 2 };
+        let digest = recent.of(new, 100).digest(0, &mended);
+        assert_eq!(digest, Some(Digest::of(&mended)));
+    }
+
+    #[test]
     fn senders_of_one_adapter_share_its_pieces_until_the_last_one_ends() {
         let recent = RecentPieces::default();
         let version = |name: &[u8]| AdapterVersion(Digest::of(name));
-        let send = || recent.send(version(b"a"), 100);
+        let send = || recent.send(file(version(b"a")), 100);
         let (first, second) = (send(), send());
         let piece = first.piece(100);
         assert!(Arc::ptr_eq(&piece, &second.piece(100)));
         assert!(!Arc::ptr_eq(&piece, &second.piece(200)));
-        let other = recent.send(version(b"b"), 100);
+        let other = recent.send(file(version(b"b")), 100);
         assert!(!Arc::ptr_eq(&piece, &other.piece(100)));
         // The file was written anew: who began before goes on with the old one, and nobody else gets it.
         recent.forget(version(b"a"));
@@ -208,7 +245,7 @@ mod tests {
     fn the_bytes_of_no_more_pieces_are_kept_than_are_allowed() {
         let recent = RecentPieces::default();
         let size = SHARED_BYTES / 4;
-        let sender = recent.send(AdapterVersion(Digest::of(b"a")), size);
+        let sender = recent.send(file(AdapterVersion(Digest::of(b"a"))), size);
         let first = sender.piece(0);
         for index in 1..10 {
             sender.piece(index * size);
@@ -221,12 +258,12 @@ mod tests {
     fn only_the_latest_adapters_are_remembered() {
         let recent = RecentPieces::default();
         let version = |number: usize| AdapterVersion(Digest::of(&number.to_le_bytes()));
-        let first = recent.of(version(0), 100);
-        assert!(Arc::ptr_eq(&first, &recent.of(version(0), 100)));
+        let first = recent.of(file(version(0)), 100);
+        assert!(Arc::ptr_eq(&first, &recent.of(file(version(0)), 100)));
         for number in 1..=ADAPTERS {
-            recent.of(version(number), 100);
+            recent.of(file(version(number)), 100);
         }
-        assert!(!Arc::ptr_eq(&first, &recent.of(version(0), 100)));
+        assert!(!Arc::ptr_eq(&first, &recent.of(file(version(0)), 100)));
         assert_eq!(recent.adapters.lock().unwrap().len(), ADAPTERS);
     }
 }

@@ -13,7 +13,7 @@ use tonic::Status;
 use super::{Federation, job_of_silo, shutting_down};
 use crate::{
     context::Context,
-    digests::Sender,
+    digests::{Sender, SentFile},
     error::{Failure, refuse},
     metrics,
     service::{
@@ -80,16 +80,20 @@ pub(super) async fn start(
         turn = service.gate.enter(&silo_id) => turn?,
         () = service.shutdown.token().cancelled_owned() => return Err(shutting_down().into()),
     };
-    // Before the file is opened: what is forgotten when a file is written anew are then the pieces of the old one.
-    let size = context.config.limits.chunk_size.bytes();
-    let source = match request.offset {
-        0 => Source::Common(context.pieces.send(version, size)),
-        _ => Source::Rest(Box::default()),
-    };
     let blobs = context.blobs.clone();
-    let file = tokio::task::spawn_blocking(move || blobs.get(&version.0))
+    let open = move || -> io::Result<(File, SentFile)> {
+        let file = blobs.get(&version.0)?;
+        let sent = SentFile::of(version, &file)?;
+        Ok((file, sent))
+    };
+    let (file, sent) = tokio::task::spawn_blocking(open)
         .await?
         .map_err(Failure::io("cannot open an adapter"))?;
+    let size = context.config.limits.chunk_size.bytes();
+    let source = match request.offset {
+        0 => Source::Common(context.pieces.send(sent, size)),
+        _ => Source::Rest(Box::default()),
+    };
     let (pieces, received) = mpsc::channel(1);
     let (fault, ending) = oneshot::channel();
     let download = Download {
