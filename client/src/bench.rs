@@ -212,7 +212,7 @@ impl Workbench {
         .await
     }
 
-    /// Trains a round, calling `progress` after every step.
+    /// Trains a round, calling `progress` after every step, and logs where the prefixes of its rows came from.
     ///
     /// # Errors
     /// Those of [`LocalTrainer::train_round`].
@@ -228,8 +228,21 @@ impl Workbench {
             activity.turn();
             progress(now)
         };
+        let (job, silo) = (key.job.clone(), key.silo.clone());
         self.with_trainer("train a round", key, move |trainer| {
-            trainer.train_round(round, &payload, &mut step)
+            let before = trainer.cache_stats();
+            let result = trainer.train_round(round, &payload, &mut step)?;
+            let cache = trainer.cache_stats().since(&before);
+            tracing::info!(
+                job.id = %job,
+                silo.id = %silo,
+                round,
+                from_memory = cache.memory_hits(),
+                from_disk = cache.disk_hits,
+                computed = cache.misses,
+                "rows through the prefix cache"
+            );
+            Ok(result)
         })
         .await
     }

@@ -162,7 +162,7 @@ def main():
                 "milliseconds_per_step": round(1000 * seconds / len(batches), 3),
                 "examples_per_second": round(len(texts) / seconds, 2),
                 "first_and_last_loss": [round(losses[0], 4), round(losses[-1], 4)],
-                "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+                "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, 1),
             }
         )
     )

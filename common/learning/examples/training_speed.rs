@@ -4,22 +4,26 @@
 //!
 //! One FedMCP round over the first rows of a CSV file (columns `text,label` or `text_a,text_b,label`). With `--work equal` the batches are consecutive
 //! rows padded to the longest of each and nothing is cached, as in the Python program; with `--work usual` batches are bucketed by length and the
-//! frozen prefix is cached, as in a silo. Prints one line of JSON; times are those of the fastest epoch, tokenizing not included. The first epoch
-//! fills the cache and is reported apart.
+//! frozen prefix is cached, as in a silo: in as much memory as a silo gives it by default or as `--cache SIZE` says, and in a file of `--cache-folder`,
+//! if that is given, as far as memory is short. Prints one line of JSON; times are those of the fastest epoch, tokenizing not included. The first
+//! epoch fills the cache and is reported apart. `rows_of_last_epoch` says how many rows came from memory, from disk, and were computed.
 
 use std::{collections::HashMap, path::PathBuf, process::ExitCode, sync::Arc, time::Instant};
 
-use concord_common::{SiloId, job::JobSpec};
+use concord_common::{SiloId, config::ByteSize, job::JobSpec};
 use concord_learning::{
     Kind, LearningError,
     backbone::{Backbone, BackboneFiles},
     batch::Batching,
-    cache::{CacheMode, CacheSettings},
+    cache::{CacheMode, CacheSettings, DiskBudget},
     data::{InputKind, Label, Problem, Row, TaskData},
     tokenize::TextTokenizer,
     torch::{TorchSettings, TorchThread},
     trainer::{Continue, LocalTrainer, TrainerSetup},
 };
+
+/// Most bytes in the folder: a client's `cache.folder_size`.
+const FOLDER_SIZE: u64 = 4 << 30;
 
 fn main() -> ExitCode {
     match Arguments::read().and_then(|arguments| {
@@ -43,7 +47,8 @@ fn main() -> ExitCode {
 struct Arguments(HashMap<String, String>);
 
 impl Arguments {
-    const DEFAULTS: [(&str, &str); 12] = [
+    /// Empty stands for what a silo has by default.
+    const DEFAULTS: [(&str, &str); 14] = [
         ("backbone", ""),
         ("data", ""),
         ("rows", "512"),
@@ -56,6 +61,8 @@ impl Arguments {
         ("mu", "0.0"),
         ("alpha", "0.0"),
         ("work", "usual"),
+        ("cache", ""),
+        ("cache-folder", ""),
     ];
 
     fn read() -> Result<Self, LearningError> {
@@ -86,6 +93,28 @@ impl Arguments {
     fn number(&self, key: &str) -> usize {
         self.text(key).parse().unwrap_or(0)
     }
+}
+
+/// What the prefix cache may hold.
+fn cache_settings(arguments: &Arguments, mode: CacheMode) -> Result<CacheSettings, LearningError> {
+    let mut settings = CacheSettings {
+        mode,
+        ..CacheSettings::default()
+    };
+    let (memory, folder) = (arguments.text("cache"), arguments.text("cache-folder"));
+    if !memory.is_empty() {
+        let size: ByteSize = memory
+            .parse()
+            .map_err(|error| LearningError::Config(format!("--cache: {error}")))?;
+        settings.memory_bytes = size.bytes();
+    }
+    if !folder.is_empty() {
+        settings.disk = Some(DiskBudget {
+            folder: folder.into(),
+            bytes: FOLDER_SIZE,
+        });
+    }
+    Ok(settings)
 }
 
 /// The first rows of the file, the class of each being its label.
@@ -183,11 +212,10 @@ fn measure(arguments: &Arguments) -> Result<String, LearningError> {
             backbone,
             tokenizer: &tokenizer,
             data: &data,
-            cache: CacheSettings {
-                mode: if equal { CacheMode::Off } else { CacheMode::On },
-                memory_bytes: 4 << 30,
-                disk: None,
-            },
+            cache: cache_settings(
+                arguments,
+                if equal { CacheMode::Off } else { CacheMode::On },
+            )?,
         },
         None,
     )?;
@@ -198,8 +226,10 @@ fn measure(arguments: &Arguments) -> Result<String, LearningError> {
     let mut seconds = Vec::new();
     let mut losses = Vec::new();
     let mut steps = 0;
+    let mut before = trainer.cache_stats();
     // One round more: the first sets up thread pools and fills the cache.
     for round in 0..=arguments.number("epochs") as u32 {
+        before = trainer.cache_stats();
         let started = Instant::now();
         let result = trainer.train_round(round + 1, &payload, &mut |progress| {
             steps = progress.steps;
@@ -218,10 +248,12 @@ fn measure(arguments: &Arguments) -> Result<String, LearningError> {
     let best = seconds[1..].iter().copied().fold(f64::INFINITY, f64::min);
     let rows = data.train.len() as f64;
     let stats = trainer.cache_stats();
+    let last = stats.since(&before);
     Ok(format!(
         "{{\"work\": \"{}\", \"rows\": {rows}, \"steps\": {steps}, \"layers\": {:?}, \"threads\": {}, \"padded_tokens\": {}, \
          \"seconds_per_epoch\": {best:.4}, \
          \"first_epoch_seconds\": {:.4}, \"milliseconds_per_step\": {:.3}, \"examples_per_second\": {:.2}, \"cache_mb\": {:.1}, \
+         \"cache_disk_mb\": {:.1}, \"rows_of_last_epoch\": [{}, {}, {}], \
          \"first_and_last_loss\": [{:.4}, {:.4}], \"peak_rss_mb\": {}}}",
         arguments.text("work"),
         spec.adapter_layers(),
@@ -231,6 +263,10 @@ fn measure(arguments: &Arguments) -> Result<String, LearningError> {
         1000.0 * best / steps as f64,
         rows / best,
         stats.memory_bytes as f64 / 1e6,
+        stats.disk_bytes as f64 / 1e6,
+        last.memory_hits(),
+        last.disk_hits,
+        last.misses,
         losses.first().copied().unwrap_or(f64::NAN),
         losses.last().copied().unwrap_or(f64::NAN),
         peak_rss_mb().map_or("null".to_owned(), |mb| format!("{mb:.1}")),
@@ -263,11 +299,12 @@ fn apply(payload: &[u8], update: &[u8]) -> Result<Vec<u8>, LearningError> {
     Ok(concord_common::adapter::encode_f32(&sum))
 }
 
+/// In units of 10^6 bytes.
 fn peak_rss_mb() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status
         .lines()
         .find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib / 1024.0)
+    Some(kib * 1024.0 / 1e6)
 }

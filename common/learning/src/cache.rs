@@ -9,12 +9,13 @@
 //! computed batch by batch instead, which differs in the last bits (about 1e-6), because libtorch's kernels block differently at other shapes.
 //!
 //! Memory is filled first, up to a budget; then a file, if a folder is given, up to its own; what fits in neither is computed each time.
-//! The file is nameless (unlinked as soon as it is made), so nothing derived from the data outlives the process.
+//! The file is nameless (unlinked as soon as it is made), so nothing derived from the data outlives the process. One that fails costs time and
+//! nothing else: rows that it does not take, or does not give back, are computed.
 
 use std::{
     collections::HashMap,
     fs::File,
-    io::{Seek as _, SeekFrom, Write as _},
+    io::{self, Seek as _, SeekFrom, Write as _},
     os::unix::fs::FileExt as _,
     path::PathBuf,
 };
@@ -77,12 +78,32 @@ impl Default for CacheSettings {
 pub struct CacheStats {
     /// Rows taken from memory or disk.
     pub hits: u64,
+    /// Those of them that were taken from disk.
+    pub disk_hits: u64,
     /// Rows computed.
     pub misses: u64,
     /// Bytes held in memory.
     pub memory_bytes: u64,
     /// Bytes held on disk.
     pub disk_bytes: u64,
+}
+
+impl CacheStats {
+    /// Rows taken from memory.
+    pub fn memory_hits(&self) -> u64 {
+        self.hits - self.disk_hits
+    }
+
+    /// The rows since an earlier look, and the bytes as they are now.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self {
+            hits: self.hits - earlier.hits,
+            disk_hits: self.disk_hits - earlier.disk_hits,
+            misses: self.misses - earlier.misses,
+            ..*self
+        }
+    }
 }
 
 /// A row of a task.
@@ -179,16 +200,29 @@ impl PrefixCache {
             return Ok(kept.shallow_clone());
         }
         let shape = [2, tokens.ids.len() as i64, backbone.config().hidden as i64];
-        if let Some(disk) = &self.disk
-            && let Some(kept) = disk.read(key, &shape, backbone.kind())?
-        {
+        if let Some(bytes) = self.kept_on_disk(key, &shape, backbone.kind()) {
             self.stats.hits += 1;
-            return Ok(kept);
+            self.stats.disk_hits += 1;
+            return Ok(Tensor::f_from_data_size(&bytes, &shape, backbone.kind())?);
         }
         self.stats.misses += 1;
         let computed = compute(backbone, self.layer, tokens)?;
         self.keep(key, &computed)?;
         Ok(computed)
+    }
+
+    /// The bytes of a row that is on disk. A file that cannot be read is let go, with all that is in it.
+    fn kept_on_disk(&mut self, key: Key, shape: &[i64], kind: Kind) -> Option<Vec<u8>> {
+        let disk = self.disk.as_ref()?;
+        match disk.read(key, shape, kind) {
+            Ok(kept) => kept,
+            Err(error) => {
+                tracing::warn!(folder = %disk.budget.folder.display(), %error, "prefix cache cannot be read from disk, its rows will be computed again");
+                self.disk = None;
+                self.stats.disk_bytes = 0;
+                None
+            }
+        }
     }
 
     fn keep(&mut self, key: Key, computed: &Tensor) -> Result<(), LearningError> {
@@ -237,16 +271,14 @@ impl DiskRows {
         })
     }
 
-    fn read(&self, key: Key, shape: &[i64], kind: Kind) -> Result<Option<Tensor>, LearningError> {
+    fn read(&self, key: Key, shape: &[i64], kind: Kind) -> io::Result<Option<Vec<u8>>> {
         let Some(&offset) = self.offsets.get(&key) else {
             return Ok(None);
         };
         let elements = shape.iter().product::<i64>() as usize;
         let mut bytes = vec![0; elements * kind.elt_size_in_bytes()];
-        self.file
-            .read_exact_at(&mut bytes, offset)
-            .map_err(|source| LearningError::io(&self.budget.folder, source))?;
-        Ok(Some(Tensor::f_from_data_size(&bytes, shape, kind)?))
+        self.file.read_exact_at(&mut bytes, offset)?;
+        Ok(Some(bytes))
     }
 
     fn write(&mut self, key: Key, row: &Tensor) -> Result<(), LearningError> {

@@ -109,7 +109,9 @@ fn a_rows_bits_do_not_depend_on_its_company_or_on_where_it_was_kept() {
         assert_eq!(got.residual, want.residual);
     }
     assert_eq!(nowhere.stats().hits, 0);
-    assert_eq!(on_disk.stats().hits, 3);
+    assert_eq!((on_disk.stats().hits, on_disk.stats().disk_hits), (3, 3));
+    let stats = in_memory.stats();
+    assert_eq!((stats.memory_hits(), stats.disk_hits), (3, 0));
 }
 
 #[test]
@@ -143,6 +145,35 @@ fn neither_memory_nor_disk_grows_beyond_its_budget() {
     assert_eq!(stats.memory_bytes, lengths[0]);
     assert_eq!(stats.disk_bytes, lengths[1] + lengths[2]);
     assert_eq!((stats.hits, stats.misses), (3, 7));
+    assert_eq!((stats.memory_hits(), stats.disk_hits), (1, 2));
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_let_go_and_its_rows_are_computed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (backbone, encoded, mut in_memory) = setup(CacheSettings::default());
+    let mut cache = PrefixCache::new(LAYER, on_disk(&folder, 1 << 20)).unwrap();
+    let batch = |cache: &mut PrefixCache| {
+        cache
+            .batch(&backbone, Split::Train, &[0, 1, 2], &encoded)
+            .unwrap()
+            .prefix
+    };
+    let want = batch(&mut in_memory);
+    let _ = batch(&mut cache);
+    let before = cache.stats();
+    assert_eq!((before.hits, before.misses), (0, 3));
+    // What a disk that loses blocks would do: what was written is not there.
+    cache.disk.as_ref().unwrap().file.set_len(0).unwrap();
+    for _ in 0..2 {
+        let got = batch(&mut cache);
+        assert_eq!(got.ffn_out, want.ffn_out);
+        assert_eq!(got.residual, want.residual);
+    }
+    let since = cache.stats().since(&before);
+    assert_eq!((since.hits, since.misses), (0, 6));
+    assert_eq!(cache.stats().disk_bytes, 0);
+    assert!(cache.disk.is_none());
 }
 
 #[test]

@@ -44,6 +44,7 @@ fn what_a_job_leaves_can_be_used_and_the_daemon_ends_in_good_order() {
         assert_eq!(receipt["round"], round);
         assert_eq!(receipt["outcome"], "accepted");
     }
+    prefixes_are_computed_once(&daemons[0].program().unwrap().log());
     assert!(
         client(&["check-config"])
             .success()
@@ -107,6 +108,23 @@ fn json_lines(text: &str) -> Vec<Value> {
     text.lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect()
+}
+
+/// The log of a silo whose rows fit in memory: all are computed in the first round, and none after it.
+fn prefixes_are_computed_once(log: &str) {
+    let lines: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains("rows through the prefix cache"))
+        .collect();
+    let rounds = json_lines(&lines.join("\n"));
+    assert_eq!(rounds.len(), 2, "{rounds:?}");
+    for (line, round) in rounds.iter().zip(1..) {
+        assert_eq!(line["round"], round);
+        assert_eq!(line["from_disk"], 0);
+        let count = |name: &str| line[name].as_u64().unwrap();
+        assert_eq!(count("computed") > 0, round == 1, "{line}");
+        assert!(count("from_memory") > 0, "{line}");
+    }
 }
 
 /// A prediction's probabilities, in the order of the classes' names.
