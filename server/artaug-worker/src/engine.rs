@@ -213,6 +213,10 @@ fn drawn(
                 .collect(),
         })
         .collect();
+    let cut = orders
+        .iter()
+        .map(|order| cut_texts(model, order).map_err(unusable))
+        .collect::<Result<_, _>>()?;
     let drawn = easel
         .draw(model, &wishes, &mut |_| match go() {
             Go::On => Ok(()),
@@ -225,8 +229,19 @@ fn drawn(
             .into_iter()
             .map(image)
             .collect::<Result<_, _>>()?,
+        cut,
         forwards: drawn.rows,
     })
+}
+
+/// How many texts of an order are longer than the model reads of them.
+fn cut_texts(model: &dyn Denoiser, order: &Order) -> Result<usize, LearningError> {
+    let regions = order.regions.iter().map(|region| region.prompt.as_str());
+    let mut cut = 0;
+    for text in regions.chain([order.prompt.as_str()]) {
+        cut += usize::from(model.cuts(text)?);
+    }
+    Ok(cut)
 }
 
 fn region(advised: &Advised, strength: f64) -> Region {

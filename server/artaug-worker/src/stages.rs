@@ -93,6 +93,14 @@ impl Tools {
         for (name, digest) in &self.card.data_files {
             ingredients.add(name, *digest);
         }
+        let filter = self.filter.iter().map(|one| (one.name(), one.version()));
+        let judges = self.evaluation.iter();
+        let judges = judges.map(|one| (one.name(), one.version()));
+        for (name, version) in filter.chain(judges) {
+            if let Some(version) = version {
+                ingredients.add_texts(&format!("the words of the scorer {name}"), [version]);
+            }
+        }
         if let Some(threads) = self.threads {
             // The number is in the name, so that a worker with another one says which it must be.
             let name = format!("{threads} threads of the engine");

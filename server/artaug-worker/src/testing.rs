@@ -5,13 +5,17 @@ mod overlap;
 mod server;
 mod tools;
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use concord_artaug::setup::SetupError;
 use concord_common::{SystemClock, job::artaug::ArtaugSpec};
 
 pub(crate) use self::{
-    engine::FakeEngine,
+    engine::{FakeEngine, Fitting, Told, WINDOW},
     overlap::Overlap,
     server::{FakeServer, Loss},
     tools::{Outage, tools},
@@ -85,6 +89,8 @@ pub(crate) struct FakeWorkshop {
     pub(crate) outage: Arc<Outage>,
     /// Who has to be at work at the same time, if so.
     pub(crate) overlap: Option<Arc<Overlap>>,
+    /// What the engines were told.
+    pub(crate) told: Arc<Mutex<Told>>,
 }
 
 impl Workshop for FakeWorkshop {
@@ -95,7 +101,7 @@ impl Workshop for FakeWorkshop {
         let mut tools = tools(spec, &self.outage, self.overlap.as_ref());
         tools.prompts.extend_from_slice(&self.more_prompts);
         Ok(Parts {
-            engine: Box::new(FakeEngine::new(spec, self.fault, self.overlap.clone())),
+            engine: Box::new(FakeEngine::new(spec, self)),
             opened: Opened::Nothing,
             tools,
         })

@@ -103,8 +103,8 @@ fn held_out(card: &mut String, spec: &ArtaugSpec, history: &[Summary]) {
     }
     let _ = writeln!(
         card,
-        "## Held-out prompts\n\n{} images an arm, none of their prompts trained on, equal seeds and sampling cost in all arms. The judge is `{}`, which \
-         the filter does not use. Gains are over the base, with a {:.0} % interval from {} paired bootstrap samples; a win is a higher score \
+        "## Held-out prompts\n\n{} images an arm, none of their prompts trained on, equal seeds, solver and steps in all arms; prompt rewriting needs the base's image \
+         and an answer about it first. The judge is `{}`, which the filter does not use. Gains are over the base, with a {:.0} % interval from {} paired bootstrap samples; a win is a higher score \
          (differences up to {} are ties and count half).\n",
         spec.counts.held_out,
         code(spec.scorers.judge()),
@@ -135,7 +135,24 @@ fn held_out(card: &mut String, spec: &ArtaugSpec, history: &[Summary]) {
         }
     }
     card.push('\n');
+    cut_prompts(card, spec, history);
     card.push_str(controls(history));
+}
+
+/// Which arms were asked with more words than the model reads.
+fn cut_prompts(card: &mut String, spec: &ArtaugSpec, history: &[Summary]) {
+    for summary in history {
+        for (arm, outcome) in summary.arms.iter().filter(|(_, outcome)| outcome.cut > 0) {
+            let _ = writeln!(
+                card,
+                "In iteration {}, {} of the {} prompts of the arm {} were longer than the model's text encoder reads: their ends had no effect.\n",
+                summary.iteration,
+                outcome.cut,
+                spec.counts.held_out,
+                arm_name(*arm),
+            );
+        }
+    }
 }
 
 /// What the control arms say of the last evaluated iteration, in words that do not say more than the numbers.
@@ -343,6 +360,7 @@ mod tests {
             "The headroom is planted.",
             "| 3 | enhanced |",
             "| 1 | prompt rewriting alone |",
+            "In iteration 1, 3 of the 200 prompts of the arm prompt rewriting alone were longer",
             "Both control arms",
             "Fluent Emoji, MIT.",
             "rules-1 \\| \\<b\\>",

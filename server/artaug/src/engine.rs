@@ -49,6 +49,8 @@ pub struct Order {
 pub struct Drawn {
     /// One for each order.
     pub images: Vec<Image>,
+    /// For each order, how many of its texts (the prompt, and each region's) are longer than the model reads of them: their ends have no effect.
+    pub cut: Vec<usize>,
     /// Rows that went through the denoiser, over all steps.
     pub forwards: u64,
 }

@@ -19,6 +19,8 @@ pub struct Ledger {
     pub forwards: u64,
     /// The same for held-out images.
     pub held_out_forwards: u64,
+    /// Texts that were longer than the model reads of them, counted for every image that was drawn from one.
+    pub cut_texts: u64,
     /// Calls and tokens of the advisor.
     pub advice: Usage,
     /// Calls and tokens of scorers elsewhere.
@@ -41,8 +43,14 @@ impl Ledger {
     /// Adds what an event cost.
     pub fn take(&mut self, event: &Event) {
         match event {
-            Event::Generated { result, .. } => self.image(result.forwards, result.seconds),
-            Event::Regenerated { result, .. } => self.image(result.forwards, result.seconds),
+            Event::Generated { result, .. } => {
+                self.image(result.forwards, result.seconds);
+                self.cut_texts += result.cut as u64;
+            }
+            Event::Regenerated { result, .. } => {
+                self.image(result.forwards, result.seconds);
+                self.cut_texts += result.cut as u64;
+            }
             Event::Advised { result, .. } => self.advised(result),
             Event::Scored { result, .. } => self.scoring += result.usage,
             Event::Sampled { result, .. } => {
@@ -56,6 +64,7 @@ impl Ledger {
             Event::Evaluated { result, .. } => {
                 self.images += 1;
                 self.held_out_forwards += result.forwards;
+                self.cut_texts += result.cut as u64;
                 self.evaluating += result.seconds;
                 self.scoring += result.usage;
                 if let Some(advised) = &result.advice {
@@ -98,6 +107,10 @@ impl Ledger {
             line(
                 "rows of forward passes for held-out images",
                 self.held_out_forwards.to_string(),
+            ),
+            line(
+                "texts cut where the model's text encoder ends",
+                self.cut_texts.to_string(),
             ),
             line("advisor calls", self.advice.calls.to_string()),
             line("advisor tokens read", self.advice.prompt_tokens.to_string()),
@@ -193,6 +206,7 @@ mod tests {
                     prompt: String::new(),
                     seed: 0,
                     image: object,
+                    cut: 1,
                     forwards: 20,
                     seconds: 1.5,
                 },
@@ -233,6 +247,7 @@ mod tests {
                 result: Evaluated {
                     prompt: String::new(),
                     image: object,
+                    cut: 2,
                     scores: Scores::default(),
                     filter_scores: Scores::default(),
                     failures: vec![],
@@ -259,6 +274,7 @@ mod tests {
             ("images", "2"),
             ("rows of forward passes for pairs", "20"),
             ("rows of forward passes for held-out images", "40"),
+            ("texts cut where the model's text encoder ends", "3"),
             ("advisor calls", "5"),
             ("advisor tokens read", "1100"),
             ("unusable answers", "1"),

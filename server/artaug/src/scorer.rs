@@ -75,6 +75,11 @@ pub trait Scorer: Send + Sync {
     /// Its name in manifests; unique within a job.
     fn name(&self) -> &str;
 
+    /// Version of the words with which it asks a model elsewhere; none if it asks nobody.
+    fn version(&self) -> Option<&'static str> {
+        None
+    }
+
     /// The score of an image that was made from `prompt`.
     ///
     /// # Errors

@@ -79,7 +79,7 @@ pub enum SetupError {
     #[error(transparent)]
     Path(#[from] PathError),
     /// An endpoint that the settings do not have.
-    #[error("this worker has no endpoint `{0}`; add [endpoints.{0}] to its settings")]
+    #[error("this worker has no endpoint `{0}`; add [allowed.endpoints.{0}] to its settings")]
     NoEndpoint(String),
     /// An endpoint whose settings are wrong.
     #[error(transparent)]
@@ -92,6 +92,9 @@ pub enum SetupError {
         /// Why, and what to do.
         what: String,
     },
+    /// A trained model that the advice needs and the worker has not.
+    #[error("the advisor cannot be used: {0}")]
+    Advisor(String),
 }
 
 /// The state machine's plan of a specification.

@@ -26,7 +26,7 @@ pub struct LoraSpec {
     pub batch: u32,
     /// Batches whose gradients are added before a step.
     pub accumulation: u32,
-    /// Whether blocks are computed again on the way back, to save memory.
+    /// Whether each level of the `UNet` is computed again on the way back, to save memory.
     pub recompute: bool,
     /// Steps between checkpoints: a crash costs at most these.
     pub checkpoint_every: u32,

@@ -1,6 +1,7 @@
 //! The engine on a tiny model with weights from a seed: what it gives depends on its arguments alone.
 
 mod fit;
+mod settings;
 
 use std::fs;
 

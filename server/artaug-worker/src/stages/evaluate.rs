@@ -124,6 +124,7 @@ impl HeldOut<'_> {
         let Piece {
             item,
             ref image,
+            cut,
             forwards,
             seconds,
         } = *piece;
@@ -145,6 +146,7 @@ impl HeldOut<'_> {
                 result: Evaluated {
                     prompt,
                     image: digest,
+                    cut,
                     scores: judged.scores,
                     filter_scores: filter.scores,
                     failures: judged.failures.into_iter().chain(filter.failures).collect(),
@@ -206,9 +208,14 @@ impl Line for HeldOut<'_> {
             .collect()
     }
 
-    fn keep(&self, batch: &Batch, pieces: Vec<Piece>) -> Result<(), Halt> {
-        // One by one: what scorers elsewhere answered was paid for, and a kill costs no more of it than one image's.
-        for piece in &pieces {
+    fn portions(&self, pieces: Vec<Piece>) -> Vec<Vec<Piece>> {
+        // Scorers elsewhere are asked about as many images at a time as there are helpers.
+        pieces.into_iter().map(|piece| vec![piece]).collect()
+    }
+
+    fn keep(&self, batch: &Batch, portion: Vec<Piece>) -> Result<(), Halt> {
+        // One by one: what scorers elsewhere answered was paid for, and a kill costs no more of it than one image's a helper.
+        for piece in &portion {
             if batch.group.missing.contains(&piece.item) {
                 let done = self.evaluate(piece)?;
                 self.job.desk.record(vec![done])?;

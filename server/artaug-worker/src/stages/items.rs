@@ -128,6 +128,7 @@ impl Line for Items<'_> {
             let (image, png) = packed(self.job, &piece)?;
             let Piece {
                 item,
+                cut,
                 forwards,
                 seconds,
                 ..
@@ -138,6 +139,7 @@ impl Line for Items<'_> {
                     item,
                     result: Regenerated {
                         image,
+                        cut,
                         forwards,
                         seconds,
                     },
@@ -150,6 +152,7 @@ impl Line for Items<'_> {
                         prompt: self.prompt(item).to_owned(),
                         seed: image_seed(self.job.seed(), iteration, item).0,
                         image,
+                        cut,
                         forwards,
                         seconds,
                     },

@@ -5,7 +5,7 @@
 
 use std::{
     any::Any,
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Mutex, MutexGuard, PoisonError},
     thread,
@@ -56,6 +56,8 @@ pub(super) struct Piece {
     pub(super) item: u32,
     /// The image.
     pub(super) image: Image,
+    /// How many of its texts are longer than the model reads of them.
+    pub(super) cut: usize,
     /// Its part of the forward passes.
     pub(super) forwards: u64,
     /// Its part of the time.
@@ -70,8 +72,12 @@ pub(super) trait Line: Sync {
     fn orders(&self, batch: &Batch) -> Result<Vec<Order>, Halt>;
     /// Chores that may be done.
     fn chores(&self, machine: &Machine) -> Vec<Chore>;
-    /// Puts down the missing members of a batch.
-    fn keep(&self, batch: &Batch, pieces: Vec<Piece>) -> Result<(), Halt>;
+    /// The images of a batch in portions; several helpers put them down at the same time.
+    fn portions(&self, pieces: Vec<Piece>) -> Vec<Vec<Piece>> {
+        vec![pieces]
+    }
+    /// Puts down those of a portion that are missing.
+    fn keep(&self, batch: &Batch, portion: Vec<Piece>) -> Result<(), Halt>;
     /// Does a chore.
     fn act(&self, chore: Chore) -> Result<(), Halt>;
 }
@@ -79,9 +85,11 @@ pub(super) trait Line: Sync {
 /// What is in whose hands.
 #[derive(Debug, Default)]
 struct Hands {
+    /// Portions that nobody has taken yet.
     drawn: VecDeque<(Batch, Vec<Piece>)>,
-    /// Batches from the beginning of their drawing until they are put down.
-    batches: BTreeSet<(bool, u32)>,
+    /// Batches from the beginning of their drawing until they are put down, with the number of their portions that are not; one while
+    /// they are drawn.
+    batches: BTreeMap<(bool, u32), usize>,
     chores: BTreeSet<Chore>,
     /// The drawing has ended, for whatever reason.
     closed: bool,
@@ -180,9 +188,31 @@ impl<L: Line> Floor<'_, L> {
             };
             let orders = self.line.orders(&batch)?;
             let (drawn, seconds) = studio.draw(&orders)?;
-            let pieces = pieces(&batch, drawn, seconds);
-            self.hands().drawn.push_back((batch, pieces));
-            self.desk.stir();
+            self.hand_over(&batch, pieces(&batch, drawn, seconds));
+        }
+    }
+
+    /// Leaves a drawn batch to the helpers.
+    fn hand_over(&self, batch: &Batch, pieces: Vec<Piece>) {
+        let portions = self.line.portions(pieces);
+        let mut hands = self.hands();
+        hands.batches.insert(batch.key(), portions.len());
+        let portions = portions.into_iter();
+        hands
+            .drawn
+            .extend(portions.map(|portion| (batch.clone(), portion)));
+        drop(hands);
+        self.desk.stir();
+    }
+
+    /// A portion of a batch is put down.
+    fn put_down(&self, batch: &Batch) {
+        let mut hands = self.hands();
+        if let Some(left) = hands.batches.get_mut(&batch.key()) {
+            *left -= 1;
+            if *left == 0 {
+                hands.batches.remove(&batch.key());
+            }
         }
     }
 
@@ -196,8 +226,8 @@ impl<L: Line> Floor<'_, L> {
         let batches = self.desk.look(|machine| self.line.batches(machine));
         let next = batches
             .into_iter()
-            .find(|batch| !hands.batches.contains(&batch.key()))?;
-        hands.batches.insert(next.key());
+            .find(|batch| !hands.batches.contains_key(&batch.key()))?;
+        hands.batches.insert(next.key(), 1);
         Some(next)
     }
 
@@ -216,9 +246,9 @@ impl<L: Line> Floor<'_, L> {
         loop {
             let seen = self.desk.news();
             match self.next_task()? {
-                Some(Task::Keep(batch, pieces)) => {
-                    self.line.keep(&batch, pieces)?;
-                    self.hands().batches.remove(&batch.key());
+                Some(Task::Keep(batch, portion)) => {
+                    self.line.keep(&batch, portion)?;
+                    self.put_down(&batch);
                 }
                 Some(Task::Act(chore)) => {
                     self.line.act(chore)?;
@@ -244,8 +274,8 @@ impl<L: Line> Floor<'_, L> {
         self.desk.brake().check_now()?;
         let mut hands = self.hands();
         // What is drawn is put down also when the job is to stop; no chore is begun then.
-        if let Some((batch, pieces)) = hands.drawn.pop_front() {
-            return Ok(Some(Task::Keep(batch, pieces)));
+        if let Some((batch, portion)) = hands.drawn.pop_front() {
+            return Ok(Some(Task::Keep(batch, portion)));
         }
         if hands.closed || self.desk.brake().halt().is_some() {
             return Ok(None);
@@ -270,11 +300,12 @@ fn pieces(batch: &Batch, drawn: Drawn, seconds: f64) -> Vec<Piece> {
         .group
         .members
         .iter()
-        .zip(drawn.images)
+        .zip(drawn.images.into_iter().zip(drawn.cut))
         .enumerate()
-        .map(|(place, (item, image))| Piece {
+        .map(|(place, (item, (image, cut)))| Piece {
             item: *item,
             image,
+            cut,
             forwards: part + if place == 0 { rest } else { 0 },
             seconds: seconds / members as f64,
         })
@@ -282,83 +313,4 @@ fn pieces(batch: &Batch, drawn: Drawn, seconds: f64) -> Vec<Piece> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{sync::Arc, time::Duration};
-
-    use concord_artaug::{folder::JobFolder, setup};
-    use concord_common::{Digest, SystemClock, job::artaug::ArtaugSpec};
-    use concord_proto::v1;
-
-    use super::*;
-    use crate::{
-        brake::Brake,
-        desk::Board,
-        limits::MemoryLimit,
-        remote::{Lease, Pace},
-        testing::{FakeServer, SPEC},
-    };
-
-    /// Batches of one image each, and nothing else to do.
-    struct Singles;
-
-    impl Line for Singles {
-        fn batches(&self, _machine: &Machine) -> Vec<Batch> {
-            let of = |item| Batch {
-                enhanced: false,
-                group: Group {
-                    members: vec![item],
-                    missing: vec![item],
-                },
-            };
-            (0..9).map(of).collect()
-        }
-
-        fn orders(&self, _batch: &Batch) -> Result<Vec<Order>, Halt> {
-            Ok(Vec::new())
-        }
-
-        fn chores(&self, _machine: &Machine) -> Vec<Chore> {
-            Vec::new()
-        }
-
-        fn keep(&self, _batch: &Batch, _pieces: Vec<Piece>) -> Result<(), Halt> {
-            Ok(())
-        }
-
-        fn act(&self, _chore: Chore) -> Result<(), Halt> {
-            Ok(())
-        }
-    }
-
-    #[test]
-    fn no_third_batch_is_begun_before_the_first_is_put_down() {
-        let place = tempfile::tempdir().unwrap();
-        let spec = ArtaugSpec::parse(SPEC).unwrap();
-        let clock = Arc::new(SystemClock);
-        let specification = Digest::of(SPEC.as_bytes());
-        let (plan, quota) = (setup::plan(&spec), 1 << 20);
-        let folder =
-            JobFolder::adopt(place.path(), plan, specification, quota, clock.clone(), &[]).unwrap();
-        let lease = Lease::new(
-            Arc::new(FakeServer::new(SPEC)),
-            &v1::WorkerLease::default(),
-            Arc::new(Brake::new(Duration::ZERO)),
-            Pace::default(),
-        );
-        let board = Board::default();
-        let (memory, time) = (MemoryLimit(u64::MAX), Duration::from_hours(1));
-        let desk = Desk::new(folder, &lease, &board, clock.as_ref(), memory, time, false);
-        let floor = Floor {
-            desk: &desk,
-            line: &Singles,
-            hands: Mutex::default(),
-        };
-        let first = floor.next_batch().unwrap();
-        assert!(floor.next_batch().is_some());
-        // Also one that a helper has taken from the drawn ones, or that the engine is at, is in hand.
-        assert_eq!(floor.next_batch(), None);
-        floor.hands().batches.remove(&first.key());
-        assert!(floor.next_batch().is_some());
-        assert_eq!(floor.next_batch(), None);
-    }
-}
+mod tests;

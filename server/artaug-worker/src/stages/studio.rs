@@ -44,10 +44,10 @@ impl<'a> Studio<'a> {
         let start = Instant::now();
         let drawn = self.engine.draw(orders, &mut || desk.brake().go());
         let drawn = drawn.map_err(|error| self.halt(error))?;
-        if drawn.images.len() != orders.len() {
+        let (images, told) = (drawn.images.len(), drawn.cut.len());
+        if images != orders.len() || told != orders.len() {
             return Err(desk.fail(format!(
-                "the engine drew {} images where {} were ordered",
-                drawn.images.len(),
+                "the engine drew {images} images and told of {told} where {} were ordered",
                 orders.len()
             )));
         }

@@ -2,23 +2,51 @@
 //!
 //! As with a real one, every image depends on which others are in its batch, and what is trained on every image and on what is open.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering};
 
 use bytes::Bytes;
 use concord_artaug::{
-    engine::{Drawn, Engine, EngineError, Fit, Fitted, Go, Joined, Order, Saved, Watch},
+    engine::{Drawn, Engine, EngineError, Fit, Fitted, Go, Joined, Lesson, Order, Saved, Watch},
     image::Image,
     machine::Training,
 };
 use concord_common::{
     Digest,
     job::artaug::{ArtaugSpec, LoraMode},
+    seed::Seed,
 };
 
-use super::Overlap;
+use super::{FakeWorkshop, Outage, Overlap};
 
 /// Side of its images.
 const SIDE: u32 = 8;
+/// Longest text that it reads whole, in bytes: some with advice in them are longer.
+pub(crate) const WINDOW: usize = 19;
+
+/// What the engines of a workshop were told to do.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Told {
+    pub(crate) drawings: Vec<Drawing>,
+    pub(crate) fits: Vec<Fitting>,
+}
+
+/// A batch, with the joined adapter that was open (nothing for the base alone) and what came out.
+#[derive(Debug, Clone)]
+pub(crate) struct Drawing {
+    pub(crate) opened: Vec<u8>,
+    pub(crate) orders: Vec<Order>,
+    pub(crate) images: Vec<Image>,
+}
+
+/// A training, with the joined adapter that was open.
+#[derive(Debug, Clone)]
+pub(crate) struct Fitting {
+    pub(crate) opened: Vec<u8>,
+    pub(crate) training: Training,
+    pub(crate) below: Option<Vec<u8>>,
+    pub(crate) lessons: Vec<Lesson>,
+    pub(crate) seed: Seed,
+}
 
 #[derive(Debug)]
 pub(crate) struct FakeEngine {
@@ -28,26 +56,30 @@ pub(crate) struct FakeEngine {
     reduced: bool,
     per_pair: bool,
     fault: Option<&'static str>,
+    outage: Arc<Outage>,
     overlap: Option<Arc<Overlap>>,
+    told: Arc<Mutex<Told>>,
     opened: Option<Vec<u8>>,
 }
 
 impl FakeEngine {
-    pub(crate) fn new(
-        spec: &ArtaugSpec,
-        fault: Option<&'static str>,
-        overlap: Option<Arc<Overlap>>,
-    ) -> Self {
+    pub(crate) fn new(spec: &ArtaugSpec, workshop: &FakeWorkshop) -> Self {
         Self {
             first_steps: u64::from(spec.lora.first_steps),
             second_steps: u64::from(spec.lora.second_steps),
             every: u64::from(spec.lora.checkpoint_every),
             reduced: spec.lora.reduced_rank.is_some(),
             per_pair: spec.lora.mode == LoraMode::PerPair,
-            fault,
-            overlap,
+            fault: workshop.fault,
+            outage: Arc::clone(&workshop.outage),
+            overlap: workshop.overlap.clone(),
+            told: Arc::clone(&workshop.told),
             opened: None,
         }
+    }
+
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn fail(&self, at: &str) -> Result<(), EngineError> {
@@ -57,6 +89,29 @@ impl FakeEngine {
             _ => Ok(()),
         }
     }
+
+    /// Another machine trains otherwise.
+    fn machine(&self) -> &'static str {
+        if self.fault == Some("otherwise") {
+            "another machine"
+        } else {
+            ""
+        }
+    }
+
+    /// Whether what a fit is given can be used.
+    fn look_at(&self, fit: &Fit<'_>) -> Result<(), EngineError> {
+        self.outage.fits.fetch_add(1, Ordering::SeqCst);
+        match (self.fault, fit.from) {
+            (Some("lessons"), _) => Err(unusable("the pairs are spoilt")),
+            (Some("states"), Some(_)) => Err(unusable("a state of another version")),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn unusable(what: &str) -> EngineError {
+    EngineError::Unusable(what.to_owned())
 }
 
 fn hash(parts: &[&[u8]]) -> Digest {
@@ -92,6 +147,13 @@ fn draw(order: &Order, opened: &[u8], all: &Digest) -> Image {
     Image::new(SIDE, SIDE, pixels).unwrap()
 }
 
+/// How many of an order's texts are longer than [`WINDOW`].
+fn cut(order: &Order) -> usize {
+    let regions = order.regions.iter().map(|region| region.prompt.as_str());
+    let texts = regions.chain([order.prompt.as_str()]);
+    texts.filter(|text| text.len() > WINDOW).count()
+}
+
 impl Engine for FakeEngine {
     fn open(&mut self, joined: Option<&[u8]>) -> Result<(), EngineError> {
         self.fail("open")?;
@@ -109,22 +171,38 @@ impl Engine for FakeEngine {
         }
         let opened = self.opened.as_deref().expect("nothing is open");
         let all = hash(&[format!("{orders:?}").as_bytes()]);
+        let images: Vec<Image> = orders
+            .iter()
+            .map(|order| draw(order, opened, &all))
+            .collect();
+        self.told().drawings.push(Drawing {
+            opened: opened.to_vec(),
+            orders: orders.to_vec(),
+            images: images.clone(),
+        });
         Ok(Drawn {
-            images: orders
-                .iter()
-                .map(|order| draw(order, opened, &all))
-                .collect(),
+            images,
+            cut: orders.iter().map(cut).collect(),
             forwards: 10 * orders.len() as u64 + 1,
         })
     }
 
     fn fit(&mut self, fit: &Fit<'_>, watch: &mut dyn Watch) -> Result<Fitted, EngineError> {
         self.fail("fit")?;
+        self.look_at(fit)?;
         let opened = self.opened.as_deref().expect("nothing is open");
         assert_eq!(fit.below.is_some(), fit.training == Training::Second);
+        self.told().fits.push(Fitting {
+            opened: opened.to_vec(),
+            training: fit.training,
+            below: fit.below.map(<[u8]>::to_vec),
+            lessons: fit.lessons.to_vec(),
+            seed: fit.seed,
+        });
         let lessons = format!("{:?}", fit.lessons);
+        let machine = self.machine();
         let own = hash(&[
-            format!("{:?} {:?}", fit.training, fit.seed).as_bytes(),
+            format!("{:?} {:?}{machine}", fit.training, fit.seed).as_bytes(),
             opened,
             fit.below.unwrap_or_default(),
             lessons.as_bytes(),
@@ -151,7 +229,7 @@ impl Engine for FakeEngine {
             let text = String::from_utf8(kept.state.to_vec()).unwrap();
             let (step, of) = text.split_once(' ').unwrap();
             if of != own.to_string() {
-                return Err(EngineError::Unusable("a state of another fit".to_owned()));
+                return Err(unusable("a state of another fit"));
             }
             done = step.parse().unwrap();
             assert_eq!(kept.finished, finished(done));
@@ -161,6 +239,9 @@ impl Engine for FakeEngine {
             done += 1;
             if watch.stepped(done, loss(done)) == Go::Stop {
                 return Err(EngineError::Stopped);
+            }
+            if self.fault == Some("steps") {
+                return Err(unusable("no number"));
             }
             if let Some(samples) = fit.samples
                 && done.is_multiple_of(samples.every)
@@ -173,6 +254,7 @@ impl Engine for FakeEngine {
                     .map(|order| draw(order, trained.as_bytes(), &own));
                 let drawn = Drawn {
                     images: images.collect(),
+                    cut: samples.orders.iter().map(cut).collect(),
                     forwards: 4 * samples.orders.len() as u64,
                 };
                 if watch.sampled(done, drawn)? == Go::Stop {

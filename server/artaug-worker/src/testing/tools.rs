@@ -40,6 +40,8 @@ pub(crate) struct Outage {
     pub(crate) key: AtomicUsize,
     /// How often the judge was asked, which is an outage of none.
     pub(crate) judged: AtomicUsize,
+    /// How often the engine was told to train, which is none either.
+    pub(crate) fits: AtomicUsize,
 }
 
 fn taken(counter: &AtomicUsize) -> bool {

@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use concord_artaug::{advisor::Advisor, card::CardFacts};
+use concord_artaug::{advisor::Advisor, card::CardFacts, scorer::EXTERNAL_VERSION};
 use concord_common::{
     Digest,
     job::artaug::{ArtaugSpec, EvaluationScorer, FilterScorer},
@@ -42,6 +42,10 @@ pub(super) fn facts(
         .map(EvaluationScorer::name)
         .collect();
     versions.push(version("evaluation scorers", judges.join(", ")));
+    if asks_in_words(spec) {
+        let words = "words of the scorers of kind chat";
+        versions.push(version(words, EXTERNAL_VERSION.to_owned()));
+    }
     let mut licences = vec![
         "The adapters inherit the licence of the base model; see the card in its folder."
             .to_owned(),
@@ -59,6 +63,14 @@ pub(super) fn facts(
         limits: limits(spec, is_embedded(folder)),
         results: Vec::new(),
     })
+}
+
+/// Whether a scorer asks a model elsewhere.
+fn asks_in_words(spec: &ArtaugSpec) -> bool {
+    let (filter, judges) = (&spec.scorers.filter, &spec.scorers.evaluation);
+    let is_filter = |scorer: &FilterScorer| matches!(scorer, FilterScorer::Chat { .. });
+    let is_judge = |scorer: &EvaluationScorer| matches!(scorer, EvaluationScorer::Chat { .. });
+    filter.iter().any(is_filter) || judges.iter().any(is_judge)
 }
 
 /// Whether a model says that it is the embedded one.

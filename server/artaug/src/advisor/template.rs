@@ -67,3 +67,41 @@ pub fn reply_schema(max_regions: usize) -> Value {
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use concord_common::Digest;
+
+    use super::*;
+    use crate::image::Image;
+
+    #[test]
+    fn other_words_for_the_advisor_are_another_version() {
+        let image = Image::new(1, 1, vec![0; 3]).unwrap();
+        let question = Question {
+            image: &image,
+            prompt: "a \"red\" apple",
+            max_regions: 3,
+        };
+        let conventions = [
+            BoxConvention::Fraction,
+            BoxConvention::Pixel,
+            BoxConvention::Thousand,
+        ];
+        let mut texts: Vec<String> = conventions
+            .into_iter()
+            .map(|convention| system_text(convention, 640, 480))
+            .collect();
+        texts.push(user_text(&question));
+        texts.push(reply_schema(3).to_string());
+        let digest = Digest::of(texts.join("\n").as_bytes()).to_string();
+        assert_eq!(
+            (TEMPLATE_VERSION, digest.as_str()),
+            (
+                "artaug-advice-1",
+                "7da80099063511b3644fe79bff37768e70fa5f51f1306bd24549440c4c4844c6"
+            ),
+            "the texts have changed: give them a new version"
+        );
+    }
+}

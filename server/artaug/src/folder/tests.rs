@@ -225,8 +225,16 @@ fn the_table_has_a_row_for_every_arm() {
     let table = std::fs::read_to_string(folder.path().join("metrics.csv")).unwrap();
     assert_eq!(table.lines().count(), 1 + 3 * 4);
     assert!(
-        table.lines().all(|line| line.split(',').count() == 13),
+        table.lines().all(|line| line.split(',').count() == 14),
         "{table}"
+    );
+    let cut = |arm| {
+        let mut rows = table.lines().filter(|line| line.contains(arm));
+        rows.next().unwrap().rsplit_once(',').unwrap().1.to_owned()
+    };
+    assert_eq!(
+        (cut(",prompt rewriting"), cut(",base")),
+        ("3".into(), "0".into())
     );
 }
 

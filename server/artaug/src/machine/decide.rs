@@ -428,6 +428,7 @@ impl Machine {
             gain: paired.interval(&self.plan.bootstrap, "evaluation gain")?,
             wins: wins(&paired.before, &paired.after, rules.tie).ok()?,
             left_out: paired.left_out,
+            cut: judged.items.values().filter(|made| made.cut > 0).count(),
             alignment: alignment.map(|(_, after)| after),
             diversity: judged.diversity,
         })

@@ -151,6 +151,9 @@ pub struct Generated {
     pub seed: u64,
     /// The stored PNG file.
     pub image: Digest,
+    /// How many of the texts that it was drawn from are longer than the model reads of them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub cut: usize,
     /// Rows of the forward passes of the denoiser.
     pub forwards: u64,
     /// Time spent.
@@ -185,6 +188,9 @@ impl Advised {
 pub struct Regenerated {
     /// The stored PNG file.
     pub image: Digest,
+    /// How many of the texts that it was drawn from are longer than the model reads of them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub cut: usize,
     /// Rows of the forward passes of the denoiser.
     pub forwards: u64,
     /// Time spent.
@@ -303,6 +309,9 @@ pub struct Evaluated {
     pub prompt: String,
     /// The stored PNG file.
     pub image: Digest,
+    /// How many of the texts that it was drawn from are longer than the model reads of them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub cut: usize,
     /// What the evaluation scorers say.
     pub scores: Scores<ForEvaluation>,
     /// What the filter scorers say, to notice when only those are pleased.

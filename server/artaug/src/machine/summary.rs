@@ -40,6 +40,9 @@ pub struct ArmSummary {
     pub wins: Wins,
     /// Held-out prompts left out of all of this because the arm or the base has no judging score there.
     pub left_out: usize,
+    /// Held-out images whose prompt is longer than the model reads of it.
+    #[serde(default)]
+    pub cut: usize,
     /// Mean alignment of image and prompt, if it is measured, where both have it.
     pub alignment: Option<f64>,
     /// Diversity of the images.

@@ -192,6 +192,8 @@ impl World {
             result: Evaluated {
                 prompt: format!("held out {item}"),
                 image: object(&image),
+                // Some rewritten prompts are too long.
+                cut: usize::from(arm == Arm::Rewriting && item < 3),
                 scores,
                 filter_scores: light(
                     noise("filter", item) + steps * (self.filter + noise("more", item)),
@@ -233,6 +235,7 @@ impl World {
                 prompt: format!("prompt {item}"),
                 seed: u64::from(item),
                 image: image("base", item, &members),
+                cut: 0,
                 forwards: 20,
                 seconds: 0.5,
             },
@@ -254,6 +257,7 @@ impl World {
                     } else {
                         image("enhanced", item, &members)
                     },
+                    cut: 0,
                     forwards: 40,
                     seconds: 1.0,
                 },

@@ -95,7 +95,10 @@ fn advisor_and_panels_are_those_of_the_specification() {
         .advisor(&spec.advisor, &clean().looks)
         .err()
         .unwrap();
-    assert!(error.to_string().contains("[endpoints.vision]"), "{error}");
+    assert!(
+        error.to_string().contains("[allowed.endpoints.vision]"),
+        "{error}"
+    );
     allowed.endpoints.insert(
         "vision".to_owned(),
         EndpointSettings::new("http://127.0.0.1:1/v1"),
@@ -108,15 +111,14 @@ fn advisor_and_panels_are_those_of_the_specification() {
             .name()
             .starts_with("m (")
     );
-    let names = |panel: &Panel<ForEvaluation>| -> Vec<String> {
-        panel
-            .iter()
-            .map(|scorer| scorer.name().to_owned())
-            .collect()
-    };
+    let panel = endpoints.evaluation_panel(&spec, &clean(), &Bare).unwrap();
+    let known: Vec<(&str, Option<&str>)> = panel
+        .iter()
+        .map(|scorer| (scorer.name(), scorer.version()))
+        .collect();
     assert_eq!(
-        names(&endpoints.evaluation_panel(&spec, &clean(), &Bare).unwrap()),
-        ["statistics", "beauty"]
+        known,
+        [("statistics", None), ("beauty", Some("artaug-score-1"))]
     );
     assert_eq!(
         endpoints

@@ -63,6 +63,7 @@ fn an_enhanced_image_before_all_advice_of_its_batch_is_refused() {
         item: 0,
         result: Regenerated {
             image: Digest::of(b"early"),
+            cut: 0,
             forwards: 1,
             seconds: 1.0,
         },
