@@ -29,7 +29,7 @@ pub(super) fn train(
     let machine = desk.look(Machine::clone);
     let given = Given::of(job, &machine, training)?;
     let iteration = machine.iteration();
-    // A lost state costs the steps behind it: from the beginning they end in the same bytes.
+    // A state that is lost or cannot be used costs the steps behind it: from the beginning they end in the same bytes.
     let found = match from {
         Some(checkpoint) => find(job, checkpoint)?,
         None => None,
@@ -54,13 +54,25 @@ pub(super) fn train(
         sampled: machine.sampled(training),
         before: from.map_or(0.0, |checkpoint| checkpoint.seconds),
         start: Instant::now(),
+        begun: false,
         ended: None,
     };
     let from = found
         .as_ref()
         .map(|(state, finished)| Kept { state, finished });
-    let fit = given.fit(from);
-    let fitted = match (studio.fit(&fit, &mut watcher), &watcher.ended) {
+    let mut fitted = studio.fit(&given.fit(from), &mut watcher);
+    if let (Some(_), Err(EngineError::Unusable(reason))) = (from, &fitted)
+        && watcher.may_begin_anew()
+    {
+        tracing::warn!(
+            step = watcher.recorded,
+            reason,
+            "the checkpoint cannot be used; the training begins anew"
+        );
+        watcher.finished.clear();
+        fitted = studio.fit(&given.fit(None), &mut watcher);
+    }
+    let fitted = match (fitted, &watcher.ended) {
         (Ok(fitted), _) => fitted,
         // The state is kept; what to do about the time is decided by the caller's loop.
         (Err(_), Some(Ended::Time)) => return Ok(()),
@@ -224,6 +236,8 @@ struct Watcher<'a> {
     /// Seconds spent before this resumption.
     before: f64,
     start: Instant,
+    /// Whether a step was done here.
+    begun: bool,
     /// Why the fit was ended from here.
     ended: Option<Ended>,
 }
@@ -233,9 +247,18 @@ enum Ended {
     Time,
 }
 
+impl Watcher<'_> {
+    /// Whether a fit that ended with [`EngineError::Unusable`] can have done so for the state that it was given: that is read before the first
+    /// step.
+    fn may_begin_anew(&self) -> bool {
+        !self.begun && self.ended.is_none()
+    }
+}
+
 impl Watch for Watcher<'_> {
     fn stepped(&mut self, step: u64, loss: f64) -> Go {
         let desk = self.job.desk;
+        self.begun = true;
         tracing::trace!(step, loss, "trained");
         desk.stepped(step);
         desk.check_memory();

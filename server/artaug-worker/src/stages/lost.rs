@@ -6,7 +6,7 @@ use bytes::Bytes;
 use concord_artaug::{
     engine::Order,
     folder::JobFolder,
-    machine::{Arm, Event, Machine},
+    machine::{Arm, Checkpoint, Event, Machine, Training},
     prompts::held_out_seed,
 };
 use concord_common::Digest;
@@ -15,7 +15,7 @@ use super::{Job, Studio, evaluate, items, learn};
 use crate::brake::Halt;
 
 /// Makes again what is lost of the objects that the journal names, in its order: whatever an object was made from comes before it. What
-/// only one side has lost is brought there. A lost checkpoint costs its steps and is not made again.
+/// only one side has lost is brought there. A checkpoint that both have lost costs its steps and is not made again.
 pub(super) fn restore(job: &Job<'_>, studio: &mut Studio<'_>) -> Result<(), Halt> {
     let desk = job.desk;
     let mut lost = lost(job)?;
@@ -28,9 +28,17 @@ pub(super) fn restore(job: &Job<'_>, studio: &mut Studio<'_>) -> Result<(), Halt
     );
     let retrace = desk.look_at_folder(JobFolder::retrace);
     let mut retrace = retrace.map_err(|error| desk.unkept(error))?;
+    let mut done = BTreeSet::new();
     while let Some((machine, event)) = retrace.next_of(&lost).map_err(|error| desk.unkept(error))? {
         desk.check()?;
-        for bytes in made_by(job, studio, machine, event)? {
+        // All objects of a training are made by doing it again; those that came out otherwise would do so a second time.
+        let is_done = training_of(event).is_some_and(|training| !done.insert(training));
+        let made = if is_done {
+            Vec::new()
+        } else {
+            made_by(job, studio, machine, event)?
+        };
+        for bytes in made {
             if lost.remove(&Digest::of(&bytes)) {
                 desk.keep(vec![bytes])?;
             }
@@ -48,17 +56,41 @@ pub(super) fn restore(job: &Job<'_>, studio: &mut Studio<'_>) -> Result<(), Halt
     Ok(())
 }
 
-/// The objects that neither the server nor the folder has whole; those that only the server lacks are brought to it.
+/// The iteration and training of an event whose objects come about by training.
+fn training_of(event: &Event) -> Option<(u32, Training)> {
+    match event {
+        Event::Sampled {
+            iteration,
+            training,
+            ..
+        }
+        | Event::Trained {
+            iteration,
+            training,
+            ..
+        } => Some((*iteration, *training)),
+        _ => None,
+    }
+}
+
+/// The objects that neither the server nor the folder has whole, without those of checkpoints; what only the server lacks is brought to it.
 fn lost(job: &Job<'_>) -> Result<BTreeSet<Digest>, Halt> {
     let desk = job.desk;
-    let lasting = desk.look_at_folder(|folder| folder.lasting().collect::<Vec<_>>());
+    let (lasting, named) = desk.look_at_folder(|folder| {
+        let lasting: BTreeSet<Digest> = folder.lasting().collect();
+        let checkpoint = folder.machine().checkpoint().into_iter();
+        let checkpoint = checkpoint.flat_map(Checkpoint::objects);
+        let named: Vec<Digest> = lasting.iter().copied().chain(checkpoint).collect();
+        (lasting, named)
+    });
     let mut lost = BTreeSet::new();
-    for digest in desk.lease().missing(&lasting)? {
+    for digest in desk.lease().missing(&named)? {
         match desk.find_here(digest)? {
             Some(bytes) => desk.keep(vec![bytes])?,
-            None => {
+            None if lasting.contains(&digest) => {
                 lost.insert(digest);
             }
+            None => {}
         }
     }
     Ok(lost)

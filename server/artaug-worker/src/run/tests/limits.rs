@@ -4,17 +4,9 @@ use super::*;
 
 #[test]
 fn a_job_that_fills_its_disk_is_ended() {
-    let server = Arc::new(FakeServer::new(&spec_with(&[(
-        "[output]",
-        "[limits]\ndisk = \"1 MiB\"\n[output]",
-    )])));
-    let folder = tempfile::tempdir().unwrap();
-    let mut full = worker(&server, folder.path());
-    full.workshop = Box::new(FakeWorkshop {
-        fault: Some("large"),
-        ..FakeWorkshop::default()
+    let server = run_by(&limited("disk = \"1 MiB\""), |worker| {
+        worker.workshop = faulty("large");
     });
-    full.run();
     let (release, reason) = server.released();
     assert_eq!(release, JobRelease::Failed);
     assert!(reason.contains("limits.disk"), "{reason}");
@@ -22,14 +14,11 @@ fn a_job_that_fills_its_disk_is_ended() {
 
 #[test]
 fn a_job_whose_time_is_up_ends_with_what_it_has() {
-    let spec = spec_with(&[("[output]", "[limits]\ntime = \"1s\"\n[output]")]);
-    let server = Arc::new(FakeServer::new(&spec));
-    let folder = tempfile::tempdir().unwrap();
-    let mut late = worker(&server, folder.path());
-    late.clock = Arc::new(Hurried::default());
-    late.run();
+    let server = run_by(&limited("time = \"1s\""), |worker| {
+        worker.clock = Arc::new(Hurried::default());
+    });
     succeeded(&server);
-    let card = String::from_utf8(server.results()["MODEL_CARD.md"].clone()).unwrap();
+    let card = text_of(&server, "MODEL_CARD.md");
     assert!(card.contains("time of 1 s is used up"), "{card}");
 }
 
@@ -46,12 +35,7 @@ fn a_training_whose_time_is_up_ends_at_once() {
     late.clock = Arc::new(HurriedInTraining(Arc::clone(&server), Hurried::default()));
     late.run();
     succeeded(&server);
-    let state = server.state();
-    let has = |event: &str| {
-        let event = format!("\"event\":\"{event}\"");
-        let mut lines = state.lines.iter();
-        lines.any(|line| String::from_utf8_lossy(line).contains(&event))
-    };
+    let has = |event| !events(&server, event).is_empty();
     assert!(has("filtered") && has("decided"));
     assert!(!has("checkpointed") && !has("trained"));
 }

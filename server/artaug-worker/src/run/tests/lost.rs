@@ -1,6 +1,9 @@
 //! Objects that are lost or damaged.
 
-use super::{held_up::begun, *};
+use super::{
+    held_up::{begun, stopped_when},
+    *,
+};
 
 #[test]
 fn lost_objects_are_made_again_and_the_job_ends_in_the_same_bytes() {
@@ -50,10 +53,7 @@ fn what_only_the_server_has_lost_is_brought_to_it_again() {
     };
     let mut away = worker(&server, folder.path());
     // An engine that draws nothing more: the objects here are enough to see that.
-    away.workshop = Box::new(FakeWorkshop {
-        fault: Some("draw"),
-        ..FakeWorkshop::default()
-    });
+    away.workshop = faulty("draw");
     away.run();
     let own = std::fs::read_dir(folder.path().join("jobs"));
     assert!(own.unwrap().next().is_none(), "the job has failed");
@@ -85,4 +85,61 @@ fn objects_that_are_damaged_on_the_server_are_made_again() {
         server.lasting_results(),
         undisturbed(SPEC).lasting_results()
     );
+}
+
+#[test]
+fn a_lost_checkpoint_costs_its_steps_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = stopped_when(SPEC, folder.path(), |server| {
+        !events(server, "checkpointed").is_empty()
+    });
+    let state = digest(&events(&server, "checkpointed")[0]["result"]["state"]);
+    server.state().objects.remove(&state).unwrap();
+    ends_as_undisturbed(&server);
+}
+
+/// As one of an earlier version cannot.
+#[test]
+fn a_checkpoint_that_cannot_be_used_costs_its_steps_and_nothing_else() {
+    // The third is of the second training, or it names a finished pair.
+    for spec in [SPEC, per_pair::spec().as_str()] {
+        let folder = tempfile::tempdir().unwrap();
+        let server = stopped_when(spec, folder.path(), |server| {
+            events(server, "checkpointed").len() == 3
+        });
+        let mut newer = worker(&server, folder.path());
+        newer.workshop = faulty("states");
+        newer.run();
+        succeeded(&server);
+        assert_eq!(
+            server.lasting_results(),
+            undisturbed(spec).lasting_results()
+        );
+    }
+}
+
+#[test]
+fn a_training_that_cannot_be_done_fails_the_job_also_after_a_checkpoint() {
+    for (fault, after_checkpoint, fits) in [
+        ("lessons", false, 1),
+        // The state may be at fault, so it is tried without.
+        ("lessons", true, 2),
+        ("steps", false, 1),
+        // A step from the state was done, so it is not.
+        ("steps", true, 1),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let server = stopped_when(SPEC, folder.path(), |server| {
+            !after_checkpoint || !events(server, "checkpointed").is_empty()
+        });
+        let mut worker = worker(&server, folder.path());
+        let workshop = faulty(fault);
+        let outage = Arc::clone(&workshop.outage);
+        worker.workshop = workshop;
+        worker.run();
+        let (release, reason) = server.released();
+        assert_eq!(release, JobRelease::Failed, "{reason}");
+        let tried = outage.fits.load(Ordering::SeqCst);
+        assert_eq!(tried, fits, "{fault}, {after_checkpoint}");
+    }
 }

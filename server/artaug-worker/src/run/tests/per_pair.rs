@@ -1,8 +1,8 @@
 //! Jobs in which every pair has a `LoRA` of its own.
 
-use super::*;
+use super::{held_up::stopped_when, *};
 
-fn spec() -> String {
+pub(super) fn spec() -> String {
     spec_with(&[
         ("[lora]", "[lora]\nmode = \"per-pair\""),
         ("batch = 2", "batch = 1"),
@@ -11,22 +11,25 @@ fn spec() -> String {
 }
 
 /// What the checkpoints of each training in the journal name: their finished pairs, in order.
-fn finished(server: &FakeServer) -> BTreeMap<(u64, String), Vec<String>> {
-    let mut finished: BTreeMap<_, Vec<String>> = BTreeMap::new();
-    for line in &server.state().lines {
-        let entry: serde_json::Value = serde_json::from_slice(line).unwrap();
-        let event = &entry["event"];
-        if event["event"] != "checkpointed" {
-            continue;
-        }
-        let training = event["training"].as_str().unwrap().to_owned();
-        let key = (event["iteration"].as_u64().unwrap(), training);
-        let names = event["result"]["finished"].as_array();
-        let names = names.into_iter().flatten();
-        let all = finished.entry(key).or_default();
-        all.extend(names.map(|name| name.as_str().unwrap().to_owned()));
+fn finished(server: &FakeServer) -> BTreeMap<(u64, String), Vec<Digest>> {
+    let mut finished: BTreeMap<_, Vec<Digest>> = BTreeMap::new();
+    for event in events(server, "checkpointed") {
+        let names = digests(&event["result"]["finished"]);
+        let all = finished.entry(training_of(&event)).or_default();
+        all.extend(names);
     }
     finished
+}
+
+/// A job in whose first training two pairs are finished, with their names.
+fn with_two_finished(folder: &Path) -> (Arc<FakeServer>, Vec<Digest>) {
+    let two = |server: &FakeServer| {
+        let mut all = finished(server).into_values();
+        all.find(|names| names.len() == 2)
+    };
+    let server = stopped_when(&spec(), folder, |server| two(server).is_some());
+    let names = two(&server).unwrap();
+    (server, names)
 }
 
 #[test]
@@ -38,7 +41,7 @@ fn a_finished_pair_is_kept_once_and_not_in_every_checkpoint_after_it() {
     for (training, names) in &finished {
         // Of four pairs the last is finished by the training's end.
         assert_eq!(names.len(), 3, "{training:?}");
-        let different: BTreeSet<&String> = names.iter().collect();
+        let different: BTreeSet<&Digest> = names.iter().collect();
         assert_eq!(different.len(), 3, "{training:?}");
     }
     // And no longer than the training.
@@ -55,31 +58,35 @@ fn a_job_for_each_pair_killed_after_every_single_write_ends_in_the_same_bytes() 
 
 #[test]
 fn a_lost_finished_pair_costs_the_steps_of_its_training_and_nothing_else() {
-    let wanted = undisturbed(&spec()).lasting_results();
-    let server = Arc::new(FakeServer::new(&spec()));
-    let mut removed = false;
-    while server.state().releases.is_empty() {
-        {
-            let mut state = server.state();
-            state.loss = if removed { Loss::Never } else { Loss::After(1) };
-            state.grants = 1;
-        }
-        let folder = tempfile::tempdir().unwrap();
-        worker(&server, folder.path()).run();
-        let named = finished(&server).into_values().next().unwrap_or_default();
-        if !removed && named.len() == 2 {
-            let lost: Digest = named[0].parse().unwrap();
-            server.state().objects.remove(&lost).unwrap();
-            removed = true;
-        }
-    }
-    succeeded(&server);
-    assert!(removed);
-    assert_eq!(server.lasting_results(), wanted);
+    let folder = tempfile::tempdir().unwrap();
+    let (server, names) = with_two_finished(folder.path());
+    server.state().objects.remove(&names[0]).unwrap();
+    ends_as_undisturbed(&server);
     // It is kept again, under the name that it has already.
     let finished = finished(&server);
     assert!(
         finished.values().all(|names| names.len() == 3),
         "{finished:?}"
     );
+}
+
+#[test]
+fn what_only_the_server_has_lost_of_a_checkpoint_is_brought_to_it_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, mut objects) = with_two_finished(folder.path());
+    let newest = events(&server, "checkpointed").pop().unwrap();
+    objects.push(digest(&newest["result"]["state"]));
+    {
+        let mut state = server.state();
+        for object in &objects {
+            state.objects.remove(object).unwrap();
+        }
+        // The worker goes away again once it has written as many.
+        state.loss = Loss::After(objects.len());
+    }
+    worker(&server, folder.path()).run();
+    for object in &objects {
+        assert!(server.state().objects.contains_key(object));
+    }
+    ends_as_undisturbed(&server);
 }

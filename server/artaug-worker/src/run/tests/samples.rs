@@ -1,6 +1,9 @@
 //! Images that are drawn in the middle of trainings.
 
-use super::{held_up::begun_of, *};
+use super::{
+    held_up::{begun_of, stopped_when},
+    *,
+};
 
 fn spec() -> String {
     spec_with(&[(
@@ -15,21 +18,19 @@ type Samples = Vec<(u64, Vec<Digest>)>;
 /// All samples, by iteration and training.
 fn samples(server: &FakeServer) -> BTreeMap<(u64, String), Samples> {
     let mut samples: BTreeMap<_, Samples> = BTreeMap::new();
-    for line in &server.state().lines {
-        let entry: serde_json::Value = serde_json::from_slice(line).unwrap();
-        let event = &entry["event"];
-        if event["event"] != "sampled" {
-            continue;
-        }
-        let training = event["training"].as_str().unwrap().to_owned();
-        let images = event["result"]["images"].as_array().unwrap().iter();
-        let images = images.map(|image| image.as_str().unwrap().parse().unwrap());
-        samples
-            .entry((event["iteration"].as_u64().unwrap(), training))
-            .or_default()
-            .push((event["result"]["step"].as_u64().unwrap(), images.collect()));
+    for event in events(server, "sampled") {
+        let result = &event["result"];
+        let sample = (result["step"].as_u64().unwrap(), digests(&result["images"]));
+        let all = samples.entry(training_of(&event)).or_default();
+        all.push(sample);
     }
     samples
+}
+
+/// Their images.
+fn images(server: &FakeServer) -> BTreeSet<Digest> {
+    let samples = samples(server).into_values().flatten();
+    samples.flat_map(|(_, images)| images).collect()
 }
 
 #[test]
@@ -45,7 +46,7 @@ fn trainings_draw_samples_on_their_way() {
         assert_eq!(steps, wanted, "{iteration} {training}");
         assert!(samples.iter().all(|(_, images)| images.len() == 4));
     }
-    let page = String::from_utf8(server.results()["gallery.html"].clone()).unwrap();
+    let page = text_of(&server, "gallery.html");
     assert!(page.contains("<figcaption>step 24</figcaption>"));
 }
 
@@ -61,21 +62,37 @@ fn samples_of_a_job_killed_after_every_single_write_are_drawn_once() {
 #[test]
 fn lost_samples_are_drawn_again() {
     let whole = undisturbed(&spec());
-    let wanted: BTreeSet<Digest> = samples(&whole)
-        .into_values()
-        .flatten()
-        .flat_map(|(_, images)| images)
-        .collect();
+    let wanted = images(&whole);
     let lines = whole.state().lines.len();
     let server = begun_of(&spec(), lines * 7 / 8);
     for image in &wanted {
         server.state().objects.remove(image);
     }
-    server.state().grants = usize::MAX;
-    let folder = tempfile::tempdir().unwrap();
-    worker(&server, folder.path()).run();
-    succeeded(&server);
+    ends_as_undisturbed(&server);
     assert_eq!(samples(&server), samples(&whole));
     let state = server.state();
     assert!(wanted.iter().all(|image| state.objects.contains_key(image)));
+}
+
+#[test]
+fn a_training_whose_samples_come_out_otherwise_is_done_again_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = stopped_when(&spec(), folder.path(), |server| {
+        events(server, "fused").len() == 2
+    });
+    // All are trained and joined: nothing needs the last one's LoRA.
+    let trained = events(&server, "trained");
+    assert_eq!(trained.len(), 6);
+    let lora = digest(&trained[5]["result"]["lora"]);
+    for object in images(&server).into_iter().chain([lora]) {
+        server.state().objects.remove(&object).unwrap();
+    }
+    let elsewhere = tempfile::tempdir().unwrap();
+    let mut worker = worker(&server, elsewhere.path());
+    let workshop = faulty("otherwise");
+    let outage = Arc::clone(&workshop.outage);
+    worker.workshop = workshop;
+    worker.run();
+    succeeded(&server);
+    assert_eq!(outage.fits.load(Ordering::SeqCst), trained.len());
 }

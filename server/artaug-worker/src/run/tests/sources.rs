@@ -1,6 +1,9 @@
 //! What a job is made from, what it costs, and what its pages show between iterations.
 
-use super::{held_up::begun, *};
+use super::{
+    held_up::{begun, was_held_up},
+    *,
+};
 
 #[test]
 fn a_job_does_not_go_on_with_other_prompts_than_it_began_with() {
@@ -14,40 +17,21 @@ fn a_job_does_not_go_on_with_other_prompts_than_it_began_with() {
     });
     other.run();
     let lines = server.state().lines.len();
-    let (release, reason) = server.released();
-    assert_eq!(release, JobRelease::Stopped, "{reason}");
-    assert!(reason.contains("the prompts;"), "{reason}");
-    server.state().grants = usize::MAX;
-    worker(&server, folder.path()).run();
-    succeeded(&server);
+    was_held_up(&server, "the prompts;");
     assert!(server.state().lines.len() > lines);
-    assert_eq!(
-        server.lasting_results(),
-        undisturbed(SPEC).lasting_results()
-    );
 }
 
 #[test]
 fn what_was_paid_before_the_advisor_went_away_stands_in_the_ledger() {
     let ledger_of = |paid: usize| {
-        let server = Arc::new(FakeServer::new(SPEC));
-        let folder = tempfile::tempdir().unwrap();
-        let mut worker = worker(&server, folder.path());
         let workshop = FakeWorkshop::default();
         workshop.outage.paid.store(paid, Ordering::SeqCst);
-        worker.workshop = Box::new(workshop);
-        worker.run();
+        let server = run_by(SPEC, |worker| worker.workshop = Box::new(workshop));
         succeeded(&server);
-        let text = server.results()["ledger.json"].clone();
-        serde_json::from_slice::<serde_json::Value>(&text).unwrap()
+        serde_json::from_str::<Value>(&text_of(&server, "ledger.json")).unwrap()
     };
     let (smooth, rough) = (ledger_of(0), ledger_of(3));
-    let number = |ledger: &serde_json::Value, path: &str| {
-        ledger
-            .pointer(path)
-            .and_then(serde_json::Value::as_u64)
-            .unwrap()
-    };
+    let number = |ledger: &Value, path: &str| ledger.pointer(path).and_then(Value::as_u64).unwrap();
     for (path, more) in [
         ("/rejected_replies", 3),
         ("/advice/calls", 6),
@@ -64,7 +48,7 @@ fn the_ledger_tells_the_most_memory_that_any_worker_held() {
         // The worker before held far more than this process ever does.
         let mut state = server.state();
         let last = state.lines.last_mut().unwrap();
-        let mut entry: serde_json::Value = serde_json::from_slice(last).unwrap();
+        let mut entry: Value = serde_json::from_slice(last).unwrap();
         assert!(entry["memory"].as_u64().unwrap() > 0);
         entry["memory"] = (1_u64 << 50).into();
         *last = entry.to_string().into_bytes();
@@ -72,7 +56,7 @@ fn the_ledger_tells_the_most_memory_that_any_worker_held() {
     let folder = tempfile::tempdir().unwrap();
     worker(&server, folder.path()).run();
     succeeded(&server);
-    let ledger = String::from_utf8(server.results()["ledger.json"].clone()).unwrap();
+    let ledger = text_of(&server, "ledger.json");
     assert!(
         ledger.contains(&format!("\"peak_memory\":{}", 1_u64 << 50)),
         "{ledger}"
@@ -84,13 +68,7 @@ fn a_kill_costs_no_more_paid_scores_than_those_of_the_images_in_hand() {
     let server = Arc::new(FakeServer::new(SPEC));
     let folder = tempfile::tempdir().unwrap();
     let outage = FakeWorkshop::default().outage;
-    let evaluated = || {
-        let state = server.state();
-        let lines = state.lines.iter().map(|line| String::from_utf8_lossy(line));
-        lines
-            .filter(|line| line.contains("\"event\":\"evaluated\""))
-            .count()
-    };
+    let evaluated = || events(&server, "evaluated").len();
     while server.state().releases.is_empty() {
         {
             let mut state = server.state();
@@ -103,11 +81,12 @@ fn a_kill_costs_no_more_paid_scores_than_those_of_the_images_in_hand() {
             outage: Arc::clone(&outage),
             ..FakeWorkshop::default()
         });
+        let helpers = worker.habits.helpers;
         worker.run();
         let asked = outage.judged.load(Ordering::SeqCst) - before.0;
         let kept = evaluated() - before.1;
-        // Two batches are put down at once, each image by image.
-        assert!(asked <= kept + 2, "{asked} asked, {kept} kept");
+        // Each helper has one image in hand.
+        assert!(asked <= kept + helpers, "{asked} asked, {kept} kept");
     }
     succeeded(&server);
     assert!(evaluated() > 0);
@@ -119,24 +98,17 @@ fn a_kill_costs_no_more_paid_scores_than_those_of_the_images_in_hand() {
 
 #[test]
 fn a_fused_model_without_room_is_left_out_and_the_job_succeeds() {
-    let spec = spec_with(&[("[output]", "[limits]\ndisk = \"3 MiB\"\n[output]")]);
-    let server = Arc::new(FakeServer::new(&spec));
-    let folder = tempfile::tempdir().unwrap();
-    let mut heavy = worker(&server, folder.path());
-    heavy.workshop = Box::new(FakeWorkshop {
-        fault: Some("heavy"),
-        ..FakeWorkshop::default()
+    let server = run_by(&limited("disk = \"3 MiB\""), |worker| {
+        worker.workshop = faulty("heavy");
     });
-    heavy.run();
     succeeded(&server);
     let results = server.results();
     assert!(results.keys().all(|name| !name.starts_with("fused/")));
     assert!(results.keys().any(|name| name.starts_with("lora/merged/")));
-    let card = String::from_utf8(results["MODEL_CARD.md"].clone()).unwrap();
+    let card = text_of(&server, "MODEL_CARD.md");
     assert!(card.contains("The fused model was left out"), "{card}");
     assert!(card.contains("limits.disk"), "{card}");
     // Where there is room, the card names its files.
-    let whole = undisturbed(SPEC).results();
-    let card = String::from_utf8(whole["MODEL_CARD.md"].clone()).unwrap();
+    let card = text_of(&undisturbed(SPEC), "MODEL_CARD.md");
     assert!(card.contains("fused/unet/weights"), "{card}");
 }
