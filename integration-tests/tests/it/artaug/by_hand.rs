@@ -21,7 +21,7 @@ fn a_worker_lets_go_at_a_pause_and_one_on_another_machine_ends_the_job() {
     let federation = with_prompts("");
     let mut operator = operator_of(&federation);
     let mut first = started(&federation, "gpu-1");
-    let job_id = runtime().block_on(submit_as(&mut operator, "by hand"));
+    let job_id = runtime().block_on(submit_as(&mut operator, "by hand", 1));
     let folder = federation.path().join("gpu-1");
     wait_for("a checkpoint of the first worker", JOB, || {
         runtime().block_on(accept_all(&mut operator, &job_id));
