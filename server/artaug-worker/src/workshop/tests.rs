@@ -1,5 +1,6 @@
 use std::{os::unix::fs::symlink, path::Path};
 
+use concord_artaug::{image::Image, scorer::ScoreError};
 use concord_common::config::ByteSize;
 
 use super::*;
@@ -368,4 +369,44 @@ fn the_card_says_what_is_planted_and_with_what_it_was_made() {
     for word in ["toy", "planted", "vocabulary", "statistics"] {
         assert!(limits.contains(word), "{word}: {limits}");
     }
+}
+
+/// A scorer of a name that asks with words of a version.
+struct Worded(&'static str, &'static str);
+
+impl Scorer for Worded {
+    type Use = ForFilter;
+
+    fn name(&self) -> &str {
+        self.0
+    }
+
+    fn version(&self) -> Option<&'static str> {
+        Some(self.1)
+    }
+
+    fn score(&self, _image: &Image, _prompt: &str) -> Result<f64, ScoreError> {
+        Ok(0.0)
+    }
+}
+
+#[test]
+fn a_job_does_not_go_on_with_other_words_for_its_scorers() {
+    let place = Place::new();
+    let mut tools = place.parts(&[]).unwrap().tools;
+    let words = "words of the scorers of kind chat".to_owned();
+    let stated = (words, "artaug-score-1".to_owned());
+    assert!(tools.card.versions.contains(&stated));
+    let began = tools.ingredients();
+    let mut with = |version| {
+        tools.filter = vec![Box::new(Worded("liked", version))];
+        began.differing(&tools.ingredients())
+    };
+    assert!(with("artaug-score-1").is_empty());
+    assert_eq!(with("artaug-score-2"), ["the words of the scorer liked"]);
+    tools.evaluation.clear();
+    assert_eq!(
+        began.differing(&tools.ingredients())[0],
+        "the words of the scorer judged"
+    );
 }
