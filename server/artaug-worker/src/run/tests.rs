@@ -46,6 +46,10 @@ fn limited(limit: &str) -> String {
 }
 
 /// A workshop whose engine fails so.
+#[expect(
+    clippy::unnecessary_box_returns,
+    reason = "a worker has its workshop in a box"
+)]
 fn faulty(fault: &'static str) -> Box<FakeWorkshop> {
     Box::new(FakeWorkshop {
         fault: Some(fault),
