@@ -19,10 +19,13 @@ use serde::Deserialize;
 
 use crate::datastore;
 
-/// Name of the program that runs jobs of kind `artaug`.
-const WORKER_PROGRAM: &str = "concord-artaug";
-/// Name of its configuration beside the server's own.
-const WORKER_CONFIG: &str = "artaug-worker.toml";
+mod limits;
+#[cfg(test)]
+mod tests;
+mod workers;
+
+pub use limits::LimitsSection;
+pub use workers::{WorkerCommand, WorkersSection};
 
 /// All settings. Unknown keys are errors.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -100,65 +103,6 @@ impl EnrollmentPolicy {
     }
 }
 
-/// The section `[limits]`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct LimitsSection {
-    /// Uploads and downloads at once; more wait.
-    pub max_transfers: usize,
-    /// Uploads and downloads of one silo at once; more of it wait.
-    pub max_transfers_per_silo: usize,
-    /// Transfers that may wait; one more is refused as busy.
-    pub max_waiting_transfers: usize,
-    /// How long a transfer waits for its turn before it is refused as busy.
-    #[serde(with = "humantime_serde")]
-    pub transfer_wait: Duration,
-    /// A transfer in which nothing moves for this long is cut.
-    #[serde(with = "humantime_serde")]
-    pub transfer_idle: Duration,
-    /// A transfer that moves fewer bytes a second, from its turn to its end, is cut.
-    pub min_transfer_rate: ByteSize,
-    /// Size of the chunks that the server sends.
-    pub chunk_size: ByteSize,
-    /// Bytes that a peer may send ahead on one stream.
-    pub stream_window: ByteSize,
-    /// Bytes that a peer may send ahead on all streams of a connection together.
-    pub connection_window: ByteSize,
-    /// Calls at once on one connection.
-    pub max_streams: u32,
-    /// Largest message that is read.
-    pub max_message: ByteSize,
-    /// How long the message of a call may take to come in, from the call's headers on; not for those that take a stream of them.
-    #[serde(with = "humantime_serde")]
-    pub message_time: Duration,
-    /// Largest header list that is read.
-    pub max_headers: ByteSize,
-    /// A connection older than this is to be made anew, with the certificates of then.
-    #[serde(with = "humantime_serde")]
-    pub max_connection_age: Duration,
-}
-
-impl Default for LimitsSection {
-    fn default() -> Self {
-        Self {
-            max_transfers: 8,
-            max_transfers_per_silo: 2,
-            max_waiting_transfers: 1024,
-            transfer_wait: Duration::from_mins(2),
-            transfer_idle: Duration::from_secs(30),
-            min_transfer_rate: ByteSize(16 << 10),
-            chunk_size: ByteSize(256 << 10),
-            stream_window: ByteSize(256 << 10),
-            connection_window: ByteSize(512 << 10),
-            max_streams: 16,
-            max_message: ByteSize::mebibytes(2),
-            message_time: Duration::from_secs(70),
-            max_headers: ByteSize(16 << 10),
-            max_connection_age: Duration::from_hours(1),
-        }
-    }
-}
-
 /// The section `[spool]`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -209,107 +153,6 @@ impl Default for JobsSection {
             lease: Duration::from_mins(2),
             announce_ended: Duration::from_hours(7 * 24),
         }
-    }
-}
-
-/// The section `[workers]`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct WorkersSection {
-    /// The worker's program; `concord-artaug` beside the server's own if absent.
-    pub program: Option<PathBuf>,
-    /// The worker's configuration; `artaug-worker.toml` beside the server's own if absent, the file is there, and so is the program.
-    /// Without one the server starts no worker, and jobs wait for workers elsewhere.
-    pub config: Option<PathBuf>,
-    /// Jobs that workers hold at once; more wait in order of submission.
-    pub max_running: usize,
-    /// How long a worker's lease on a job lasts.
-    #[serde(with = "humantime_serde")]
-    pub lease: Duration,
-    /// Largest `limits.disk` of a job: what it may keep in the server's state folder.
-    pub max_disk: ByteSize,
-    /// What all jobs together may keep there.
-    pub max_total_disk: ByteSize,
-}
-
-impl Default for WorkersSection {
-    fn default() -> Self {
-        Self {
-            program: None,
-            config: None,
-            max_running: 1,
-            lease: Duration::from_mins(1),
-            max_disk: ByteSize(64 << 30),
-            max_total_disk: ByteSize(256 << 30),
-        }
-    }
-}
-
-/// How a worker is started.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WorkerCommand {
-    /// Program.
-    pub program: PathBuf,
-    /// Its configuration.
-    pub config: PathBuf,
-}
-
-impl WorkersSection {
-    /// Takes the worker's configuration beside the server's own, unless another one was named or there is nothing to run with it.
-    fn look_beside(&mut self, own: &Path) {
-        let found = Self {
-            config: Some(own.with_file_name(WORKER_CONFIG)),
-            ..self.clone()
-        };
-        let is_complete = found
-            .command()
-            .is_some_and(|command| command.config.is_file() && command.program.is_file());
-        if self.config.is_none() && is_complete {
-            *self = found;
-        }
-    }
-
-    /// How to start a worker on this machine, if the server is to do so.
-    pub fn command(&self) -> Option<WorkerCommand> {
-        let config = self.config.clone()?;
-        let beside = || {
-            let own = std::env::current_exe().unwrap_or_default();
-            own.with_file_name(WORKER_PROGRAM)
-        };
-        Some(WorkerCommand {
-            program: self.program.clone().unwrap_or_else(beside),
-            config,
-        })
-    }
-
-    fn check(&self) -> Result<(), InvalidConfig> {
-        let value = |key, what| Err(InvalidConfig::Value { key, what });
-        for (key, number, low, high) in [
-            ("workers.max_running", self.max_running as u64, 1, 1000),
-            ("workers.max_disk", self.max_disk.bytes(), 1 << 20, 1 << 50),
-            (
-                "workers.max_total_disk",
-                self.max_total_disk.bytes(),
-                1 << 20,
-                1 << 50,
-            ),
-        ] {
-            if !(low..=high).contains(&number) {
-                return value(key, format!("must be from {low} to {high}, is {number}"));
-            }
-        }
-        let Some(command) = self.command() else {
-            return Ok(());
-        };
-        for (key, path) in [
-            ("workers.config", &command.config),
-            ("workers.program", &command.program),
-        ] {
-            if !path.is_file() {
-                return value(key, format!("must name a file; {} is none", path.display()));
-            }
-        }
-        Ok(())
     }
 }
 
@@ -372,6 +215,15 @@ pub enum InvalidConfig {
     },
 }
 
+/// Checks that a number is one of `low` to `high`.
+fn in_range(key: &'static str, number: u64, low: u64, high: u64) -> Result<(), InvalidConfig> {
+    if (low..=high).contains(&number) {
+        return Ok(());
+    }
+    let what = format!("must be from {low} to {high}, is {number}");
+    Err(InvalidConfig::Value { key, what })
+}
+
 impl ServerConfig {
     /// Reads and checks the settings: the file, then `CONCORD__SECTION__KEY` from `environment` over it.
     ///
@@ -401,59 +253,7 @@ impl ServerConfig {
         if let Err(error) = parse_filter(&self.log.filter) {
             return value("log.filter", format!("cannot be used: {error}"));
         }
-        let limits = &self.limits;
-        for (key, number, low, high) in [
-            ("limits.max_transfers", limits.max_transfers as u64, 1, 1024),
-            (
-                "limits.max_transfers_per_silo",
-                limits.max_transfers_per_silo as u64,
-                1,
-                1024,
-            ),
-            (
-                "limits.min_transfer_rate",
-                limits.min_transfer_rate.bytes(),
-                1,
-                1 << 30,
-            ),
-            (
-                "limits.max_waiting_transfers",
-                limits.max_waiting_transfers as u64,
-                0,
-                1 << 20,
-            ),
-            (
-                "limits.chunk_size",
-                limits.chunk_size.bytes(),
-                16 << 10,
-                1 << 20,
-            ),
-            (
-                "limits.stream_window",
-                limits.stream_window.bytes(),
-                64 << 10,
-                64 << 20,
-            ),
-            (
-                "limits.connection_window",
-                limits.connection_window.bytes(),
-                64 << 10,
-                256 << 20,
-            ),
-            ("limits.max_streams", u64::from(limits.max_streams), 4, 1024),
-            // A chunk of 1 MiB with its frame must pass.
-            (
-                "limits.max_message",
-                limits.max_message.bytes(),
-                (1 << 20) + 1024,
-                64 << 20,
-            ),
-            (
-                "limits.max_headers",
-                limits.max_headers.bytes(),
-                4 << 10,
-                1 << 20,
-            ),
+        let numbers = [
             ("spool.max_uploads", self.spool.max_uploads, 1, 1 << 20),
             (
                 "spool.max_bytes",
@@ -476,20 +276,16 @@ impl ServerConfig {
                 1 << 10,
                 MAX_ELEMENTS * 4,
             ),
-        ] {
-            if number < low || number > high {
-                return value(key, format!("must be from {low} to {high}, is {number}"));
-            }
+        ];
+        for (key, number, low, high) in self.limits.numbers().into_iter().chain(numbers) {
+            in_range(key, number, low, high)?;
         }
-        for (key, time) in [
-            ("limits.transfer_wait", limits.transfer_wait),
-            ("limits.transfer_idle", limits.transfer_idle),
-            ("limits.message_time", limits.message_time),
-            ("limits.max_connection_age", limits.max_connection_age),
+        let times = [
             ("spool.expiry", self.spool.expiry),
             ("jobs.lease", self.jobs.lease),
             ("workers.lease", self.workers.lease),
-        ] {
+        ];
+        for (key, time) in self.limits.times().into_iter().chain(times) {
             if time < Duration::from_millis(100) {
                 return value(key, "must be at least 100ms".to_owned());
             }
@@ -534,6 +330,3 @@ impl ServerConfig {
         ))
     }
 }
-
-#[cfg(test)]
-mod tests;
