@@ -246,7 +246,17 @@ fn no_setting_of_the_code_is_missing_from_the_page() {
                 "server/src/config/workers.rs",
             ],
         ),
-        ("Jobs", 30, &["common/src/job.rs"]),
+        (
+            "Jobs",
+            30,
+            &[
+                "common/src/job.rs",
+                "common/src/job/algorithm.rs",
+                "common/src/job/model.rs",
+                "common/src/job/rounds.rs",
+                "common/src/job/training.rs",
+            ],
+        ),
         (
             "ArtAug worker",
             25,
