@@ -23,7 +23,7 @@ pub use self::{
     figures::{Figures, Recognised},
     judge::{BaseFigures, Draw, Judge},
     model::{ImageText, ImageTextFiles},
-    scorers::ImageTextScorers,
+    scorers::TrainedModels,
     train::{Trained, train},
 };
 

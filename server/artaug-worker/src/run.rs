@@ -79,6 +79,17 @@ pub struct Habits {
     pub exit_when_idle: Option<Duration>,
 }
 
+/// Why a worker has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to.
+    Told,
+    /// No job came for long enough.
+    Idle,
+    /// The process holds more memory than it may, also without a job: only a new one gets rid of it.
+    Heavy,
+}
+
 /// A worker.
 pub struct Worker {
     /// The server.
@@ -102,9 +113,9 @@ impl std::fmt::Debug for Worker {
 }
 
 impl Worker {
-    /// Works until it is told to stop, or no job has come for long enough. A server that cannot be reached is no error, and a job that
-    /// goes wrong ends that job alone.
-    pub fn run(&self) {
+    /// Works until it is told to stop, no job has come for long enough, or the memory that a job took does not come back. A server that
+    /// cannot be reached is no error, and a job that goes wrong ends that job alone.
+    pub fn run(&self) -> Ended {
         let pace = self.habits.pace;
         let (mut failures, mut troubles) = (pace.delays(), pace.delays());
         let mut idle_since = Instant::now();
@@ -117,6 +128,9 @@ impl Worker {
                     if !held_up {
                         troubles = pace.delays();
                         continue;
+                    }
+                    if self.habits.memory.check().is_err() {
+                        return Ended::Heavy;
                     }
                     // The same job would be claimed at once, and held up again.
                     let delay = troubles.next().unwrap_or(LONGEST_TROUBLE);
@@ -137,10 +151,11 @@ impl Worker {
             let is_idle = |idle: Duration| idle_since.elapsed() >= idle;
             if self.habits.exit_when_idle.is_some_and(is_idle) {
                 tracing::info!("no job has come for long enough");
-                return;
+                return Ended::Idle;
             }
             self.stop.wait(wait);
         }
+        Ended::Told
     }
 
     /// Works on a claimed job; true if something outside held it up.

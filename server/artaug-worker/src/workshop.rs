@@ -5,7 +5,7 @@ mod files;
 #[cfg(test)]
 mod tests;
 
-use std::{fmt::Display, fs, path::PathBuf};
+use std::{fmt::Display, fs, sync::Arc};
 
 use concord_artaug::{
     advisor::Advisor,
@@ -13,8 +13,7 @@ use concord_artaug::{
     data::{Icon, Raster, rasterise, read_icons},
     engine::Engine as _,
     prompts::resolve,
-    scorer::{ForEvaluation, ForFilter, Scorer},
-    setup::{Clean, Endpoints, SetupError, TrainedScorers, prompts as prompts_of, rule_tail},
+    setup::{Clean, Endpoints, SetupError, prompts as prompts_of, rule_tail},
 };
 use concord_common::{
     Digest,
@@ -31,7 +30,7 @@ use crate::{
     base::corpus::Corpus,
     config::{DataSection, LimitsSection, WorkerConfig},
     engine::{Settings, TorchEngine},
-    imagetext::{ImageTextScorers, SubjectAdvisor},
+    imagetext::{ImageText, SubjectAdvisor, TrainedModels},
     run::{PartsError, Workshop},
     stages::{Opened, Parts, Tools},
 };
@@ -87,18 +86,16 @@ impl Workshop for TorchWorkshop {
             });
         }
         let (clean, mut data_files) = clean(spec, data, width.max(height).min(MOST_SIDE))?;
-        let trained = Trained::new(data);
+        let trained = TrainedModels::new(data.image_text.clone(), data.brisque.clone(), SCORING_THREADS);
         let mut endpoints = Endpoints::new(allowed, self.runtime.clone());
         let advisor = endpoints.advisor(&spec.advisor, &clean.looks)?;
-        let advisor: Box<dyn Advisor> = match (&spec.advisor, &trained.models) {
-            (AdvisorSpec::Rules { .. }, Some(models)) => {
-                Box::new(SubjectAdvisor::new(advisor, models.model()?))
-            }
-            _ => advisor,
+        let advisor: Box<dyn Advisor> = match subjects(&trained, spec)? {
+            Some((model, low)) => Box::new(SubjectAdvisor::new(advisor, model, low)),
+            None => advisor,
         };
         let filter = endpoints.filter_panel(spec, &clean, &trained)?;
         let evaluation = endpoints.evaluation_panel(spec, &clean, &trained)?;
-        data_files.extend(trained.files(spec)?);
+        data_files.extend(trained_files(&trained, spec)?);
         let card = CardFacts {
             data_files,
             ..card::facts(spec, &folder, &files, threads, advisor.as_ref())?
@@ -195,6 +192,31 @@ fn check_size(spec: &ArtaugSpec, limits: &LimitsSection, weights: u64) -> Result
     Ok(())
 }
 
+/// An image-text model, and the alignment below which a subject is asked for if it is not the model's own.
+type Subjects = (Arc<ImageText>, Option<f64>);
+
+/// When the embedded advisor asks for an image's subject.
+#[derive(Debug, PartialEq)]
+enum Subject {
+    Never,
+    /// For images whose alignment with their prompt is below this.
+    Below(f64),
+    /// By a threshold of the image-text model's own, where there is one.
+    AsTheWorkerCan,
+}
+
+fn subject_rule(spec: &ArtaugSpec) -> Subject {
+    match spec.advisor {
+        AdvisorSpec::Rules { subject_below, .. } => match subject_below {
+            None => Subject::AsTheWorkerCan,
+            // No cosine is below -1.
+            Some(low) if low <= -1.0 => Subject::Never,
+            Some(low) => Subject::Below(low),
+        },
+        AdvisorSpec::Chat { .. } => Subject::Never,
+    }
+}
+
 /// Whether anything in a job measures by clean drawings.
 fn measures(spec: &ArtaugSpec) -> bool {
     matches!(spec.advisor, AdvisorSpec::Rules { .. })
@@ -270,92 +292,46 @@ fn discs() -> Vec<(Icon, Raster)> {
 /// Digests of files by name.
 type DataFiles = Vec<(String, Digest)>;
 
-/// The trained models that this worker has.
-#[derive(Debug)]
-struct Trained {
-    models: Option<ImageTextScorers>,
-    brisque: Option<PathBuf>,
-}
-
-impl Trained {
-    fn new(data: &DataSection) -> Self {
-        let brisque = data.brisque.clone();
-        Self {
-            models: data.image_text.clone().map(|files| {
-                let table = brisque.clone().unwrap_or_default();
-                ImageTextScorers::new(files, table, SCORING_THREADS)
-            }),
-            brisque,
-        }
+/// The files of the trained models that a job uses.
+fn trained_files(models: &TrainedModels, spec: &ArtaugSpec) -> Result<DataFiles, SetupError> {
+    let (filter, judges) = (&spec.scorers.filter, &spec.scorers.evaluation);
+    let advises = subject_rule(spec) != Subject::Never;
+    let is_alignment = |scorer: &FilterScorer| matches!(scorer, FilterScorer::Alignment { .. });
+    let is_aligned = spec.scorers.guard == Guard::Alignment || filter.iter().any(is_alignment);
+    let is_brisque = |scorer: &FilterScorer| matches!(scorer, FilterScorer::Brisque { .. });
+    let judges_brisque = |scorer: &EvaluationScorer| matches!(scorer, EvaluationScorer::Brisque {});
+    let mut files = Vec::new();
+    // The projections name the towers that they belong to.
+    if (advises || is_aligned)
+        && let Some(model) = models.image_text()?
+    {
+        files.push(("the image-text projections".to_owned(), *model.digest()));
     }
-
-    /// The files of those that a job uses.
-    fn files(&self, spec: &ArtaugSpec) -> Result<DataFiles, SetupError> {
-        let (filter, judges) = (&spec.scorers.filter, &spec.scorers.evaluation);
-        let advises = matches!(spec.advisor, AdvisorSpec::Rules { .. });
-        let is_alignment = |scorer: &FilterScorer| matches!(scorer, FilterScorer::Alignment { .. });
-        let is_aligned = spec.scorers.guard == Guard::Alignment || filter.iter().any(is_alignment);
-        let is_brisque = |scorer: &FilterScorer| matches!(scorer, FilterScorer::Brisque { .. });
-        let judges_brisque =
-            |scorer: &EvaluationScorer| matches!(scorer, EvaluationScorer::Brisque {});
-        let mut files = Vec::new();
-        // The projections name the towers that they belong to.
-        if let Some(models) = self.models.as_ref().filter(|_| advises || is_aligned) {
-            let digest = *models.model()?.digest();
-            files.push(("the image-text projections".to_owned(), digest));
-        }
-        let table = self.brisque.as_ref();
-        if let Some(table) =
-            table.filter(|_| filter.iter().any(is_brisque) || judges.iter().any(judges_brisque))
-        {
-            let bytes = fs::read(table).map_err(|error| SetupError::Scorer {
-                scorer: "brisque",
-                what: format!("{}: {error}", table.display()),
-            })?;
-            files.push(("the table of brisque".to_owned(), Digest::of(&bytes)));
-        }
-        Ok(files)
-    }
-
-    fn alignment(&self) -> Result<&ImageTextScorers, SetupError> {
-        self.models.as_ref().ok_or_else(|| SetupError::Scorer {
-            scorer: "alignment",
-            what: "this worker has no image-text model; set `data.image_text` in its settings, or say `guard = \"none\"` and take `alignment` out of \
-                   the filter"
-                .to_owned(),
-        })
-    }
-
-    fn brisque(&self) -> Result<&ImageTextScorers, SetupError> {
-        let refuse = |what: &str| SetupError::Scorer {
+    if (filter.iter().any(is_brisque) || judges.iter().any(judges_brisque))
+        && let Some(table) = models.brisque()
+    {
+        let bytes = fs::read(table).map_err(|error| SetupError::Scorer {
             scorer: "brisque",
-            what: what.to_owned(),
-        };
-        if self.brisque.is_none() {
-            return Err(refuse(
-                "this worker has no table for it; set `data.brisque` in its settings",
-            ));
-        }
-        self.models
-            .as_ref()
-            .ok_or_else(|| refuse("it comes with the image-text model; set `data.image_text` too"))
+            what: format!("{}: {error}", table.display()),
+        })?;
+        files.push(("the table of brisque".to_owned(), Digest::of(&bytes)));
     }
+    Ok(files)
 }
 
-impl TrainedScorers for Trained {
-    fn alignment_filter(&self) -> Result<Box<dyn Scorer<Use = ForFilter>>, SetupError> {
-        self.alignment()?.alignment_filter()
-    }
-
-    fn alignment_guard(&self) -> Result<Box<dyn Scorer<Use = ForEvaluation>>, SetupError> {
-        self.alignment()?.alignment_guard()
-    }
-
-    fn brisque_filter(&self) -> Result<Box<dyn Scorer<Use = ForFilter>>, SetupError> {
-        self.brisque()?.brisque_filter()
-    }
-
-    fn brisque_evaluation(&self) -> Result<Box<dyn Scorer<Use = ForEvaluation>>, SetupError> {
-        self.brisque()?.brisque_evaluation()
+/// The image-text model by whose alignment a job wants subjects to be asked for, with the threshold.
+fn subjects(models: &TrainedModels, spec: &ArtaugSpec) -> Result<Option<Subjects>, SetupError> {
+    match subject_rule(spec) {
+        Subject::Never => Ok(None),
+        Subject::AsTheWorkerCan => Ok(models.image_text()?.map(|model| (model, None))),
+        Subject::Below(low) => {
+            let model = models.image_text()?.ok_or_else(|| {
+                SetupError::Advisor(
+                    "this worker has no image-text model; set `data.image_text` in its settings, or leave `advisor.subject_below` out"
+                        .to_owned(),
+                )
+            })?;
+            Ok(Some((model, Some(low))))
+        }
     }
 }

@@ -17,6 +17,10 @@ pub enum AdvisorSpec {
         /// A fault counts from this excess on, in visible steps.
         #[serde(default = "default_excess")]
         least_excess: f64,
+        /// Alignment with its prompt, -1 to 1, below which an image's middle is asked for the subject; at -1 never. Without it, and
+        /// where the worker has an image-text model, what 19 in 20 clean drawings reach.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        subject_below: Option<f64>,
     },
     /// A model with image input behind an OpenAI-compatible chat endpoint.
     Chat {

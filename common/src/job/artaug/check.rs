@@ -107,10 +107,14 @@ fn check_advisor(advisor: &AdvisorSpec) -> Result<(), Refusal> {
             max_regions,
             tail,
             least_excess,
+            subject_below,
         } => {
             range(max_regions, 1, 16, "advisor.max_regions")?;
             range(tail, 0.0, 0.45, "advisor.tail")?;
-            range(least_excess, 0.0, 100.0, "advisor.least_excess")
+            range(least_excess, 0.0, 100.0, "advisor.least_excess")?;
+            subject_below
+                .iter()
+                .try_for_each(|least| range(least, -1.0, 1.0, "advisor.subject_below"))
         }
         AdvisorSpec::Chat {
             endpoint,

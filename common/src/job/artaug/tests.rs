@@ -187,6 +187,11 @@ fn a_value_that_cannot_be_is_refused_with_its_key() {
             "kind = \"rules\"\ntail = nan",
             "advisor.tail",
         ),
+        (
+            "kind = \"rules\"",
+            "kind = \"rules\"\nsubject_below = 1.5",
+            "advisor.subject_below",
+        ),
         ("[{ kind = \"photometry\" }]", "[]", "scorers.filter"),
         ("[{ kind = \"statistics\" }]", "[]", "scorers.evaluation"),
         (

@@ -9,13 +9,15 @@ use concord_artaug::{
 
 use super::ImageText;
 
-/// Another advisor's advice, and a region in the middle for images whose alignment with their prompt is below what 19 in 20 clean drawings reach.
+/// Another advisor's advice, and a region in the middle for images whose alignment with their prompt is low: below a given one, or below what 19 in 20
+/// clean drawings reach.
 ///
 /// The region's prompt is the image's own with the words for a clear, sharp and centred subject. It is a simple rule: it cannot say what is wrong with
 /// the subject, only that little of it is recognised. So it takes the last place, and none if the other advice fills them all.
 pub struct SubjectAdvisor {
     inner: Box<dyn Advisor>,
     model: Arc<ImageText>,
+    low: f64,
 }
 
 impl std::fmt::Debug for SubjectAdvisor {
@@ -25,9 +27,10 @@ impl std::fmt::Debug for SubjectAdvisor {
 }
 
 impl SubjectAdvisor {
-    /// Adds the model's advice to that of `inner`.
-    pub fn new(inner: Box<dyn Advisor>, model: Arc<ImageText>) -> Self {
-        Self { inner, model }
+    /// Adds the model's advice to that of `inner`, on images whose alignment is below `low`.
+    pub fn new(inner: Box<dyn Advisor>, model: Arc<ImageText>, low: Option<f64>) -> Self {
+        let low = low.unwrap_or(model.facts().low);
+        Self { inner, model, low }
     }
 }
 
@@ -59,8 +62,9 @@ pub(super) fn emphasis(alignment: f64, (low, typical): (f64, f64), prompt: &str)
 impl Advisor for SubjectAdvisor {
     fn name(&self) -> String {
         format!(
-            "{}, subject by the image-text model {}",
+            "{}, subject below {:.3} by the image-text model {}",
             self.inner.name(),
+            self.low,
             self.model.digest().short()
         )
     }
@@ -78,10 +82,9 @@ impl Advisor for SubjectAdvisor {
                 return Err(AdvisorError::NoUsableReply(Box::new(advice)));
             }
         };
-        let facts = self.model.facts();
+        let typical = self.model.facts().typical;
         if advice.regions.len() < question.max_regions
-            && let Some(mut region) =
-                emphasis(alignment, (facts.low, facts.typical), question.prompt)
+            && let Some(mut region) = emphasis(alignment, (self.low, typical), question.prompt)
         {
             // Measured faults come first: they say where they are.
             if let Some(last) = advice.regions.last() {

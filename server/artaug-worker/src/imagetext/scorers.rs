@@ -2,7 +2,7 @@
 
 use std::{
     marker::PhantomData,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -15,55 +15,76 @@ use concord_learning::brisque::Brisque;
 
 use super::{ImageText, ImageTextFiles, features::picture};
 
-/// Loads models when a job first asks for them and keeps them.
+/// The trained models that a worker has, loaded when a job first asks for them and kept.
 #[derive(Debug)]
-pub struct ImageTextScorers {
-    files: ImageTextFiles,
-    brisque: PathBuf,
+pub struct TrainedModels {
+    image_text: Option<ImageTextFiles>,
+    brisque: Option<PathBuf>,
     threads: usize,
     loaded: Mutex<Option<Arc<ImageText>>>,
 }
 
-impl ImageTextScorers {
-    /// Scorers from files; `brisque` is the table that `deploy/artaug/fetch.py` makes. Nothing is read yet.
-    pub fn new(files: ImageTextFiles, brisque: PathBuf, threads: usize) -> Self {
+impl TrainedModels {
+    /// Models from files; `brisque` is the table that `deploy/artaug/fetch.py` makes. Nothing is read yet.
+    pub fn new(
+        image_text: Option<ImageTextFiles>,
+        brisque: Option<PathBuf>,
+        threads: usize,
+    ) -> Self {
         Self {
-            files,
+            image_text,
             brisque,
             threads,
             loaded: Mutex::default(),
         }
     }
 
-    /// The image-text model, loaded at the first call.
+    /// The image-text model, if the worker has it; loaded at the first call.
     ///
     /// # Errors
     /// If it cannot be loaded.
-    pub fn model(&self) -> Result<Arc<ImageText>, SetupError> {
+    pub fn image_text(&self) -> Result<Option<Arc<ImageText>>, SetupError> {
+        let Some(files) = &self.image_text else {
+            return Ok(None);
+        };
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(model) = &*loaded {
-            return Ok(Arc::clone(model));
+            return Ok(Some(Arc::clone(model)));
         }
-        let model =
-            ImageText::load(&self.files, self.threads).map_err(|error| SetupError::Scorer {
-                scorer: "alignment",
-                what: error.to_string(),
-            })?;
-        Ok(Arc::clone(loaded.insert(Arc::new(model))))
+        let model = ImageText::load(files, self.threads).map_err(|error| SetupError::Scorer {
+            scorer: "alignment",
+            what: error.to_string(),
+        })?;
+        Ok(Some(Arc::clone(loaded.insert(Arc::new(model)))))
+    }
+
+    /// The table of `brisque`, if the worker has it.
+    pub fn brisque(&self) -> Option<&Path> {
+        self.brisque.as_deref()
     }
 
     fn aligned<U: Use>(&self) -> Result<Box<dyn Scorer<Use = U>>, SetupError> {
+        let model = self.image_text()?.ok_or_else(|| SetupError::Scorer {
+            scorer: "alignment",
+            what: "this worker has no image-text model; set `data.image_text` in its settings, or say `guard = \"none\"` and take `alignment` out of \
+                   the filter"
+                .to_owned(),
+        })?;
         Ok(Box::new(AlignmentScorer {
-            model: self.model()?,
+            model,
             purpose: PhantomData,
         }))
     }
 
     fn distorted<U: Use>(&self) -> Result<Box<dyn Scorer<Use = U>>, SetupError> {
-        let table = Brisque::load(&self.brisque).map_err(|error| SetupError::Scorer {
+        let refuse = |what: String| SetupError::Scorer {
             scorer: "brisque",
-            what: error.to_string(),
+            what,
+        };
+        let table = self.brisque.as_ref().ok_or_else(|| {
+            refuse("this worker has no table for it; set `data.brisque` in its settings".to_owned())
         })?;
+        let table = Brisque::load(table).map_err(|error| refuse(error.to_string()))?;
         Ok(Box::new(BrisqueScorer {
             table,
             purpose: PhantomData,
@@ -71,7 +92,7 @@ impl ImageTextScorers {
     }
 }
 
-impl TrainedScorers for ImageTextScorers {
+impl TrainedScorers for TrainedModels {
     fn alignment_filter(&self) -> Result<Box<dyn Scorer<Use = ForFilter>>, SetupError> {
         self.aligned()
     }

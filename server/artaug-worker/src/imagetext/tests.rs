@@ -254,7 +254,7 @@ fn scorers_come_with_their_models_or_say_what_is_missing() {
     let files = Files::new();
     drop(model(&files));
     let nowhere = files.folder.path().join("brisque");
-    let scorers = ImageTextScorers::new(files.paths(), nowhere, 1);
+    let scorers = TrainedModels::new(Some(files.paths()), Some(nowhere), 1);
     let image = Image::filled(32, 32, [200, 40, 40]).unwrap();
     let filter = scorers.alignment_filter().unwrap();
     let guard = scorers.alignment_guard().unwrap();
@@ -312,31 +312,30 @@ impl Advisor for Left {
 fn advice_on_the_subject_comes_beside_the_other_and_within_the_number_wanted() {
     let files = Files::new();
     let model = Arc::new(model(&files));
-    let low = model.facts().low;
-    let advisor = SubjectAdvisor::new(Box::new(Left), Arc::clone(&model));
-    assert!(
-        advisor
-            .name()
-            .starts_with("left, subject by the image-text model ")
-    );
-    for (number, name) in base_subjects().enumerate().take(60) {
-        let colour = BACKGROUNDS[number % BACKGROUNDS.len()].1;
-        let image = Image::filled(32, 32, colour).unwrap();
-        let question = |max_regions| Question {
-            image: &image,
-            prompt: name,
-            max_regions,
-        };
-        let advice = advisor.advise(&question(4)).unwrap();
-        let emphasised = model.alignment(&image, name).unwrap() < low;
-        assert_eq!(advice.regions.len(), 1 + usize::from(emphasised));
-        assert_eq!(advice.regions[0].prompt.as_str(), "well lit");
-        assert!(
-            advice
-                .regions
-                .is_sorted_by(|a, b| a.confidence >= b.confidence)
-        );
-        assert_eq!(advisor.advise(&question(1)).unwrap().regions.len(), 1);
+    let facts = model.facts();
+    for (wanted, low) in [(None, facts.low), (Some(facts.typical), facts.typical)] {
+        let advisor = SubjectAdvisor::new(Box::new(Left), Arc::clone(&model), wanted);
+        let named = format!("left, subject below {low:.3} by the image-text model ");
+        assert!(advisor.name().starts_with(&named), "{}", advisor.name());
+        for (number, name) in base_subjects().enumerate().take(60) {
+            let colour = BACKGROUNDS[number % BACKGROUNDS.len()].1;
+            let image = Image::filled(32, 32, colour).unwrap();
+            let question = |max_regions| Question {
+                image: &image,
+                prompt: name,
+                max_regions,
+            };
+            let advice = advisor.advise(&question(4)).unwrap();
+            let emphasised = model.alignment(&image, name).unwrap() < low;
+            assert_eq!(advice.regions.len(), 1 + usize::from(emphasised));
+            assert_eq!(advice.regions[0].prompt.as_str(), "well lit");
+            assert!(
+                advice
+                    .regions
+                    .is_sorted_by(|a, b| a.confidence >= b.confidence)
+            );
+            assert_eq!(advisor.advise(&question(1)).unwrap().regions.len(), 1);
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use concord_common::{
 use tokio::{runtime::Runtime, sync::watch, task::JoinSet};
 use tokio_stream::StreamExt as _;
 
-use super::{Habits, Worker};
+use super::{Ended, Habits, Worker};
 use crate::{
     brake::Stop,
     config::{SettingsError, WorkerConfig},
@@ -101,11 +101,16 @@ impl RunArgs {
         };
         notifier.ready();
         tracing::info!(worker = %id, server = url, version = env!("CARGO_PKG_VERSION"), "running");
-        worker.run();
+        let ended = worker.run();
         notifier.stopping();
         drop(worker);
         tasks.abort_all();
         runtime.shutdown_timeout(Duration::from_secs(1));
+        if ended == Ended::Heavy {
+            bail!(
+                "the process holds more memory than `limits.memory` also after its job was given back; it ends, and a new one begins without it"
+            );
+        }
         tracing::info!("stopped");
         Ok(())
     }

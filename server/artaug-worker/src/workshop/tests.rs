@@ -1,6 +1,13 @@
-use std::{os::unix::fs::symlink, path::Path};
+use std::{
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+};
 
-use concord_artaug::{image::Image, scorer::ScoreError};
+use concord_artaug::{
+    image::Image,
+    scorer::{ForFilter, ScoreError, Scorer},
+    setup::TrainedScorers as _,
+};
 use concord_common::config::ByteSize;
 
 use super::*;
@@ -44,11 +51,27 @@ fn a_job_whose_advisor_and_scorers_are_elsewhere_needs_none() {
 
 #[test]
 fn what_this_worker_lacks_is_told_with_the_key_to_set() {
-    let bare = Trained::new(&DataSection::default());
+    let bare = TrainedModels::new(None, None, 1);
     let text = bare.alignment_guard().err().unwrap().to_string();
     assert!(text.contains("data.image_text"), "{text}");
+    let asks = SAMPLE.replacen("# subject_below", "subject_below", 1);
+    let asks = ArtaugSpec::parse(&asks).unwrap();
+    let text = subjects(&bare, &asks).err().unwrap().to_string();
+    assert!(text.contains("data.image_text"), "{text}");
+    assert!(subjects(&bare, &spec()).unwrap().is_none());
     let text = bare.brisque_filter().err().unwrap().to_string();
     assert!(text.contains("data.brisque"), "{text}");
+}
+
+#[test]
+fn the_subject_is_asked_for_as_the_job_says() {
+    let with = |line: &str| {
+        let text = SAMPLE.replacen("kind = \"rules\"", &format!("kind = \"rules\"\n{line}"), 1);
+        subject_rule(&ArtaugSpec::parse(&text).unwrap())
+    };
+    assert_eq!(with(""), Subject::AsTheWorkerCan);
+    assert_eq!(with("subject_below = 0.1"), Subject::Below(0.1));
+    assert_eq!(with("subject_below = -1.0"), Subject::Never);
 }
 
 #[test]

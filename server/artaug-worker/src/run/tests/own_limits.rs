@@ -17,15 +17,15 @@ impl Workshop for Little {
     }
 }
 
-/// A worker with a limit takes the job twice and gives it back with this word; the next one brings it to its end.
-fn is_run_elsewhere(limit: impl Fn(&mut Worker), word: &str) {
+/// A worker with a limit gives the job back with this word each time, and ends as it says; the next one brings the job to its end.
+fn is_run_elsewhere(limit: impl Fn(&mut Worker), word: &str, (times, ended): (usize, Ended)) {
     let server = Arc::new(FakeServer::new(SPEC));
     server.state().grants = 2;
     let folder = tempfile::tempdir().unwrap();
     let mut small = worker(&server, folder.path());
     limit(&mut small);
-    small.run();
-    assert_eq!(server.state().releases.len(), 2);
+    assert_eq!(small.run(), ended);
+    assert_eq!(server.state().releases.len(), times);
     let (release, reason) = server.released();
     assert_eq!(release, JobRelease::Stopped, "{reason}");
     assert!(reason.contains(word), "{reason}");
@@ -42,6 +42,7 @@ fn a_job_that_wants_more_than_this_worker_gives_runs_elsewhere_also_if_it_has_no
     is_run_elsewhere(
         |small| small.workshop = Box::new(Little),
         "`limits.threads`: the job wants 2 threads",
+        (2, Ended::Idle),
     );
 }
 
@@ -50,5 +51,7 @@ fn a_job_that_holds_more_memory_than_this_worker_may_runs_elsewhere() {
     is_run_elsewhere(
         |small| small.habits.memory = MemoryLimit(1),
         "`limits.memory`",
+        // What the process holds does not come back, so it would give back every other job too.
+        (1, Ended::Heavy),
     );
 }
