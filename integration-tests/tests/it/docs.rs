@@ -2,18 +2,15 @@
 
 use std::{
     collections::BTreeSet,
-    env, fs,
-    os::unix::fs::symlink,
+    fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use concord_common::{
     ErrorCode,
-    job::{JobSpec, artaug::ArtaugSpec},
+    job::artaug::ArtaugSpec,
     telemetry::names::{self, Kind},
 };
-use concord_integration_tests::harness::{program_path, run, tiny_backbone};
 use prost::Message as _;
 use prost_types::FileDescriptorSet;
 
@@ -21,7 +18,8 @@ fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-fn read(path: &str) -> String {
+/// A file of the repository.
+pub(super) fn read(path: &str) -> String {
     fs::read_to_string(repository().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
@@ -369,97 +367,4 @@ fn links_between_pages_lead_somewhere() {
             assert!(path.exists(), "{}: {target} does not exist", page.display());
         }
     }
-}
-
-/// The lines that "Five minutes" in the README tells to type, and where those begin that need a running server.
-fn tour() -> (Vec<String>, usize) {
-    let readme = read("README.md");
-    let (_, rest) = readme.split_once("\n## Five minutes\n").unwrap();
-    let section = rest.split("\n## ").next().unwrap();
-    let lines: Vec<String> = section
-        .lines()
-        .filter_map(|line| line.strip_prefix("    "))
-        .map(str::to_owned)
-        .collect();
-    let submits = lines
-        .iter()
-        .position(|line| line.starts_with("export CONCORD_SERVER="));
-    (lines, submits.unwrap())
-}
-
-#[test]
-fn the_readmes_five_minutes_can_be_typed_as_they_stand() {
-    let (lines, submits) = tour();
-    let folder = tempfile::tempdir().unwrap();
-    let backbones = folder.path().join("cache/backbones");
-    fs::create_dir_all(&backbones).unwrap();
-    symlink(
-        fs::canonicalize(tiny_backbone()).unwrap(),
-        backbones.join("all-minilm-l6-v2"),
-    )
-    .unwrap();
-    // The programs are built, and none is to stay.
-    let typed: Vec<&str> = lines[..submits]
-        .iter()
-        .map(String::as_str)
-        .filter(|line| !line.starts_with("make ") && !line.ends_with(" &"))
-        .collect();
-    let programs = program_path("concord").unwrap();
-    let path = format!(
-        "{}:{}",
-        programs.parent().unwrap().display(),
-        env::var("PATH").unwrap()
-    );
-    let output = Command::new("bash")
-        .args(["-euc", &typed.join("\n")])
-        .current_dir(folder.path())
-        .env("PATH", path)
-        .env("CONCORD_CACHE", folder.path().join("cache"))
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{output:?}");
-    let checked = text.matches("the configuration is acceptable").count();
-    assert_eq!(checked, 3, "{text}");
-
-    let here = folder.path().join("target/tour");
-    let spec = fs::read_to_string(here.join("job.toml")).unwrap();
-    let job = JobSpec::parse(&spec).unwrap();
-    let silo = fs::read_to_string(here.join("clinic-b.toml")).unwrap();
-    for name in [&job.training().task, &job.training().backbone.name] {
-        assert!(silo.contains(&format!("name = \"{name}\"")), "{name}");
-    }
-}
-
-#[test]
-fn the_readmes_commands_have_the_options_that_it_gives_them() {
-    let (lines, _) = tour();
-    let mut seen = 0;
-    for line in &lines {
-        let command = line.rsplit(" | ").next().unwrap();
-        let mut words = command.split_whitespace().peekable();
-        let program = words.next().unwrap_or_default();
-        if !["concord", "concord-server", "concord-client"].contains(&program) {
-            continue;
-        }
-        let mut help = Vec::new();
-        while let Some(word) = words.next_if(|word| {
-            word.bytes().all(|b| b.is_ascii_lowercase() || b == b'-') && !word.starts_with('-')
-        }) {
-            help.push(word);
-        }
-        help.push("--help");
-        let text = run(program, Path::new("."), &help)
-            .unwrap()
-            .success()
-            .unwrap();
-        for option in words.filter(|word| word.starts_with("--")) {
-            assert!(
-                text.split_whitespace().any(|word| word == option),
-                "{line}: {option} is not in {text}"
-            );
-        }
-        seen += 1;
-    }
-    assert!(seen > 15, "{seen}");
 }

@@ -19,6 +19,7 @@ mod operator;
 mod rounds;
 mod server;
 mod tls;
+mod tour;
 
 use std::sync::LazyLock;
 
