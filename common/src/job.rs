@@ -24,7 +24,9 @@ mod tests;
 mod training;
 
 pub use algorithm::{AlgorithmSpec, CkaEstimator, Regulariser};
-pub use model::{AdapterSpec, BackboneSpec, Combine, HeadSharing, HeadSpec, Pool, PrivateStart};
+pub use model::{
+    AdapterPosition, AdapterSpec, BackboneSpec, Combine, HeadSharing, HeadSpec, Pool, PrivateStart,
+};
 pub use rounds::{LimitsSpec, RoundsSpec, Weighting};
 pub use training::{LocalTrainingSpec, MetricName};
 
@@ -133,11 +135,26 @@ impl JobSpec {
                 toml_text.len()
             )));
         }
-        let spec: Self = toml::from_str(toml_text)
-            .map_err(|error| refuse(format!("the specification cannot be read: {error}")))?;
-        let Self::FederatedTraining(training) = &spec;
-        check::check(training)?;
-        Ok(spec)
+        let cannot =
+            |error: toml::de::Error| refuse(format!("the specification cannot be read: {error}"));
+        let mut table: toml::Table = toml_text.parse().map_err(cannot)?;
+        // The kind is taken out first: read together with it, a wrong value could not be named by its key.
+        match table.remove("kind") {
+            Some(toml::Value::String(kind)) if kind == FEDERATED => {}
+            Some(other) => {
+                return Err(refuse(format!(
+                    "`kind`: is {other}, must be \"{FEDERATED}\""
+                )));
+            }
+            None => {
+                return Err(refuse(format!(
+                    "`kind`: is missing, must be \"{FEDERATED}\""
+                )));
+            }
+        }
+        let training: TrainingSpec = table.try_into().map_err(cannot)?;
+        check::check(&training)?;
+        Ok(Self::FederatedTraining(Box::new(training)))
     }
 
     /// The specification as TOML; [`JobSpec::parse`] gives the same specification back.

@@ -79,7 +79,7 @@ class Step:
         self.optimiser = torch.optim.AdamW(parameters.values(), lr=1e-3, weight_decay=0.01)
         self.means, self.mask = [], None
         for layer in arguments.layers:
-            reference.ffn_output_layers(model)[layer].register_forward_hook(self.hook_of(layer))
+            reference.hooked_layers(model)[layer].register_forward_hook(self.hook_of(layer))
 
     def hook_of(self, layer):
         def hook(_module, _inputs, h):
@@ -135,7 +135,7 @@ def main():
     torch.manual_seed(0)
 
     model = reference.load_backbone(arguments.backbone, torch.float32)
-    depth = len(reference.ffn_output_layers(model))
+    depth = len(reference.hooked_layers(model))
     arguments.layers = range(depth) if arguments.layers == "all" else [int(part) for part in arguments.layers.split(",")]
     texts, labels, classes = read_rows(arguments.data, arguments.rows)
     batches = make_batches(arguments, model, texts, labels)

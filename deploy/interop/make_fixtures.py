@@ -2,6 +2,7 @@
 """Small random checkpoints of every backbone family, and what `transformers` computes with them.
 
     make_fixtures.py            write common/learning/fixtures/<family>/ anew (only when the format changes)
+    make_fixtures.py --missing  add the references of positions that have none yet, with the batch and parameters of the others
     make_fixtures.py --check    recompute every committed reference with the installed `transformers` and compare
 
 Each family's folder is laid out in another of the ways that real checkpoints are (prefix or none, with or without a pretraining
@@ -228,23 +229,51 @@ def make(name, tokenizer, model, dtype, subfolder, layers, seed):
     backbone = reference.load_backbone(home, torch.float32)
     parameters = reference.random_parameters(generator, backbone, layers, RANKS, CLASSES, up_std=0.3)
     batch = make_batch(tokenizer, backbone.config.pad_token_id)
-    results = reference.compute(home, batch, parameters, SCALE_GLOBAL, SCALE_PRIVATE)
-    reference.write(folder / "reference.safetensors", batch, parameters, results, SCALE_GLOBAL, SCALE_PRIVATE)
+    write_references(folder, batch, parameters, SCALE_GLOBAL, SCALE_PRIVATE)
+
+
+def reference_file(folder, position):
+    """The reference of a position; all of a family share batch and parameters."""
+    return folder / ("reference.safetensors" if position == "ffn" else f"reference-{position}.safetensors")
+
+
+def write_references(folder, batch, parameters, *scales):
+    """Writes the references that are not there."""
+    for position in reference.POSITIONS:
+        path = reference_file(folder, position)
+        if not path.exists():
+            results = reference.compute(transformer_folder(folder), batch, parameters, *scales, position)
+            reference.write(path, batch, parameters, results, *scales, position)
+            print(f"wrote {path}")
+
+
+def committed():
+    """The folders of the families."""
+    folders = sorted(path.parent for path in FIXTURES.glob("*/reference.safetensors"))
+    if not folders:
+        raise SystemExit(f"no fixtures in {FIXTURES}")
+    return folders
+
+
+def add_missing():
+    """Adds the references of new positions to the committed folders."""
+    for folder in committed():
+        batch, parameters, _, *scales, _ = reference.read(reference_file(folder, "ffn"))
+        write_references(folder, batch, parameters, *scales)
 
 
 def check():
     """Recomputes every committed reference; a difference is an error."""
     failed = False
-    folders = sorted(path.parent for path in FIXTURES.glob("*/reference.safetensors"))
-    if not folders:
-        raise SystemExit(f"no fixtures in {FIXTURES}")
-    for folder in folders:
-        batch, parameters, expected, *scales = reference.read(folder / "reference.safetensors")
-        found = reference.compute(transformer_folder(folder), batch, parameters, *scales)
-        worst = reference.largest_difference(found, expected)
-        good = all(worst[kind] <= SAME[kind] for kind in SAME)
-        failed |= not good
-        print(f"fixture {folder.name}: f32 {worst['f32']:.1e}, f64 {worst['f64']:.1e}: {'same' if good else 'DIFFERENT'}")
+    for folder in committed():
+        for position in reference.POSITIONS:
+            batch, parameters, expected, *rest = reference.read(reference_file(folder, position))
+            found = reference.compute(transformer_folder(folder), batch, parameters, *rest)
+            worst = reference.largest_difference(found, expected, batch["mask"])
+            good = rest[-1] == position and all(worst[kind] <= SAME[kind] for kind in SAME)
+            failed |= not good
+            verdict = "same" if good else "DIFFERENT"
+            print(f"fixture {folder.name}, {position}: f32 {worst['f32']:.1e}, f64 {worst['f64']:.1e}: {verdict}")
         tokenizer = Tokenizer.from_file(str(transformer_folder(folder) / "tokenizer.json"))
         for case in json.loads((folder / "tokens.json").read_text()):
             ids, types = encode(tokenizer, case["first"], case["second"], case["max_length"])
@@ -257,10 +286,15 @@ def check():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
+    parser.add_argument("--missing", action="store_true", help="add references, leave the rest as it is")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
-    if parser.parse_args().check:
+    if arguments.check:
         sys.exit(check())
+    if arguments.missing:
+        add_missing()
+        return
     for seed, family in enumerate(families(), start=1):
         make(*family, seed=seed)
         print(f"wrote {FIXTURES / family[0]}")

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes the reference file of a real backbone: forward pass and adapter gradients as `transformers` computes them.
 
-    minilm.py BACKBONE_FOLDER OUTPUT.safetensors
+    minilm.py BACKBONE_FOLDER OUTPUT.safetensors [--position attention]
 
 The batch holds texts and a pair of unlike length; adapters of bottleneck 16 stand in every layer.
 """
@@ -42,18 +42,20 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("backbone", type=Path)
     parser.add_argument("output", type=Path)
+    parser.add_argument("--position", choices=reference.POSITIONS, default="ffn")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
 
     model = reference.load_backbone(arguments.backbone, torch.float32)
-    layers = range(len(reference.ffn_output_layers(model)))
+    layers = range(len(reference.hooked_layers(model)))
     generator = torch.Generator().manual_seed(SEED)
     # Started at 1e-3, trained up-projections end near this size.
     parameters = reference.random_parameters(generator, model, layers, RANKS, CLASSES, up_std=0.03)
     batch = make_batch(arguments.backbone, model.config.pad_token_id)
-    results = reference.compute(arguments.backbone, batch, parameters, SCALE_GLOBAL, SCALE_PRIVATE)
-    reference.write(arguments.output, batch, parameters, results, SCALE_GLOBAL, SCALE_PRIVATE)
+    how = SCALE_GLOBAL, SCALE_PRIVATE, arguments.position
+    results = reference.compute(arguments.backbone, batch, parameters, *how)
+    reference.write(arguments.output, batch, parameters, results, *how)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 #
 #   CONCORD_MINILM=...  folder of the MiniLM-L6 backbone (make sets it)
 #   CONCORD_EFFICIENTNET=...  folder of EfficientNet-Lite0 (make sets it)
-#   CONCORD_CACHE=...   where the venvs are kept, about 3 GB each (default: ~/.cache/concord)
+#   CONCORD_CACHE=...   where the venvs are kept, about 5 GB each (default: ~/.cache/concord)
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -20,8 +20,11 @@ printf '\n--- the committed fixtures, recomputed with transformers\n'
 "$python" "$here/make_fixtures.py" --check
 
 printf '\n--- MiniLM with adapters in every layer: Concord against transformers\n'
-"$python" "$here/minilm.py" "$CONCORD_MINILM" "$work/minilm.safetensors"
-(cd "$root" && "$cargo" run --quiet --locked -p concord-learning --example interop -- "$CONCORD_MINILM" "$work/minilm.safetensors")
+for position in ffn attention; do
+  printf 'position %s\n' "$position"
+  "$python" "$here/minilm.py" "$CONCORD_MINILM" "$work/minilm.safetensors" --position "$position"
+  (cd "$root" && "$cargo" run --quiet --locked -p concord-learning --example interop -- "$CONCORD_MINILM" "$work/minilm.safetensors")
+done
 
 printf '\n--- EfficientNet-Lite0: the committed results, recomputed with torch\n'
 "$python" "$here/efficientnet.py" "$CONCORD_EFFICIENTNET/model.safetensors" --check

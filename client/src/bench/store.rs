@@ -9,12 +9,12 @@ use std::{
 use concord_common::{Digest, SiloId};
 use concord_learning::{
     Kind, LearningError,
-    backbone::{Backbone, BackboneFiles},
+    backbone::{Backbone, BackboneFiles, Place},
     model::{PersonalModel, Predictor},
     pulse::Pulse,
     task::PreparedTask,
     tokenize::TextTokenizer,
-    trainer::{LocalTrainer, first_layer},
+    trainer::LocalTrainer,
 };
 
 use super::{TrainerKey, TrainerParts};
@@ -34,7 +34,7 @@ struct RowsKey {
     task: String,
     backbone: Digest,
     max_length: u32,
-    first_layer: usize,
+    first: Place,
 }
 
 #[derive(Clone)]
@@ -74,7 +74,7 @@ impl Store {
             task: parts.spec.task.clone(),
             backbone: *loaded.backbone.digest(),
             max_length: parts.spec.training.max_length,
-            first_layer: first_layer(&parts.spec),
+            first: Place::first(&parts.spec),
         };
         if parts.share
             && let Some((kept, rows)) = self.rows.get(silo)
@@ -94,7 +94,7 @@ impl Store {
             &loaded.backbone,
             &tokenizer,
             max_length,
-            key.first_layer,
+            key.first,
             parts.cache.clone(),
             pulse,
         )?);

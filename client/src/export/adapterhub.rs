@@ -1,11 +1,12 @@
 //! The folder layout of AdapterHub's library `adapters` (1.x).
 //!
-//! Concord's adapters stand where the library's Houlsby configuration has its output adapter: after the feed-forward network's
-//! second dense layer, before the residual and its LayerNorm. With `original_ln_before = false`, `residual_before_ln = true` and
-//! `original_ln_after = true` the library computes LayerNorm(h + A(h) + x), which is what the trainer computes. Global and
-//! private adapter together are exactly one bottleneck of width r_g + r_p.
+//! Concord's adapters stand where the library's Houlsby configuration has one of its two adapters, before the residual and its
+//! LayerNorm: its output adapter after the feed-forward network's second dense layer, or its attention adapter (`mh_adapter`) after
+//! the attention's output projection. With `original_ln_before = false`, `residual_before_ln = true` and `original_ln_after = true`
+//! the library computes LayerNorm(h + A(h) + x), which is what the trainer computes. Global and private adapter together are
+//! exactly one bottleneck of width r_g + r_p.
 
-use concord_common::job::Pool;
+use concord_common::job::{AdapterPosition, Pool};
 use concord_learning::{
     LearningError,
     backbone::{BackboneConfig, Family},
@@ -76,7 +77,7 @@ fn adapter(
     for &layer in &model.facts.adapter_layers {
         let fused = model.fused_bottleneck(layer)?;
         width = fused.down_bias.values.len();
-        let place = place(backbone.family, layer);
+        let place = place(backbone.family, model.facts.adapter_position, layer);
         let mut add = |name: &str, tensor: HostTensor| {
             tensors.insert(format!("{place}.adapters.{NAME}.{name}"), tensor);
         };
@@ -88,12 +89,21 @@ fn adapter(
     Ok((tensors, width))
 }
 
-fn place(family: Family, layer: u32) -> String {
-    match family {
-        Family::Bert => format!("bert.encoder.layer.{layer}.output"),
-        Family::Roberta | Family::XlmRoberta => format!("roberta.encoder.layer.{layer}.output"),
-        Family::DistilBert => format!("distilbert.transformer.layer.{layer}.output_adapters"),
-    }
+/// The library's module that holds the adapters of a layer.
+fn place(family: Family, position: AdapterPosition, layer: u32) -> String {
+    let after_attention = position == AdapterPosition::Attention;
+    let encoder = match family {
+        Family::Bert => "bert.encoder",
+        Family::Roberta | Family::XlmRoberta => "roberta.encoder",
+        Family::DistilBert => "distilbert.transformer",
+    };
+    let module = match (family, after_attention) {
+        (Family::DistilBert, false) => "output_adapters",
+        (Family::DistilBert, true) => "attention_adapters",
+        (_, false) => "output",
+        (_, true) => "attention.output",
+    };
+    format!("{encoder}.layer.{layer}.{module}")
 }
 
 fn model_class(family: Family) -> &'static str {
@@ -123,8 +133,8 @@ fn adapter_config(model: &PersonalModel, backbone: &BackboneConfig, width: usize
     whole.insert(
         "config".to_owned(),
         json!({
-            "mh_adapter": false,
-            "output_adapter": true,
+            "mh_adapter": model.facts.adapter_position == AdapterPosition::Attention,
+            "output_adapter": model.facts.adapter_position == AdapterPosition::Ffn,
             "reduction_factor": reduction_factor(backbone.hidden, width),
             "non_linearity": "gelu",
             "original_ln_before": false,

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use concord_common::job::Pool;
+use concord_common::job::{AdapterPosition, Pool};
 use concord_learning::{
     data::Problem,
     model::{ModelFacts, PersonalModel},
@@ -17,9 +17,13 @@ pub(super) fn plain(model: &PersonalModel, header: &Header) -> String {
     card += "\n## Files\n\n\
              `model.safetensors` holds `global.layer.<i>.{down,up}.{weight,bias}`, `private.layer.<i>.…` where the model has \
              them, `gate` for `combine = \"gate\"`, `head.weight` and `head.bias`; its metadata entry `concord` holds the facts as \
-             JSON.\n\n\
-             In each adapter layer, after the feed-forward network and before its residual and LayerNorm: \
-             h' = h + c_g A_g(h) + c_p A_p(h), with A(h) = up · GELU(down · h + b_d) + b_u.\n";
+             JSON.\n\n";
+    let _ = writeln!(
+        card,
+        "In each adapter layer, {} and before its residual and LayerNorm: \
+         h' = h + c_g A_g(h) + c_p A_p(h), with A(h) = up · GELU(down · h + b_d) + b_u.",
+        place(model.facts.adapter_position)
+    );
     card
 }
 
@@ -32,6 +36,13 @@ pub(super) fn opening(tags: &[&str], title: &str) -> String {
     let _ = write!(text, "---\n\n# {title}\n\n");
     text += "This folder holds a silo's private adapter and head. It was made for that silo's own use.\n";
     text
+}
+
+fn place(position: AdapterPosition) -> &'static str {
+    match position {
+        AdapterPosition::Ffn => "after the feed-forward network",
+        AdapterPosition::Attention => "after the attention's output projection",
+    }
 }
 
 /// What the model is, what it reached, and its labels.
@@ -81,6 +92,7 @@ fn rows(facts: &ModelFacts, header: &Header) -> Vec<(&'static str, String)> {
             facts.backbone.to_string(),
         ),
         ("adapter layers", format!("{:?}", facts.adapter_layers)),
+        ("adapter position", place(facts.adapter_position).to_owned()),
         ("global bottleneck", bottleneck(facts.global_bottleneck)),
         ("private bottleneck", bottleneck(facts.private_bottleneck)),
         ("combine", format!("{:?}", facts.combine).to_lowercase()),

@@ -2,7 +2,7 @@ use std::{collections::BTreeMap, os::unix::fs::PermissionsExt as _};
 
 use concord_common::{
     RoundNumber,
-    job::{Combine, Pool},
+    job::{AdapterPosition, Combine, Pool},
 };
 use concord_learning::{
     data::{InputKind, Problem},
@@ -63,6 +63,7 @@ fn model(pool: Pool) -> PersonalModel {
             backbone: weights_digest(),
             hidden: HIDDEN as u64,
             adapter_layers: vec![1],
+            adapter_position: AdapterPosition::Ffn,
             global_bottleneck: Some(3),
             private_bottleneck: Some(2),
             combine: Combine::Sum,
@@ -164,6 +165,36 @@ fn the_librarys_configuration_says_where_and_how_wide() {
     assert_eq!(head["config"]["label2id"]["ham"], 0);
     let weights = tensors(&out.join("model_head.safetensors"));
     assert_eq!(weights["heads.concord.1.weight"].shape, [2, HIDDEN]);
+}
+
+#[test]
+fn adapters_after_the_attention_are_the_librarys_attention_adapters() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut moved = model(Pool::Cls);
+    moved.facts.adapter_position = AdapterPosition::Attention;
+    let export = |format, name: &str| {
+        let out = folder.path().join(name);
+        write(&moved, &header(), &tiny_backbone(), format, &out).unwrap();
+        out
+    };
+    let hub = export(ExportFormat::Adapterhub, "hub");
+    let config = json(&hub.join("adapter_config.json"));
+    assert_eq!(config["config"]["mh_adapter"], true);
+    assert_eq!(config["config"]["output_adapter"], false);
+    let found = tensors(&hub.join("adapter.safetensors"));
+    let place = "bert.encoder.layer.1.attention.output.adapters.concord.";
+    assert_eq!(found.len(), 4);
+    assert!(
+        found.keys().all(|name| name.starts_with(place)),
+        "{:?}",
+        found.keys()
+    );
+    for out in [hub, export(ExportFormat::Safetensors, "plain")] {
+        let card = fs::read_to_string(out.join("README.md")).unwrap();
+        let row = "| adapter position | after the attention's output projection |";
+        assert!(card.contains(row), "{card}");
+        assert!(!card.contains("feed-forward"), "{card}");
+    }
 }
 
 #[test]

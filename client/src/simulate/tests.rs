@@ -92,6 +92,9 @@ async fn jobs_that_share_their_rows_give_what_each_gives_alone() {
         plan(&spec("fedmcp", 2, "")),
         // Another first adapter layer: other rows are prepared.
         plan(&spec("fedmcp", 2, "").replace("bottleneck = 4", "bottleneck = 4\nlayers = [1]")),
+        // Another position in the same layers: other rows again.
+        plan(&after_attention()),
+        plan(&spec("fedmcp", 2, "")),
     ];
     let together = run_all(&plans).await;
     for (plan, report) in plans.iter().zip(together) {
@@ -99,6 +102,27 @@ async fn jobs_that_share_their_rows_give_what_each_gives_alone() {
         assert_eq!(report.versions, alone.versions, "{}", report.algorithm);
         assert_eq!(report.silos, alone.silos);
     }
+}
+
+fn after_attention() -> String {
+    let with = "bottleneck = 4\nposition = \"attention\"";
+    spec("fedmcp", 2, "").replace("bottleneck = 4", with)
+}
+
+#[tokio::test]
+async fn adapters_after_the_attention_are_trained_evaluated_and_averaged() {
+    let (plain, moved) = (plan(&spec("fedmcp", 2, "")), plan(&after_attention()));
+    let (plain, report) = (run(&plain).await, run(&moved).await);
+    assert_eq!(report.state, JobState::Succeeded);
+    // The same first adapter and layout, and from there on another one.
+    assert_eq!(report.payload_bytes, plain.payload_bytes);
+    assert_eq!(report.versions[0], plain.versions[0]);
+    assert_ne!(report.versions[2], plain.versions[2]);
+    assert!(report.silos.iter().all(|silo| silo.best_round.is_some()));
+    // Better than three classes at random.
+    let losses: f64 = report.silos.iter().map(|silo| silo.last_test["loss"]).sum();
+    assert!(losses / 3.0 < 3.0_f64.ln(), "{:?}", report.silos);
+    assert_eq!(run(&moved).await.versions, report.versions);
 }
 
 #[tokio::test]

@@ -144,6 +144,37 @@ fn a_file_of_another_silo_backbone_or_specification_is_foreign() {
 }
 
 #[test]
+fn a_vault_of_another_adapter_position_is_foreign() {
+    let folder = tempfile::tempdir().unwrap();
+    let vault = Vault::open(folder.path()).unwrap();
+    let spec_of = |position: &str| format!("{SPEC}[adapter]\n{position}");
+    let bound = |text: &str| Binding {
+        spec: Digest::of(text.as_bytes()),
+        ..binding()
+    };
+    let kept = spec_of("");
+    let state = Header {
+        binding: bound(&kept),
+        spec_toml: kept.clone(),
+        ..header(Record::State)
+    };
+    vault.save(&state, b"private tensors").unwrap();
+    assert!(vault.load(&bound(&kept), Record::State).unwrap().is_some());
+    let other = spec_of("position = \"attention\"\n");
+    let error = vault.load(&bound(&other), Record::State).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            VaultError::Foreign {
+                what: "specification",
+                ..
+            }
+        ),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_file_moved_from_another_job_or_record_is_foreign() {
     let (_folder, vault, file) = vault_with_state(b"private tensors");
     let other: JobId = "job-2".parse().unwrap();

@@ -12,7 +12,10 @@ mod layer;
 
 use std::{ops::Range, path::Path};
 
-use concord_common::digest::Digest;
+use concord_common::{
+    digest::Digest,
+    job::{AdapterPosition, TrainingSpec},
+};
 use tch::{Kind, Tensor};
 
 pub(crate) use self::layer::add_dense;
@@ -37,51 +40,80 @@ pub struct Batch {
     pub mask: Tensor,
 }
 
-/// What happens inside a layer between its feed-forward network and the residual connection.
+/// What happens inside a layer between one of its two parts (attention, feed-forward network) and the residual connection around that part.
 pub trait LayerHook {
-    /// Called after the feed-forward network of `layer` (the output of its second dense layer), before the residual and its LayerNorm:
-    /// the Pfeiffer position. `h` and the result are `[n, t, d]`.
+    /// The part that it follows, in every layer.
+    fn position(&self) -> AdapterPosition;
+
+    /// Called after that part of `layer` (the output of its last dense layer), before the residual and its LayerNorm. `h` and the result are
+    /// `[n, t, d]`.
     ///
     /// `h` may share memory with a cached prefix, so it must not be written to in place.
     ///
     /// # Errors
     /// Whatever the hook finds wrong; it ends the forward pass.
-    fn after_ffn(&mut self, layer: usize, h: Tensor) -> Result<Tensor, LearningError>;
+    fn adapt(&mut self, layer: usize, h: Tensor) -> Result<Tensor, LearningError>;
 
-    /// Adds what [`LayerHook::after_ffn`] gives to `sum` in place, both as matrices `[n·t, d]`. A hook whose last operation is a product can add
+    /// Adds what [`LayerHook::adapt`] gives to `sum` in place, both as matrices `[n·t, d]`. A hook whose last operation is a product can add
     /// it up there, which saves a tensor of this size in every layer.
     ///
     /// # Errors
-    /// As [`LayerHook::after_ffn`].
-    fn add_after_ffn(
+    /// As [`LayerHook::adapt`].
+    fn add_adapted(
         &mut self,
         layer: usize,
         h: Tensor,
         sum: &mut Tensor,
     ) -> Result<(), LearningError> {
-        let adapted = self.after_ffn(layer, h)?;
+        let adapted = self.adapt(layer, h)?;
         let _ = sum.f_add_(&flat(&adapted)?)?;
         Ok(())
     }
 }
 
-/// The plain backbone.
-#[derive(Debug, Clone, Copy)]
-pub struct NoHook;
+/// The plain backbone, in the operations that a hook at this position gets: another one may differ in the last bits.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoHook(pub AdapterPosition);
 
 impl LayerHook for NoHook {
-    fn after_ffn(&mut self, _layer: usize, h: Tensor) -> Result<Tensor, LearningError> {
+    fn position(&self) -> AdapterPosition {
+        self.0
+    }
+
+    fn adapt(&mut self, _layer: usize, h: Tensor) -> Result<Tensor, LearningError> {
         Ok(h)
+    }
+}
+
+/// Where the first adapter stands: nothing below it depends on adapters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// The lowest layer that carries an adapter.
+    pub layer: usize,
+    /// The part of the layer that it follows.
+    pub position: AdapterPosition,
+}
+
+impl Place {
+    /// Of the first adapter in a job.
+    pub fn first(spec: &TrainingSpec) -> Self {
+        Self {
+            layer: spec
+                .adapter_layers()
+                .first()
+                .map_or(0, |&layer| layer as usize),
+            position: spec.adapter.position,
+        }
     }
 }
 
 /// Everything that the layers below the first adapter, and that adapter's own layer up to the adapter, have to say about a batch.
 #[derive(Debug)]
 pub struct Prefix {
-    /// The layer of the first adapter.
-    pub layer: usize,
-    /// What that layer's hook is given, `[n, t, d]`.
-    pub ffn_out: Tensor,
+    /// The place of the first adapter.
+    pub place: Place,
+    /// What the hook is given there, `[n, t, d]`: the output of the attention or of the feed-forward network.
+    pub output: Tensor,
     /// What is added to the hook's result before the LayerNorm, `[n, t, d]`.
     pub residual: Tensor,
 }
@@ -214,26 +246,29 @@ impl Backbone {
     /// Computes all that lies below the first adapter, without gradients. Continue with [`Backbone::run_from_prefix`].
     ///
     /// # Errors
-    /// [`LearningError::Config`] if there is no layer `first_adapter_layer`, and those of [`Backbone::embed`].
-    pub fn run_prefix(
-        &self,
-        batch: &Batch,
-        first_adapter_layer: usize,
-    ) -> Result<Prefix, LearningError> {
-        let layer = self
-            .layers
-            .get(first_adapter_layer)
-            .ok_or_else(|| self.no_such_layer(first_adapter_layer))?;
+    /// [`LearningError::Config`] if there is no such layer, and those of [`Backbone::embed`].
+    pub fn run_prefix(&self, batch: &Batch, first: Place) -> Result<Prefix, LearningError> {
+        let layer = self.layer(first.layer)?;
         let _frozen = tch::no_grad_guard();
         let hidden = self.embed(batch)?;
         let mask = AttentionMask::new(&batch.mask, self.kind())?;
         let shape = hidden.size3()?;
         let hidden = flat(&hidden)?;
-        let hidden = self.run_masked(hidden, shape, &mask, 0..first_adapter_layer, &mut NoHook)?;
-        let residual = layer.attend(hidden, rows_and_tokens(shape), &mask)?;
+        let mut plain = NoHook(first.position);
+        let hidden = self.run_masked(hidden, shape, &mask, 0..first.layer, &mut plain)?;
+        let (output, residual) = match first.position {
+            AdapterPosition::Attention => {
+                let output = layer.attention(&hidden, rows_and_tokens(shape), &mask)?;
+                (output, hidden)
+            }
+            AdapterPosition::Ffn => {
+                let attended = layer.attend(hidden, rows_and_tokens(shape), &mask)?;
+                (layer.feed_forward(&attended)?, attended)
+            }
+        };
         Ok(Prefix {
-            layer: first_adapter_layer,
-            ffn_out: unflat(&layer.feed_forward(&residual)?, shape)?,
+            place: first,
+            output: unflat(&output, shape)?,
             residual: unflat(&residual, shape)?,
         })
     }
@@ -242,24 +277,30 @@ impl Backbone {
     /// the same to the bit.
     ///
     /// # Errors
-    /// Those of [`Backbone::run_layers`].
+    /// Those of [`Backbone::run_layers`], and [`LearningError::Config`] if the hook's position is not the prefix's.
     pub fn run_from_prefix(
         &self,
         prefix: &Prefix,
         mask: &Tensor,
         hook: &mut dyn LayerHook,
     ) -> Result<Tensor, LearningError> {
-        let layer = self
-            .layers
-            .get(prefix.layer)
-            .ok_or_else(|| self.no_such_layer(prefix.layer))?;
+        let Place { layer, position } = prefix.place;
+        if hook.position() != position {
+            return Err(LearningError::Config(format!(
+                "the prefix ends before adapters with position {position}, these have {}",
+                hook.position()
+            )));
+        }
         let mask = AttentionMask::new(mask, self.kind())?;
         let shape = prefix.residual.size3()?;
         // The prefix may stand in a cache: the sum is made in a copy.
         let mut sum = copied(&flat(&prefix.residual)?)?;
-        hook.add_after_ffn(prefix.layer, prefix.ffn_out.shallow_clone(), &mut sum)?;
-        let hidden = layer.close(&sum)?;
-        let layers = prefix.layer + 1..self.layers.len();
+        hook.add_adapted(layer, prefix.output.shallow_clone(), &mut sum)?;
+        let hidden = match position {
+            AdapterPosition::Attention => self.layer(layer)?.above_attention(&sum)?,
+            AdapterPosition::Ffn => self.layer(layer)?.close(&sum)?,
+        };
+        let layers = layer + 1..self.layers.len();
         unflat(&self.run_masked(hidden, shape, &mask, layers, hook)?, shape)
     }
 
@@ -274,12 +315,27 @@ impl Backbone {
     ) -> Result<Tensor, LearningError> {
         for index in layers {
             let layer = &self.layers[index];
-            let mut sum = layer.attend(hidden, rows_and_tokens(shape), mask)?;
-            let ffn_out = layer.feed_forward(&sum)?;
-            hook.add_after_ffn(index, unflat(&ffn_out, shape)?, &mut sum)?;
-            hidden = layer.close(&sum)?;
+            hidden = match hook.position() {
+                AdapterPosition::Attention => {
+                    let output = layer.attention(&hidden, rows_and_tokens(shape), mask)?;
+                    hook.add_adapted(index, unflat(&output, shape)?, &mut hidden)?;
+                    layer.above_attention(&hidden)?
+                }
+                AdapterPosition::Ffn => {
+                    let mut sum = layer.attend(hidden, rows_and_tokens(shape), mask)?;
+                    let ffn_out = layer.feed_forward(&sum)?;
+                    hook.add_adapted(index, unflat(&ffn_out, shape)?, &mut sum)?;
+                    layer.close(&sum)?
+                }
+            };
         }
         Ok(hidden)
+    }
+
+    fn layer(&self, layer: usize) -> Result<&Layer, LearningError> {
+        self.layers
+            .get(layer)
+            .ok_or_else(|| self.no_such_layer(layer))
     }
 
     fn no_such_layer(&self, layer: usize) -> LearningError {

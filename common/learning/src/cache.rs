@@ -1,8 +1,9 @@
 //! The frozen prefix cache: all that lies below the first adapter is computed once per example and kept.
 //!
 //! The backbone's weights never change and dropout is off, so what the first adapter is given depends on an example's tokens alone. Per example
-//! the cache keeps two `[length, d]` matrices of its real tokens, without padding: the feed-forward output that the first adapter is hooked to and
-//! the residual beside it (2 · length · d elements). With adapters in the top third of the layers, an epoch then costs the top third only.
+//! the cache keeps two `[length, d]` matrices of its real tokens, without padding: the output that the first adapter is hooked to (of the attention
+//! or of the feed-forward network) and the residual beside it (2 · length · d elements). With adapters in the top third of the layers, an epoch
+//! then costs the top third only.
 //!
 //! An example's prefix is always computed alone, in a batch of one row. Its bits so depend on nothing but its tokens: not on the rows it
 //! is trained with, the order, the budget, or whether it came from memory, disk or a fresh computation. With [`CacheMode::Off`] prefixes are
@@ -23,7 +24,7 @@ use std::{
 use tch::{Kind, Tensor};
 
 use crate::{
-    backbone::{Backbone, Prefix},
+    backbone::{Backbone, Place, Prefix},
     data::Split,
     error::LearningError,
     tokenize::{Encoded, pad},
@@ -121,16 +122,16 @@ pub(crate) struct PrefixBatch {
 #[derive(Debug)]
 pub(crate) struct PrefixCache {
     settings: CacheSettings,
-    /// The layer of the first adapter.
-    layer: usize,
-    /// Each `[2, length, d]`: feed-forward output, residual.
+    /// The place of the first adapter. A cache serves no other.
+    first: Place,
+    /// Each `[2, length, d]`: what the first adapter is given, residual.
     memory: HashMap<Key, Tensor>,
     disk: Option<DiskRows>,
     stats: CacheStats,
 }
 
 impl PrefixCache {
-    pub(crate) fn new(layer: usize, settings: CacheSettings) -> Result<Self, LearningError> {
+    pub(crate) fn new(first: Place, settings: CacheSettings) -> Result<Self, LearningError> {
         let disk = match &settings.disk {
             Some(budget) if settings.mode == CacheMode::On && budget.bytes > 0 => {
                 Some(DiskRows::new(budget.clone())?)
@@ -139,15 +140,15 @@ impl PrefixCache {
         };
         Ok(Self {
             settings,
-            layer,
+            first,
             memory: HashMap::new(),
             disk,
             stats: CacheStats::default(),
         })
     }
 
-    pub(crate) fn layer(&self) -> usize {
-        self.layer
+    pub(crate) fn first(&self) -> Place {
+        self.first
     }
 
     pub(crate) fn stats(&self) -> CacheStats {
@@ -166,23 +167,23 @@ impl PrefixCache {
         let batch = pad(&chosen, backbone.config().pad_id)?;
         if self.settings.mode == CacheMode::Off {
             return Ok(PrefixBatch {
-                prefix: backbone.run_prefix(&batch, self.layer)?,
+                prefix: backbone.run_prefix(&batch, self.first)?,
                 mask: batch.mask,
             });
         }
         let _frozen = tch::no_grad_guard();
-        let mut ffn_out = Vec::with_capacity(rows.len());
+        let mut output = Vec::with_capacity(rows.len());
         let mut residual = Vec::with_capacity(rows.len());
         for (&row, tokens) in rows.iter().zip(&chosen) {
             let both = self.row(backbone, (split, row), tokens)?;
-            ffn_out.push(both.f_select(0, 0)?);
+            output.push(both.f_select(0, 0)?);
             residual.push(both.f_select(0, 1)?);
         }
         let padded = |parts: &[Tensor]| Tensor::f_pad_sequence(parts, true, 0.0, "right");
         Ok(PrefixBatch {
             prefix: Prefix {
-                layer: self.layer,
-                ffn_out: padded(&ffn_out)?,
+                place: self.first,
+                output: padded(&output)?,
                 residual: padded(&residual)?,
             },
             mask: batch.mask,
@@ -206,7 +207,7 @@ impl PrefixCache {
             return Ok(Tensor::f_from_data_size(&bytes, &shape, backbone.kind())?);
         }
         self.stats.misses += 1;
-        let computed = compute(backbone, self.layer, tokens)?;
+        let computed = compute(backbone, self.first, tokens)?;
         self.keep(key, &computed)?;
         Ok(computed)
     }
@@ -239,10 +240,10 @@ impl PrefixCache {
 }
 
 /// The prefix of one row alone, `[2, length, d]`.
-fn compute(backbone: &Backbone, layer: usize, tokens: &Encoded) -> Result<Tensor, LearningError> {
+fn compute(backbone: &Backbone, first: Place, tokens: &Encoded) -> Result<Tensor, LearningError> {
     let batch = pad(&[tokens], backbone.config().pad_id)?;
-    let prefix = backbone.run_prefix(&batch, layer)?;
-    Ok(Tensor::f_cat(&[prefix.ffn_out, prefix.residual], 0)?)
+    let prefix = backbone.run_prefix(&batch, first)?;
+    Ok(Tensor::f_cat(&[prefix.output, prefix.residual], 0)?)
 }
 
 /// Rows in a nameless file, one after the other.

@@ -17,7 +17,7 @@
 //! same h and without a graph. The mean is taken before W_up, which is linear, so the term costs next to nothing and no further pass through
 //! the backbone.
 
-use concord_common::job::{AdapterSpec, Combine};
+use concord_common::job::{AdapterPosition, AdapterSpec, Combine};
 use tch::Tensor;
 
 use crate::{
@@ -210,14 +210,16 @@ struct Watch<'a> {
 /// The hook.
 #[derive(Debug)]
 pub(crate) struct Fusion<'a> {
+    position: AdapterPosition,
     stacks: &'a [Stacked],
     watch: Option<Watch<'a>>,
 }
 
 impl<'a> Fusion<'a> {
     /// Adapters alone.
-    pub(crate) fn new(stacks: &'a [Stacked]) -> Self {
+    pub(crate) fn new(position: AdapterPosition, stacks: &'a [Stacked]) -> Self {
         Self {
+            position,
             stacks,
             watch: None,
         }
@@ -225,12 +227,14 @@ impl<'a> Fusion<'a> {
 
     /// Takes the views as well. `weights` are the rows' token weights, `[n, t]`; `parts` must have both adapters.
     pub(crate) fn watching(
+        position: AdapterPosition,
         stacks: &'a [Stacked],
         parts: Parts<'a>,
         received: &'a Adapter<Global>,
         weights: &'a Tensor,
     ) -> Self {
         Self {
+            position,
             stacks,
             watch: Some(Watch {
                 parts,
@@ -279,15 +283,19 @@ impl Watch<'_> {
 }
 
 impl LayerHook for Fusion<'_> {
-    fn after_ffn(&mut self, layer: usize, h: Tensor) -> Result<Tensor, LearningError> {
+    fn position(&self) -> AdapterPosition {
+        self.position
+    }
+
+    fn adapt(&mut self, layer: usize, h: Tensor) -> Result<Tensor, LearningError> {
         let (_, _, d) = h.size3()?;
         let mut sum = h.f_reshape([-1, d])?.f_zeros_like()?;
         let shape = h.size();
-        self.add_after_ffn(layer, h, &mut sum)?;
+        self.add_adapted(layer, h, &mut sum)?;
         Ok(sum.f_view(shape.as_slice())?)
     }
 
-    fn add_after_ffn(
+    fn add_adapted(
         &mut self,
         layer: usize,
         h: Tensor,

@@ -9,7 +9,7 @@ use std::fmt::Display;
 use concord_common::{
     Digest,
     adapter::AdapterShape,
-    job::{Combine, Pool},
+    job::{AdapterPosition, Combine, Pool},
 };
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -50,6 +50,9 @@ pub struct ModelFacts {
     pub hidden: u64,
     /// Layers that carry adapters, ascending.
     pub adapter_layers: Vec<u32>,
+    /// Where in a layer they stand.
+    #[serde(default, skip_serializing_if = "AdapterPosition::is_default")]
+    pub adapter_position: AdapterPosition,
     /// Bottleneck of the global adapter, if the model uses one.
     pub global_bottleneck: Option<u64>,
     /// Bottleneck of the private adapter, if the model uses one.

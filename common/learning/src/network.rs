@@ -112,9 +112,12 @@ fn in_pieces(
     let mut vectors = Vec::new();
     let mut views = Vec::new();
     for piece in inputs.pieces(tokens)? {
+        let position = piece.prefix.place.position;
         let mut hook = match watched {
-            Some((parts, received)) => Fusion::watching(stacks, parts, received, &piece.weights),
-            None => Fusion::new(stacks),
+            Some((parts, received)) => {
+                Fusion::watching(position, stacks, parts, received, &piece.weights)
+            }
+            None => Fusion::new(position, stacks),
         };
         let hidden = backbone.run_from_prefix(&piece.prefix, &piece.mask, &mut hook)?;
         views.push(hook.into_views());

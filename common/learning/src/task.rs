@@ -6,7 +6,7 @@ use concord_common::Digest;
 use tch::{Kind, Tensor};
 
 use crate::{
-    backbone::{Backbone, Prefix},
+    backbone::{Backbone, Place, Prefix},
     cache::{CacheSettings, CacheStats, PrefixCache},
     data::{InputKind, Problem, Row, Split, Targets, TaskData},
     error::LearningError,
@@ -27,7 +27,7 @@ pub struct PreparedTask {
     problem: Problem,
     backbone: Digest,
     max_length: usize,
-    first_layer: usize,
+    first: Place,
     splits: [PreparedSplit; 3],
     scale: TargetScale,
     cache: Mutex<PrefixCache>,
@@ -98,8 +98,8 @@ impl Inputs {
                 let cut = |x: &Tensor| x.f_narrow(0, start as i64, length);
                 Ok(Self {
                     prefix: Prefix {
-                        layer: self.prefix.layer,
-                        ffn_out: cut(&self.prefix.ffn_out)?,
+                        place: self.prefix.place,
+                        output: cut(&self.prefix.output)?,
                         residual: cut(&self.prefix.residual)?,
                     },
                     mask: cut(&self.mask)?,
@@ -111,7 +111,7 @@ impl Inputs {
 }
 
 impl PreparedTask {
-    /// Tokenises all rows and reads all labels. `first_layer` is the lowest layer that carries an adapter; `max_length` the length that
+    /// Tokenises all rows and reads all labels. `first` is the place of the first adapter; `max_length` the length that
     /// `tokenizer` was loaded with. `pulse` beats while the rows are tokenised.
     ///
     /// # Errors
@@ -123,16 +123,17 @@ impl PreparedTask {
         backbone: &Backbone,
         tokenizer: &TextTokenizer,
         max_length: usize,
-        first_layer: usize,
+        first: Place,
         cache: CacheSettings,
         pulse: &Pulse,
     ) -> Result<Self, LearningError> {
         if data.train.is_empty() {
             return Err(LearningError::Data("there are no training rows".to_owned()));
         }
-        if first_layer >= backbone.config().layers {
+        if first.layer >= backbone.config().layers {
             return Err(LearningError::Config(format!(
-                "there is no layer {first_layer}: the backbone has {}, counted from 0",
+                "there is no layer {}: the backbone has {}, counted from 0",
+                first.layer,
                 backbone.config().layers
             )));
         }
@@ -156,10 +157,10 @@ impl PreparedTask {
             problem: data.problem.clone(),
             backbone: *backbone.digest(),
             max_length,
-            first_layer,
+            first,
             splits,
             scale,
-            cache: Mutex::new(PrefixCache::new(first_layer, cache)?),
+            cache: Mutex::new(PrefixCache::new(first, cache)?),
         };
         task.check_classes()?;
         Ok(task)
@@ -232,8 +233,8 @@ impl PreparedTask {
         Ok((!truth.is_empty()).then(|| count(truth, majority) as f64 / truth.len() as f64))
     }
 
-    pub(crate) fn first_layer(&self) -> usize {
-        self.first_layer
+    pub(crate) fn first(&self) -> Place {
+        self.first
     }
 
     pub(crate) fn backbone(&self) -> &Digest {
@@ -263,7 +264,7 @@ impl PreparedTask {
     ) -> Result<Inputs, LearningError> {
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         let batch = cache.batch(backbone, split, rows, &self.split(split).encoded)?;
-        debug_assert_eq!(cache.layer(), self.first_layer);
+        debug_assert_eq!(cache.first(), self.first);
         let weights = token_weights(&batch.mask, backbone.kind())?;
         Ok(Inputs {
             prefix: batch.prefix,

@@ -53,7 +53,7 @@ pub use self::{
 };
 use crate::{
     adapter::{Adapter, Global, GlobalBase},
-    backbone::Backbone,
+    backbone::{Backbone, Place},
     batch::Batching,
     cache::{CacheSettings, CacheStats},
     data::{Problem, Split, TaskData},
@@ -136,7 +136,7 @@ impl LocalTrainer {
             &setup.backbone,
             setup.tokenizer,
             setup.spec.training.max_length as usize,
-            first_layer(setup.spec),
+            Place::first(setup.spec),
             setup.cache,
             &Pulse::default(),
         )?;
@@ -332,13 +332,6 @@ impl LocalTrainer {
     }
 }
 
-/// The lowest layer that carries an adapter in a job: where prefix and adapters meet.
-pub fn first_layer(spec: &TrainingSpec) -> usize {
-    spec.adapter_layers()
-        .first()
-        .map_or(0, |&layer| layer as usize)
-}
-
 /// The training rows in use, ascending.
 fn used_rows(rows: usize, max_examples: Option<u64>, seed: Seed) -> Vec<usize> {
     let mut used: Vec<usize> = (0..rows).collect();
@@ -390,11 +383,11 @@ fn check_task(
     task: &PreparedTask,
 ) -> Result<(), LearningError> {
     let fits = task.backbone() == backbone.digest()
-        && task.first_layer() == first_layer(spec)
+        && task.first() == Place::first(spec)
         && task.max_length() == spec.training.max_length as usize;
     if !fits {
         return Err(LearningError::Config(
-            "the rows were prepared for another backbone, first adapter layer or `training.max_length` than the job's".to_owned(),
+            "the rows were prepared for another backbone, place of the first adapter or `training.max_length` than the job's".to_owned(),
         ));
     }
     if *task.problem() == Problem::Regression

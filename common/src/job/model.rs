@@ -1,6 +1,6 @@
 //! What is trained: the frozen model, the adapters in it and the head on top.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fmt};
 
 use serde::{Deserialize, Serialize};
 
@@ -21,7 +21,7 @@ pub struct BackboneSpec {
     pub digest: Option<Digest>,
 }
 
-/// Bottleneck adapters A(h) = W_up GELU(W_down h + b_d) + b_u after the FFN of the chosen layers.
+/// Bottleneck adapters A(h) = W_up GELU(W_down h + b_d) + b_u in the chosen layers.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AdapterSpec {
@@ -33,6 +33,9 @@ pub struct AdapterSpec {
     /// Layers that carry adapters, counted from 0; all if empty.
     #[serde(default)]
     pub layers: BTreeSet<u32>,
+    /// Where in these layers they stand. The layout does not depend on it.
+    #[serde(default, skip_serializing_if = "AdapterPosition::is_default")]
+    pub position: AdapterPosition,
     /// How the two adapters' outputs are joined.
     #[serde(default)]
     pub combine: Combine,
@@ -51,6 +54,33 @@ pub struct AdapterSpec {
     /// Standard deviation of the noise on a private adapter that starts near the global one, relative to each tensor's own.
     #[serde(default = "default_private_noise")]
     pub private_noise: f64,
+}
+
+/// The part of a layer that adapters follow: they read its output, before its residual and LayerNorm.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AdapterPosition {
+    /// The feed-forward network, its second dense layer.
+    #[default]
+    Ffn,
+    /// The attention, its output projection.
+    Attention,
+}
+
+impl AdapterPosition {
+    /// It is left out where it is written: what was before there was a choice has the same bytes still, and with them the same digest.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl fmt::Display for AdapterPosition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ffn => "ffn",
+            Self::Attention => "attention",
+        })
+    }
 }
 
 /// How the outputs of the two adapters are joined: h' = h + ...

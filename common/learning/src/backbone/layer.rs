@@ -1,4 +1,5 @@
-//! One encoder layer, in three steps with the hook between the last two. Hidden states are matrices here, `[n·t, d]`.
+//! One encoder layer in steps, with the hook after the attention or after the feed-forward network. Hidden states are matrices here,
+//! `[n·t, d]`.
 
 use std::collections::HashMap;
 
@@ -152,6 +153,29 @@ impl Layer {
     pub(super) fn attend(
         &self,
         mut hidden: Tensor,
+        rows_and_tokens: (i64, i64),
+        mask: &AttentionMask,
+    ) -> Result<Tensor, LearningError> {
+        let context = self.context(&hidden, rows_and_tokens, mask)?;
+        self.attention_out.add_to(&mut hidden, &context)?;
+        self.attention_norm.run(&hidden)
+    }
+
+    /// Self-attention up to its output projection, where a hook after the attention comes in.
+    pub(super) fn attention(
+        &self,
+        hidden: &Tensor,
+        rows_and_tokens: (i64, i64),
+        mask: &AttentionMask,
+    ) -> Result<Tensor, LearningError> {
+        self.attention_out
+            .run(&self.context(hidden, rows_and_tokens, mask)?)
+    }
+
+    /// The values that each token attends to, heads side by side.
+    fn context(
+        &self,
+        hidden: &Tensor,
         (n, t): (i64, i64),
         mask: &AttentionMask,
     ) -> Result<Tensor, LearningError> {
@@ -159,7 +183,7 @@ impl Layer {
         // [n·t, 3d] -> three of [n, heads, t, d / heads]. `unbind` rather than three selections: its gradient is one stack.
         let qkv = self
             .qkv
-            .run(&hidden)?
+            .run(hidden)?
             .f_view([n, t, 3, self.heads, d / self.heads])?
             .f_permute([2, 0, 3, 1, 4])?
             .f_unbind(0)?;
@@ -173,17 +197,27 @@ impl Layer {
             None,
             false,
         )?;
-        let context = context.f_transpose(1, 2)?.f_reshape([n * t, d])?;
-        self.attention_out.add_to(&mut hidden, &context)?;
-        self.attention_norm.run(&hidden)
+        Ok(context.f_transpose(1, 2)?.f_reshape([n * t, d])?)
     }
 
-    /// The feed-forward network up to its second dense layer, where the hook comes in.
+    /// All that follows a hook after the attention: its LayerNorm, and the feed-forward network with its residual and LayerNorm.
+    pub(super) fn above_attention(&self, sum: &Tensor) -> Result<Tensor, LearningError> {
+        let mut attended = self.attention_norm.run(sum)?;
+        let inner = self.inner(&attended)?;
+        self.down.add_to(&mut attended, &inner)?;
+        self.norm.run(&attended)
+    }
+
+    /// The feed-forward network up to its second dense layer, where a hook after it comes in.
     pub(super) fn feed_forward(&self, attended: &Tensor) -> Result<Tensor, LearningError> {
-        self.down.run(&self.up.run(attended)?.f_gelu("none")?)
+        self.down.run(&self.inner(attended)?)
     }
 
-    /// The LayerNorm after the hook.
+    fn inner(&self, attended: &Tensor) -> Result<Tensor, LearningError> {
+        Ok(self.up.run(attended)?.f_gelu("none")?)
+    }
+
+    /// The LayerNorm after a hook after the feed-forward network.
     pub(super) fn close(&self, sum: &Tensor) -> Result<Tensor, LearningError> {
         self.norm.run(sum)
     }

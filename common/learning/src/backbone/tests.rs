@@ -20,8 +20,19 @@ fn backbone(family: &str, kind: Kind) -> Backbone {
     Backbone::load(&fixture(family), kind).unwrap()
 }
 
+const POSITIONS: [AdapterPosition; 2] = [AdapterPosition::Ffn, AdapterPosition::Attention];
+
 fn reference(family: &str) -> Reference {
-    Reference::read(&fixture(family).join("reference.safetensors")).unwrap()
+    reference_at(family, AdapterPosition::Ffn)
+}
+
+/// The same batch and adapters in every position.
+fn reference_at(family: &str, position: AdapterPosition) -> Reference {
+    let name = match position {
+        AdapterPosition::Ffn => "reference.safetensors",
+        AdapterPosition::Attention => "reference-attention.safetensors",
+    };
+    Reference::read(&fixture(family).join(name)).unwrap()
 }
 
 fn largest_difference(a: &Tensor, b: &Tensor) -> f64 {
@@ -31,17 +42,22 @@ fn largest_difference(a: &Tensor, b: &Tensor) -> f64 {
 
 #[test]
 fn the_prefix_and_the_rest_give_the_same_bits_as_the_whole() {
-    for family in FAMILIES {
+    for (family, position) in FAMILIES
+        .into_iter()
+        .flat_map(|family| POSITIONS.map(|position| (family, position)))
+    {
         let backbone = backbone(family, Kind::Float);
         let reference = reference(family);
         let batch = reference.batch();
-        let whole = backbone.forward(batch, &mut NoHook).unwrap();
+        let mut plain = NoHook(position);
+        let whole = backbone.forward(batch, &mut plain).unwrap();
         for layer in 0..backbone.config().layers {
-            let prefix = backbone.run_prefix(batch, layer).unwrap();
+            let first = Place { layer, position };
+            let prefix = backbone.run_prefix(batch, first).unwrap();
             let output = backbone
-                .run_from_prefix(&prefix, &batch.mask, &mut NoHook)
+                .run_from_prefix(&prefix, &batch.mask, &mut plain)
                 .unwrap();
-            assert_eq!(output, whole, "{family}, first adapter in layer {layer}");
+            assert_eq!(output, whole, "{family}, first adapter at {first:?}");
         }
     }
 }
@@ -49,18 +65,21 @@ fn the_prefix_and_the_rest_give_the_same_bits_as_the_whole() {
 #[test]
 fn a_prefix_is_never_written_to() {
     let backbone = backbone("xlm-roberta", Kind::Float);
-    let reference = reference("xlm-roberta");
-    let batch = reference.batch();
-    let mut adapters = reference.adapters(Kind::Float).unwrap();
-    for layer in 0..2 {
-        let prefix = backbone.run_prefix(batch, layer).unwrap();
-        let before = [prefix.ffn_out.copy(), prefix.residual.copy()];
-        let hooks: [&mut dyn LayerHook; 2] = [&mut NoHook, &mut adapters];
-        for hook in hooks {
-            let _ = backbone
-                .run_from_prefix(&prefix, &batch.mask, hook)
-                .unwrap();
-            assert_eq!([&prefix.ffn_out, &prefix.residual], before.each_ref());
+    for position in POSITIONS {
+        let reference = reference_at("xlm-roberta", position);
+        let batch = reference.batch();
+        let mut adapters = reference.adapters(Kind::Float).unwrap();
+        for layer in 0..2 {
+            let first = Place { layer, position };
+            let prefix = backbone.run_prefix(batch, first).unwrap();
+            let before = [prefix.output.copy(), prefix.residual.copy()];
+            let hooks: [&mut dyn LayerHook; 2] = [&mut NoHook(position), &mut adapters];
+            for hook in hooks {
+                let _ = backbone
+                    .run_from_prefix(&prefix, &batch.mask, hook)
+                    .unwrap();
+                assert_eq!([&prefix.output, &prefix.residual], before.each_ref());
+            }
         }
     }
 }
@@ -69,19 +88,44 @@ fn a_prefix_is_never_written_to() {
 fn adapters_on_a_prefix_give_the_same_bits_as_on_the_whole() {
     // The adapters of the XLM-R fixture stand in layer 1 alone.
     let backbone = backbone("xlm-roberta", Kind::Float);
-    let reference = reference("xlm-roberta");
+    let [after_ffn, after_attention] = POSITIONS.map(|position| {
+        let reference = reference_at("xlm-roberta", position);
+        let batch = reference.batch();
+        let mut adapters = reference.adapters(Kind::Float).unwrap();
+        let plain = backbone.forward(batch, &mut NoHook(position)).unwrap();
+        let whole = backbone.forward(batch, &mut adapters).unwrap();
+        let first = Place { layer: 1, position };
+        let prefix = backbone.run_prefix(batch, first).unwrap();
+        let output = backbone
+            .run_from_prefix(&prefix, &batch.mask, &mut adapters)
+            .unwrap();
+        assert_eq!(output, whole, "{position}");
+        assert!(largest_difference(&whole, &plain) > 0.01, "{position}");
+        assert!(output.requires_grad());
+        assert!(!prefix.output.requires_grad() && !prefix.residual.requires_grad());
+        output
+    });
+    assert!(largest_difference(&after_ffn, &after_attention) > 0.01);
+}
+
+#[test]
+fn a_prefix_serves_no_adapters_of_another_position() {
+    let backbone = backbone("bert", Kind::Float);
+    let reference = reference("bert");
     let batch = reference.batch();
-    let mut adapters = reference.adapters(Kind::Float).unwrap();
-    let plain = backbone.forward(batch, &mut NoHook).unwrap();
-    let whole = backbone.forward(batch, &mut adapters).unwrap();
-    let prefix = backbone.run_prefix(batch, 1).unwrap();
-    let output = backbone
-        .run_from_prefix(&prefix, &batch.mask, &mut adapters)
-        .unwrap();
-    assert_eq!(output, whole);
-    assert!(largest_difference(&whole, &plain) > 0.01);
-    assert!(output.requires_grad());
-    assert!(!prefix.ffn_out.requires_grad() && !prefix.residual.requires_grad());
+    let first = Place {
+        layer: 1,
+        position: AdapterPosition::Attention,
+    };
+    let prefix = backbone.run_prefix(batch, first).unwrap();
+    let error = backbone
+        .run_from_prefix(&prefix, &batch.mask, &mut NoHook::default())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("position attention, these have ffn"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -89,13 +133,13 @@ fn layers_run_in_two_parts_give_the_same_bits_as_in_one() {
     let backbone = backbone("bert", Kind::Float);
     let reference = reference("bert");
     let batch = reference.batch();
-    let whole = backbone.forward(batch, &mut NoHook).unwrap();
+    let whole = backbone.forward(batch, &mut NoHook::default()).unwrap();
     let lower = backbone.embed(batch).unwrap();
     let lower = backbone
-        .run_layers(&lower, &batch.mask, 0..1, &mut NoHook)
+        .run_layers(&lower, &batch.mask, 0..1, &mut NoHook::default())
         .unwrap();
     let upper = backbone
-        .run_layers(&lower, &batch.mask, 1..2, &mut NoHook)
+        .run_layers(&lower, &batch.mask, 1..2, &mut NoHook::default())
         .unwrap();
     assert_eq!(upper, whole);
 }
@@ -106,7 +150,7 @@ fn padding_changes_nothing_in_the_rows_it_fills() {
         let backbone = backbone(family, Kind::Double);
         let reference = reference(family);
         let batch = reference.batch();
-        let together = backbone.forward(batch, &mut NoHook).unwrap();
+        let together = backbone.forward(batch, &mut NoHook::default()).unwrap();
         for row in 0..batch.mask.size()[0] {
             let tokens = batch.mask.get(row).sum(Kind::Int64).int64_value(&[]);
             let cut = |tensor: &Tensor| tensor.narrow(0, row, 1).narrow(1, 0, tokens);
@@ -115,7 +159,7 @@ fn padding_changes_nothing_in_the_rows_it_fills() {
                 token_types: cut(&batch.token_types),
                 mask: cut(&batch.mask),
             };
-            let output = backbone.forward(&alone, &mut NoHook).unwrap();
+            let output = backbone.forward(&alone, &mut NoHook::default()).unwrap();
             assert!(
                 largest_difference(&output, &cut(&together)) < 1e-12,
                 "{family}, row {row}"
@@ -135,8 +179,8 @@ fn token_types_matter_to_bert_alone() {
             token_types: batch.token_types.ones_like(),
             mask: batch.mask.shallow_clone(),
         };
-        let before = backbone.forward(batch, &mut NoHook).unwrap();
-        let after = backbone.forward(&swapped, &mut NoHook).unwrap();
+        let before = backbone.forward(batch, &mut NoHook::default()).unwrap();
+        let after = backbone.forward(&swapped, &mut NoHook::default()).unwrap();
         let difference = largest_difference(&before, &after);
         assert_eq!(difference > 0.0, family == "bert", "{family}");
     }
@@ -146,7 +190,7 @@ fn token_types_matter_to_bert_alone() {
 fn the_weights_are_frozen() {
     let backbone = backbone("distilbert", Kind::Float);
     let output = backbone
-        .forward(reference("distilbert").batch(), &mut NoHook)
+        .forward(reference("distilbert").batch(), &mut NoHook::default())
         .unwrap();
     assert!(!output.requires_grad());
 }
@@ -170,7 +214,10 @@ fn a_row_longer_than_the_positions_is_refused() {
             token_types: batch.token_types.narrow(1, 0, 32),
             mask: batch.mask.narrow(1, 0, 32),
         };
-        assert!(backbone.forward(&longest, &mut NoHook).is_ok(), "{family}");
+        assert!(
+            backbone.forward(&longest, &mut NoHook::default()).is_ok(),
+            "{family}"
+        );
     }
 }
 
@@ -183,7 +230,9 @@ fn a_row_of_nothing_but_padding_is_refused() {
         token_types: reference.batch().token_types.shallow_clone(),
         mask: reference.batch().mask.zeros_like(),
     };
-    let error = backbone.forward(&batch, &mut NoHook).unwrap_err();
+    let error = backbone
+        .forward(&batch, &mut NoHook::default())
+        .unwrap_err();
     assert!(error.to_string().contains("all padding"), "{error}");
 }
 
@@ -219,12 +268,16 @@ fn a_layer_that_does_not_exist_is_refused() {
     let backbone = backbone("bert", Kind::Float);
     let reference = reference("bert");
     let batch = reference.batch();
-    let error = backbone.run_prefix(batch, 2).unwrap_err().to_string();
+    let beyond = Place {
+        layer: 2,
+        position: AdapterPosition::Ffn,
+    };
+    let error = backbone.run_prefix(batch, beyond).unwrap_err().to_string();
     assert!(error.contains("no layer 2: this backbone has 2"), "{error}");
     let hidden = backbone.embed(batch).unwrap();
     assert!(
         backbone
-            .run_layers(&hidden, &batch.mask, 0..3, &mut NoHook)
+            .run_layers(&hidden, &batch.mask, 0..3, &mut NoHook::default())
             .is_err()
     );
 }

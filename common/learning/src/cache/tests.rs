@@ -1,9 +1,21 @@
 use std::sync::Arc;
 
-use super::*;
-use crate::testing::{backbone, number, tokenizer};
+use concord_common::job::AdapterPosition;
 
-const LAYER: usize = 1;
+use super::*;
+use crate::{
+    backbone::NoHook,
+    testing::{backbone, number, tokenizer},
+};
+
+const FIRST: Place = Place {
+    layer: 1,
+    position: AdapterPosition::Ffn,
+};
+const AFTER_ATTENTION: Place = Place {
+    position: AdapterPosition::Attention,
+    ..FIRST
+};
 
 fn rows(backbone: &Backbone) -> Vec<Encoded> {
     let tokenizer = tokenizer(backbone);
@@ -25,7 +37,7 @@ fn setup(settings: CacheSettings) -> (Arc<Backbone>, Vec<Encoded>, PrefixCache) 
     (
         backbone,
         encoded,
-        PrefixCache::new(LAYER, settings).unwrap(),
+        PrefixCache::new(FIRST, settings).unwrap(),
     )
 }
 
@@ -53,65 +65,101 @@ fn bytes(t: usize) -> u64 {
 
 #[test]
 fn a_cached_batch_is_the_uncached_one_at_every_real_token() {
-    let (backbone, encoded, mut cache) = setup(CacheSettings::default());
+    let backbone = backbone(Kind::Float);
+    let encoded = rows(&backbone);
     let off = CacheSettings {
         mode: CacheMode::Off,
         ..CacheSettings::default()
     };
-    let mut uncached = PrefixCache::new(LAYER, off).unwrap();
-    let chosen = [3, 0, 1];
-    let want = uncached
-        .batch(&backbone, Split::Train, &chosen, &encoded)
-        .unwrap();
-    let got = cache
-        .batch(&backbone, Split::Train, &chosen, &encoded)
-        .unwrap();
-    assert_eq!(got.mask, want.mask);
-    assert_eq!(got.prefix.layer, LAYER);
-    let real = want.mask.unsqueeze(-1).to_kind(Kind::Float);
-    for (got, want) in [
-        (&got.prefix.ffn_out, &want.prefix.ffn_out),
-        (&got.prefix.residual, &want.prefix.residual),
-    ] {
-        assert_eq!(got.size(), want.size());
-        let difference = number(&((got - want) * &real).abs().max());
-        let largest = number(&want.abs().max());
-        assert!(difference < 1e-6 * largest, "{difference} of {largest}");
+    for first in [FIRST, AFTER_ATTENTION] {
+        let mut cache = PrefixCache::new(first, CacheSettings::default()).unwrap();
+        let mut uncached = PrefixCache::new(first, off.clone()).unwrap();
+        let chosen = [3, 0, 1];
+        let want = uncached
+            .batch(&backbone, Split::Train, &chosen, &encoded)
+            .unwrap();
+        let got = cache
+            .batch(&backbone, Split::Train, &chosen, &encoded)
+            .unwrap();
+        assert_eq!(got.mask, want.mask);
+        assert_eq!(got.prefix.place, first);
+        let real = want.mask.unsqueeze(-1).to_kind(Kind::Float);
+        for (got, want) in [
+            (&got.prefix.output, &want.prefix.output),
+            (&got.prefix.residual, &want.prefix.residual),
+        ] {
+            assert_eq!(got.size(), want.size());
+            let difference = number(&((got - want) * &real).abs().max());
+            let largest = number(&want.abs().max());
+            assert!(difference < 1e-6 * largest, "{difference} of {largest}");
+        }
     }
+}
+
+#[test]
+fn after_the_attention_its_output_and_the_layers_input_are_kept() {
+    let backbone = backbone(Kind::Float);
+    let encoded = rows(&backbone);
+    let mut cache = PrefixCache::new(AFTER_ATTENTION, CacheSettings::default()).unwrap();
+    let mut prefix = || {
+        cache
+            .batch(&backbone, Split::Train, &[1], &encoded)
+            .unwrap()
+            .prefix
+    };
+    let (computed, kept) = (prefix(), prefix());
+    assert_eq!(kept.output, computed.output);
+    assert_eq!(kept.residual, computed.residual);
+    assert_eq!(cache.stats().hits, 1);
+    // What enters layer 1, and something else than what is kept before an adapter after the feed-forward network.
+    let batch = pad(&[&encoded[1]], backbone.config().pad_id).unwrap();
+    let plain = &mut NoHook(AdapterPosition::Attention);
+    let embedded = backbone.embed(&batch).unwrap();
+    let input = backbone
+        .run_layers(&embedded, &batch.mask, 0..1, plain)
+        .unwrap();
+    assert_eq!(kept.residual, input);
+    let after_ffn = backbone.run_prefix(&batch, FIRST).unwrap();
+    assert!(number(&(&kept.output - &after_ffn.output).abs().max()) > 1e-2);
+    assert!(number(&(&kept.residual - &after_ffn.residual).abs().max()) > 1e-2);
 }
 
 #[test]
 fn a_rows_bits_do_not_depend_on_its_company_or_on_where_it_was_kept() {
     let folder = tempfile::tempdir().unwrap();
-    let (backbone, encoded, mut in_memory) = setup(CacheSettings::default());
-    let mut on_disk = PrefixCache::new(LAYER, on_disk(&folder, 1 << 20)).unwrap();
-    let mut nowhere = PrefixCache::new(LAYER, memory(0)).unwrap();
-    // Warm the caches in unlike company.
-    let _ = in_memory
-        .batch(&backbone, Split::Train, &[0, 1, 2, 3, 4], &encoded)
-        .unwrap();
-    let _ = on_disk
-        .batch(&backbone, Split::Train, &[4, 2], &encoded)
-        .unwrap();
-    let _ = on_disk
-        .batch(&backbone, Split::Train, &[1, 3], &encoded)
-        .unwrap();
-    let batch = |cache: &mut PrefixCache| {
-        cache
-            .batch(&backbone, Split::Train, &[2, 1, 4], &encoded)
-            .unwrap()
-            .prefix
-    };
-    let want = batch(&mut in_memory);
-    for cache in [&mut on_disk, &mut nowhere] {
-        let got = batch(cache);
-        assert_eq!(got.ffn_out, want.ffn_out);
-        assert_eq!(got.residual, want.residual);
+    let backbone = backbone(Kind::Float);
+    let encoded = rows(&backbone);
+    for first in [FIRST, AFTER_ATTENTION] {
+        let mut in_memory = PrefixCache::new(first, CacheSettings::default()).unwrap();
+        let mut on_disk = PrefixCache::new(first, on_disk(&folder, 1 << 20)).unwrap();
+        let mut nowhere = PrefixCache::new(first, memory(0)).unwrap();
+        // Warm the caches in unlike company.
+        let _ = in_memory
+            .batch(&backbone, Split::Train, &[0, 1, 2, 3, 4], &encoded)
+            .unwrap();
+        let _ = on_disk
+            .batch(&backbone, Split::Train, &[4, 2], &encoded)
+            .unwrap();
+        let _ = on_disk
+            .batch(&backbone, Split::Train, &[1, 3], &encoded)
+            .unwrap();
+        let batch = |cache: &mut PrefixCache| {
+            cache
+                .batch(&backbone, Split::Train, &[2, 1, 4], &encoded)
+                .unwrap()
+                .prefix
+        };
+        let want = batch(&mut in_memory);
+        for cache in [&mut on_disk, &mut nowhere] {
+            let got = batch(cache);
+            assert_eq!(got.output, want.output, "{first:?}");
+            assert_eq!(got.residual, want.residual, "{first:?}");
+        }
+        assert_eq!(nowhere.stats().hits, 0);
+        assert_eq!((on_disk.stats().hits, on_disk.stats().disk_hits), (3, 3));
+        let stats = in_memory.stats();
+        assert_eq!((stats.memory_hits(), stats.disk_hits), (3, 0));
     }
-    assert_eq!(nowhere.stats().hits, 0);
-    assert_eq!((on_disk.stats().hits, on_disk.stats().disk_hits), (3, 3));
-    let stats = in_memory.stats();
-    assert_eq!((stats.memory_hits(), stats.disk_hits), (3, 0));
 }
 
 #[test]
@@ -135,7 +183,7 @@ fn neither_memory_nor_disk_grows_beyond_its_budget() {
         memory_bytes: lengths[0],
         ..on_disk(&folder, lengths[1] + lengths[2])
     };
-    let mut cache = PrefixCache::new(LAYER, settings).unwrap();
+    let mut cache = PrefixCache::new(FIRST, settings).unwrap();
     for _ in 0..2 {
         let _ = cache
             .batch(&backbone, Split::Train, &[0, 1, 2, 3, 4], &encoded)
@@ -152,7 +200,7 @@ fn neither_memory_nor_disk_grows_beyond_its_budget() {
 fn a_file_that_cannot_be_read_is_let_go_and_its_rows_are_computed() {
     let folder = tempfile::tempdir().unwrap();
     let (backbone, encoded, mut in_memory) = setup(CacheSettings::default());
-    let mut cache = PrefixCache::new(LAYER, on_disk(&folder, 1 << 20)).unwrap();
+    let mut cache = PrefixCache::new(FIRST, on_disk(&folder, 1 << 20)).unwrap();
     let batch = |cache: &mut PrefixCache| {
         cache
             .batch(&backbone, Split::Train, &[0, 1, 2], &encoded)
@@ -167,7 +215,7 @@ fn a_file_that_cannot_be_read_is_let_go_and_its_rows_are_computed() {
     cache.disk.as_ref().unwrap().file.set_len(0).unwrap();
     for _ in 0..2 {
         let got = batch(&mut cache);
-        assert_eq!(got.ffn_out, want.ffn_out);
+        assert_eq!(got.output, want.output);
         assert_eq!(got.residual, want.residual);
     }
     let since = cache.stats().since(&before);
@@ -180,7 +228,7 @@ fn a_file_that_cannot_be_read_is_let_go_and_its_rows_are_computed() {
 fn the_file_has_no_name_that_could_outlive_the_process() {
     let folder = tempfile::tempdir().unwrap();
     let (backbone, encoded, _) = setup(CacheSettings::default());
-    let mut cache = PrefixCache::new(LAYER, on_disk(&folder, 1 << 20)).unwrap();
+    let mut cache = PrefixCache::new(FIRST, on_disk(&folder, 1 << 20)).unwrap();
     let _ = cache
         .batch(&backbone, Split::Train, &[0, 1], &encoded)
         .unwrap();
@@ -199,6 +247,6 @@ fn a_folder_that_is_not_there_is_named() {
         }),
         ..CacheSettings::default()
     };
-    let error = PrefixCache::new(LAYER, settings).unwrap_err().to_string();
+    let error = PrefixCache::new(FIRST, settings).unwrap_err().to_string();
     assert!(error.contains(&missing.display().to_string()), "{error}");
 }

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use concord_common::{
     adapter::{AdapterShape, InitialScale},
-    job::{CkaEstimator, Pool},
+    job::{AdapterPosition, CkaEstimator, Pool},
     seed::Seed,
 };
 use tch::Kind;
@@ -10,7 +10,7 @@ use tch::Kind;
 use super::*;
 use crate::{
     adapter::{GlobalBase, Private},
-    backbone::{Backbone, Batch},
+    backbone::{Backbone, Batch, Place},
     head::{Head, pooled, token_weights},
     loss::{BatchTargets, cka, contrast, task_loss},
     named::HostTensor,
@@ -18,6 +18,9 @@ use crate::{
     testing::{backbone, check_gradient, number, tokenizer},
     tokenize::{Encoded, pad},
 };
+
+const FFN: AdapterPosition = AdapterPosition::Ffn;
+const POSITIONS: [AdapterPosition; 2] = [FFN, AdapterPosition::Attention];
 
 const SUM: FusionRule = FusionRule {
     combine: Combine::Sum,
@@ -75,13 +78,18 @@ fn batch(backbone: &Arc<Backbone>) -> Batch {
 
 /// The definition: each adapter apart, then joined.
 struct ByTheBook<'a> {
+    position: AdapterPosition,
     global: &'a [Bottleneck],
     private: &'a [Bottleneck],
     coefficients: [(f64, f64); 2],
 }
 
 impl LayerHook for ByTheBook<'_> {
-    fn after_ffn(&mut self, layer: usize, h: Tensor) -> Result<Tensor, LearningError> {
+    fn position(&self) -> AdapterPosition {
+        self.position
+    }
+
+    fn adapt(&mut self, layer: usize, h: Tensor) -> Result<Tensor, LearningError> {
         let output = |part: &Bottleneck| {
             h.linear(&part.down_weight, Some(&part.down_bias))
                 .gelu("none")
@@ -123,15 +131,20 @@ fn the_fused_bottleneck_is_both_adapters_in_every_way_of_joining() {
         };
         let stacks = parts.stack(rule).unwrap();
         assert_eq!(stacks[0].down_weight.size(), [5, 24]);
-        let fused = backbone.forward(&batch, &mut Fusion::new(&stacks)).unwrap();
-        let mut book = ByTheBook {
-            global: global.layers(),
-            private: private.layers(),
-            coefficients,
-        };
-        let apart = backbone.forward(&batch, &mut book).unwrap();
-        let difference = number(&(fused - apart).abs().max());
-        assert!(difference < 1e-12, "{combine:?}: {difference}");
+        for position in POSITIONS {
+            let fused = backbone
+                .forward(&batch, &mut Fusion::new(position, &stacks))
+                .unwrap();
+            let mut book = ByTheBook {
+                position,
+                global: global.layers(),
+                private: private.layers(),
+                coefficients,
+            };
+            let apart = backbone.forward(&batch, &mut book).unwrap();
+            let difference = number(&(fused - apart).abs().max());
+            assert!(difference < 1e-12, "{combine:?}, {position}: {difference}");
+        }
     }
 }
 
@@ -147,8 +160,11 @@ fn an_adapter_alone_has_the_global_scale() {
         scale_private: 9.0,
     };
     let alone = Parts::alone(&global).stack(rule).unwrap();
-    let got = backbone.forward(&batch, &mut Fusion::new(&alone)).unwrap();
+    let got = backbone
+        .forward(&batch, &mut Fusion::new(FFN, &alone))
+        .unwrap();
     let mut book = ByTheBook {
+        position: FFN,
         global: global.layers(),
         private: private.layers(),
         coefficients: [(1.5, 0.0); 2],
@@ -167,12 +183,18 @@ fn layers_without_an_adapter_pass_through() {
     };
     let adapter = Adapter::<Private>::independent(&top, init(), Seed(2), Kind::Double).unwrap();
     let stacks = Parts::alone(&adapter).stack(SUM).unwrap();
-    let whole = backbone.forward(&batch, &mut Fusion::new(&stacks)).unwrap();
-    let prefix = backbone.run_prefix(&batch, 1).unwrap();
-    let from_prefix = backbone
-        .run_from_prefix(&prefix, &batch.mask, &mut Fusion::new(&stacks))
-        .unwrap();
-    assert_eq!(whole, from_prefix);
+    for position in POSITIONS {
+        let whole = backbone
+            .forward(&batch, &mut Fusion::new(position, &stacks))
+            .unwrap();
+        let first = Place { layer: 1, position };
+        let prefix = backbone.run_prefix(&batch, first).unwrap();
+        let mut hook = Fusion::new(position, &stacks);
+        let from_prefix = backbone
+            .run_from_prefix(&prefix, &batch.mask, &mut hook)
+            .unwrap();
+        assert_eq!(whole, from_prefix, "{position}");
+    }
 }
 
 #[test]
@@ -244,7 +266,11 @@ fn gradients_of_the_whole_objective_agree_with_differences() {
     let private = private(kind);
     let head = Head::draw(3, 24, Seed(3), kind).unwrap();
     let targets = BatchTargets::Classes(Tensor::from_slice(&[0_i64, 2, 1, 1, 0]));
-    for combine in [Combine::Sum, Combine::Gate] {
+    for (combine, position) in [
+        (Combine::Sum, FFN),
+        (Combine::Gate, FFN),
+        (Combine::Sum, AdapterPosition::Attention),
+    ] {
         let rule = FusionRule {
             combine,
             scale_global: 1.2,
@@ -258,7 +284,7 @@ fn gradients_of_the_whole_objective_agree_with_differences() {
                 gate: Some(&leaves[18]),
             };
             let stacks = parts.stack(rule).unwrap();
-            let mut hook = Fusion::watching(&stacks, parts, &received, &weights);
+            let mut hook = Fusion::watching(position, &stacks, parts, &received, &weights);
             let hidden = backbone.forward(&batch, &mut hook).unwrap();
             let pooled = pooled(Pool::Mean, &hidden, &weights).unwrap();
             let logits = pooled.linear(&leaves[16], Some(&leaves[17]));
@@ -298,9 +324,13 @@ fn the_views_are_token_means_of_the_adapters_outputs_at_one_input() {
         gate: None,
     };
     let stacks = parts.stack(SUM).unwrap();
-    let mut hook = Fusion::watching(&stacks, parts, &received, &weights);
-    let h = backbone.run_prefix(&batch, 0).unwrap().ffn_out;
-    let _ = hook.after_ffn(0, h.shallow_clone()).unwrap();
+    let mut hook = Fusion::watching(FFN, &stacks, parts, &received, &weights);
+    let first = Place {
+        layer: 0,
+        position: FFN,
+    };
+    let h = backbone.run_prefix(&batch, first).unwrap().output;
+    let _ = hook.adapt(0, h.shallow_clone()).unwrap();
     let views = hook.into_views();
     let view = &views[0];
     assert_eq!(view.global.size(), [5, 24]);
@@ -370,7 +400,9 @@ fn trained_apart(private: &Adapter<Private>) -> (f64, f64) {
             gate: None,
         };
         let stacks = parts.stack(SUM).unwrap();
-        let hidden = backbone.forward(&batch, &mut Fusion::new(&stacks)).unwrap();
+        let hidden = backbone
+            .forward(&batch, &mut Fusion::new(FFN, &stacks))
+            .unwrap();
         let logits = head
             .linear
             .forward(&pooled(Pool::Mean, &hidden, &weights).unwrap(), 3)
@@ -426,7 +458,7 @@ fn trap_2_a_new_adapter_has_outputs_that_can_be_compared() {
         gate: None,
     };
     let stacks = parts.stack(SUM).unwrap();
-    let mut hook = Fusion::watching(&stacks, parts, &received, &weights);
+    let mut hook = Fusion::watching(FFN, &stacks, parts, &received, &weights);
     let _ = backbone.forward(&batch, &mut hook).unwrap();
     for view in hook.into_views() {
         assert!(

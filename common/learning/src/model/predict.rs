@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::{Loaded, PersonalModel};
 use crate::{
-    backbone::Backbone,
+    backbone::{Backbone, Place},
     batch::evaluation_batches,
     data::{InputKind, Problem, Row, Split, Targets},
     error::LearningError,
@@ -43,7 +43,7 @@ pub struct Predictor {
     loaded: Loaded,
     backbone: Arc<Backbone>,
     /// Where prefix and adapters meet.
-    first_layer: usize,
+    first: Place,
     pulse: Pulse,
 }
 
@@ -61,17 +61,20 @@ impl Predictor {
             )));
         }
         let loaded = model.load(backbone.kind())?;
-        let first_layer = loaded
-            .stacks
-            .iter()
-            .map(|stack| stack.layer)
-            .min()
-            .unwrap_or(0);
+        let first = Place {
+            layer: loaded
+                .stacks
+                .iter()
+                .map(|stack| stack.layer)
+                .min()
+                .unwrap_or(0),
+            position: model.facts.adapter_position,
+        };
         Ok(Self {
             model,
             loaded,
             backbone,
-            first_layer,
+            first,
             pulse: Pulse::default(),
         })
     }
@@ -158,7 +161,7 @@ impl Predictor {
             let chosen: Vec<&Encoded> = rows.iter().map(|&row| &encoded[row]).collect();
             let batch = pad(&chosen, self.backbone.config().pad_id)?;
             let inputs = Inputs {
-                prefix: self.backbone.run_prefix(&batch, self.first_layer)?,
+                prefix: self.backbone.run_prefix(&batch, self.first)?,
                 weights: token_weights(&batch.mask, self.backbone.kind())?,
                 mask: batch.mask,
             };
@@ -183,11 +186,11 @@ impl Predictor {
             ));
         }
         if task.backbone() != self.backbone.digest()
-            || task.first_layer() != self.first_layer
+            || task.first() != self.first
             || task.max_length() != facts.max_length
         {
             return Err(LearningError::Config(
-                "the task was prepared for another backbone, first adapter layer or length than the model's"
+                "the task was prepared for another backbone, place of the first adapter or length than the model's"
                     .to_owned(),
             ));
         }

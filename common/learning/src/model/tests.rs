@@ -56,6 +56,33 @@ fn a_model_survives_its_file_and_equal_models_give_equal_bytes() {
 }
 
 #[test]
+fn a_model_says_its_position_only_where_it_is_not_the_default() {
+    let data = classification(30, 0);
+    let facts = |adapter: &str| model("name = \"fedmcp\"", adapter, &data).facts;
+    let plain = facts("");
+    assert_eq!(plain.adapter_position, AdapterPosition::Ffn);
+    assert!(!json(&plain).unwrap().contains("position"));
+    let text = json(&facts("position = \"attention\"")).unwrap();
+    assert!(
+        text.contains("\"adapter_position\":\"attention\""),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_task_prepared_for_another_position_is_refused() {
+    let data = classification(30, 9);
+    let (trainer, _) = trained("name = \"fedmcp\"", "", &data);
+    let model = model("name = \"fedmcp\"", "position = \"attention\"", &data);
+    let predictor = Predictor::new(model, backbone(Kind::Float)).unwrap();
+    let error = predictor
+        .evaluate(trainer.task(), Split::Test)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("place of the first adapter"), "{error}");
+}
+
+#[test]
 fn a_model_whose_tensors_are_not_those_of_its_facts_is_refused() {
     let model = model("name = \"fedmcp\"", "", &classification(30, 0));
     let refused = |change: &dyn Fn(&mut PersonalModel)| {
@@ -80,6 +107,8 @@ fn predictions_are_those_of_the_trainers_evaluation() {
             "combine = \"mean\"\nscale_global = 0.5",
         ),
         ("name = \"fedmcp\"", "combine = \"gate\"\nlayers = [1]"),
+        ("name = \"fedmcp\"", "position = \"attention\""),
+        ("name = \"ditto\"", "position = \"attention\"\nlayers = [1]"),
         ("name = \"ditto\"", ""),
         ("name = \"local\"", "private_bottleneck = 8"),
         ("name = \"fedavg\"", "scale_global = 2.0"),
@@ -196,11 +225,15 @@ fn another_backbone_is_refused() {
 }
 
 /// Runs the export alone, with none of the trainer's code.
-struct Exported(Vec<FusedBottleneck>);
+struct Exported(AdapterPosition, Vec<FusedBottleneck>);
 
 impl LayerHook for Exported {
-    fn after_ffn(&mut self, layer: usize, h: Tensor) -> Result<Tensor, LearningError> {
-        let part = &self.0[layer];
+    fn position(&self) -> AdapterPosition {
+        self.0
+    }
+
+    fn adapt(&mut self, layer: usize, h: Tensor) -> Result<Tensor, LearningError> {
+        let part = &self.1[layer];
         let tensor = |host: &HostTensor| host.to_tensor(Kind::Float).unwrap();
         let inner = h
             .linear(&tensor(&part.down_weight), Some(&tensor(&part.down_bias)))
@@ -215,6 +248,7 @@ fn the_two_adapters_are_exactly_one_bottleneck() {
         ("private_bottleneck = 3", 7),
         ("combine = \"mean\"\nscale_private = 0.5", 8),
         ("combine = \"gate\"", 8),
+        ("position = \"attention\"", 8),
     ] {
         let data = classification(30, 12);
         let model = model("name = \"fedmcp\"", adapter, &data);
@@ -231,7 +265,10 @@ fn the_two_adapters_are_exactly_one_bottleneck() {
             backbone.config().pad_id,
         )
         .unwrap();
-        let hidden = backbone.forward(&batch, &mut Exported(fused)).unwrap();
+        let position = model.facts.adapter_position;
+        let hidden = backbone
+            .forward(&batch, &mut Exported(position, fused))
+            .unwrap();
         let weights = token_weights(&batch.mask, Kind::Float).unwrap();
         let (weight, bias) = model.head().unwrap();
         let logits = pooled(model.facts.pool, &hidden, &weights).unwrap().linear(

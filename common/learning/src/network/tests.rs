@@ -2,13 +2,14 @@ use std::sync::Arc;
 
 use concord_common::{
     adapter::{AdapterShape, InitialScale},
-    job::Combine,
+    job::{AdapterPosition, Combine},
     seed::Seed,
 };
 
 use super::*;
 use crate::{
     adapter::{GlobalBase, Private},
+    backbone::Place,
     cache::CacheSettings,
     fusion::FusionRule,
     testing::{MAX_LENGTH, backbone, classification, number, tokenizer},
@@ -103,7 +104,7 @@ fn softmax_survives_large_logits() {
 }
 
 /// Rows of a toy task as one batch, with the task's prefix in layer 0.
-fn inputs(backbone: &Backbone, rows: &[usize]) -> Inputs {
+fn inputs(backbone: &Backbone, position: AdapterPosition, rows: &[usize]) -> Inputs {
     let settings = CacheSettings::default();
     let tokens = tokenizer(backbone);
     PreparedTask::new(
@@ -111,7 +112,7 @@ fn inputs(backbone: &Backbone, rows: &[usize]) -> Inputs {
         backbone,
         &tokens,
         MAX_LENGTH,
-        0,
+        Place { layer: 0, position },
         settings,
         &Pulse::default(),
     )
@@ -199,8 +200,12 @@ fn run(tokens: usize, pool: Pool, backbone: &Arc<Backbone>, inputs: &Inputs) -> 
 #[test]
 fn a_batch_in_pieces_gives_the_vectors_views_and_gradients_of_the_whole() {
     let backbone = backbone(Kind::Double);
-    let inputs = inputs(&backbone, &[3, 0, 7, 29, 11, 4, 5]);
-    for pool in [Pool::Mean, Pool::Cls] {
+    for (pool, position) in [
+        (Pool::Mean, AdapterPosition::Ffn),
+        (Pool::Cls, AdapterPosition::Ffn),
+        (Pool::Mean, AdapterPosition::Attention),
+    ] {
+        let inputs = inputs(&backbone, position, &[3, 0, 7, 29, 11, 4, 5]);
         let whole = run(usize::MAX, pool, &backbone, &inputs);
         for tokens in [1, 25, 40] {
             let got = run(tokens, pool, &backbone, &inputs);
@@ -210,7 +215,7 @@ fn a_batch_in_pieces_gives_the_vectors_views_and_gradients_of_the_whole() {
                 let difference = number(&(got - want).abs().max());
                 assert!(
                     difference < 1e-12,
-                    "{pool:?}, {tokens}, {place}: {difference}"
+                    "{pool:?}, {position}, {tokens}, {place}: {difference}"
                 );
             }
         }
@@ -220,7 +225,11 @@ fn a_batch_in_pieces_gives_the_vectors_views_and_gradients_of_the_whole() {
 #[test]
 fn pieces_are_even_keep_the_order_and_share_the_batchs_memory() {
     let backbone = backbone(Kind::Double);
-    let inputs = inputs(&backbone, &[0, 1, 2, 3, 4, 5, 6, 8, 9]);
+    let inputs = inputs(
+        &backbone,
+        AdapterPosition::Ffn,
+        &[0, 1, 2, 3, 4, 5, 6, 8, 9],
+    );
     let t = inputs.mask.size()[1] as usize;
     let rows = |tokens: usize| -> Vec<i64> {
         let pieces = inputs.pieces(tokens).unwrap();
@@ -230,10 +239,10 @@ fn pieces_are_even_keep_the_order_and_share_the_batchs_memory() {
         };
         joined(|piece| &piece.mask);
         joined(|piece| &piece.weights);
-        joined(|piece| &piece.prefix.ffn_out);
+        joined(|piece| &piece.prefix.output);
         joined(|piece| &piece.prefix.residual);
-        let first = &pieces[0].prefix.ffn_out;
-        assert_eq!(first.data_ptr(), inputs.prefix.ffn_out.data_ptr());
+        let first = &pieces[0].prefix.output;
+        assert_eq!(first.data_ptr(), inputs.prefix.output.data_ptr());
         pieces.iter().map(|piece| piece.mask.size()[0]).collect()
     };
     assert_eq!(rows(9 * t), [9]);

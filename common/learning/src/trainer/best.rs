@@ -120,6 +120,7 @@ impl LocalTrainer {
                 backbone: *self.backbone.digest(),
                 hidden: self.spec.backbone.hidden,
                 adapter_layers: self.spec.adapter_layers(),
+                adapter_position: self.spec.adapter.position,
                 global_bottleneck: adapters.global().then_some(self.spec.adapter.bottleneck),
                 private_bottleneck: self
                     .plan

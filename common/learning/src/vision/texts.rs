@@ -66,7 +66,7 @@ impl TextTower {
         for places in order.chunks(BATCH) {
             let rows: Vec<&Encoded> = places.iter().map(|place| &encoded[*place]).collect();
             let batch = pad(&rows, self.backbone.config().pad_id)?;
-            let hidden = self.backbone.forward(&batch, &mut NoHook)?;
+            let hidden = self.backbone.forward(&batch, &mut NoHook::default())?;
             let read = Rows::from_tensor(&unit(&mean_pool(&hidden, &batch.mask)?)?)?;
             for (index, place) in places.iter().enumerate() {
                 let start = place * self.width();

@@ -62,7 +62,7 @@ fn every_split_beats_when_its_rows_are_made_ready() {
         &backbone,
         &tokenizer(&backbone),
         spec.training.max_length as usize,
-        first_layer(&spec),
+        Place::first(&spec),
         CacheSettings::default(),
         &pulse,
     )

@@ -117,6 +117,12 @@ fn another_silos_jobs_or_damaged_states_are_refused() {
             .unwrap_err()
             .contains("another specification")
     );
+    let moved = spec_with("name = \"fedmcp\"", "position = \"attention\"", "", "");
+    assert!(
+        resume(&moved, "north", &state)
+            .unwrap_err()
+            .contains("another specification")
+    );
 
     let (mut tensors, facts) = crate::named::from_safetensors(&state.to_bytes().unwrap()).unwrap();
     tensors.remove("adam.v.head.bias").unwrap();

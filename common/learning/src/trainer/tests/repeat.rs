@@ -1,6 +1,6 @@
 //! Repeatability: runs, resumption, cancellation, the cache, the best model.
 
-use concord_common::adapter::decode_f32;
+use concord_common::{adapter::decode_f32, job::AdapterPosition};
 use tch::Kind;
 
 use super::*;
@@ -73,6 +73,28 @@ fn a_resumed_trainer_goes_on_to_the_bit() {
 }
 
 #[test]
+fn the_position_of_the_adapters_changes_what_is_learned_and_not_what_travels() {
+    let data = classification(30, 9);
+    let run = |adapter: &str| {
+        let spec = spec_with("name = \"fedmcp\"", adapter, "", "");
+        let (first, layout) = (first_payload(&spec), spec.adapter_shape().layout().unwrap());
+        let mut trainer = trainer(&spec, &data);
+        let updates = federate(&mut trainer, first.clone(), 1..=2).1;
+        (layout.digest(), first, updates)
+    };
+    let (layout, first, updates) = run("");
+    assert_eq!(
+        run("position = \"ffn\""),
+        (layout, first.clone(), updates.clone())
+    );
+    let other = run("position = \"attention\"");
+    assert_eq!((other.0, &other.1), (layout, &first));
+    assert_ne!(other.2, updates);
+    assert_eq!(other.2[0].len(), updates[0].len());
+    assert_eq!(run("position = \"attention\""), other);
+}
+
+#[test]
 fn a_cancelled_round_leaves_no_trace() {
     for algorithm in ["fedmcp", "ditto"] {
         let spec = spec(algorithm);
@@ -105,7 +127,12 @@ fn a_cancelled_round_leaves_no_trace() {
 
 #[test]
 fn the_cache_changes_no_bit_wherever_the_rows_are_kept() {
-    let spec = spec_with("name = \"fedmcp\"", "layers = [1]", "", "epochs = 2");
+    for adapter in ["layers = [1]", "layers = [1]\nposition = \"attention\""] {
+        cache_changes_no_bit(&spec_with("name = \"fedmcp\"", adapter, "", "epochs = 2"));
+    }
+}
+
+fn cache_changes_no_bit(spec: &TrainingSpec) {
     let data = classification(30, 9);
     let folder = tempfile::tempdir().unwrap();
     let disk = |bytes| {
@@ -120,8 +147,8 @@ fn the_cache_changes_no_bit_wherever_the_rows_are_kept() {
             memory_bytes,
             disk,
         };
-        let mut trainer = try_trainer(&spec, "north", &data, settings, None).unwrap();
-        let updates = federate(&mut trainer, first_payload(&spec), 1..=2).1;
+        let mut trainer = try_trainer(spec, "north", &data, settings, None).unwrap();
+        let updates = federate(&mut trainer, first_payload(spec), 1..=2).1;
         (updates, trainer.cache_stats())
     };
     let (memory, stats) = run(CacheMode::On, 1 << 20, None);
@@ -161,7 +188,7 @@ fn trainers_can_share_prepared_rows() {
             &backbone,
             &tokenizer(&backbone),
             spec.training.max_length as usize,
-            first_layer(&spec),
+            Place::first(&spec),
             CacheSettings::default(),
             &Pulse::default(),
         )
@@ -189,6 +216,10 @@ fn trainers_can_share_prepared_rows() {
     let mut top = spec.clone();
     top.adapter.layers = [1].into();
     assert!(with(&top).is_err());
+    let mut after_attention = spec.clone();
+    after_attention.adapter.position = AdapterPosition::Attention;
+    let error = with(&after_attention).unwrap_err().to_string();
+    assert!(error.contains("place of the first adapter"), "{error}");
 }
 
 #[test]
