@@ -22,7 +22,7 @@ pub struct LocalTrainingSpec {
     pub clip_norm: f64,
     /// Longest input in tokens; longer ones are cut.
     pub max_length: u32,
-    /// Evaluate the personal model before and after aggregation on the validation split.
+    /// Number by which the best personal model is chosen.
     pub metric: MetricName,
     /// Most training rows that are used, the first ones of a seeded shuffle; all if absent.
     pub max_examples: Option<u64>,
