@@ -306,20 +306,24 @@ pub(super) fn documented_results() -> BTreeSet<String> {
     rows.iter().flat_map(|row| quoted(&row[0])).collect()
 }
 
-#[test]
-fn the_job_for_a_gpu_on_the_artaug_page_is_acceptable() {
-    let page = part(
-        "docs/artaug.md",
-        "On a GPU, with a real checkpoint and vLLM",
-    );
+/// The job that a section of ArtAug's page shows.
+fn job_of(section: &str) -> ArtaugSpec {
+    let page = part("docs/artaug.md", section);
     let lines: Vec<&str> = page
         .lines()
         .skip_while(|line| *line != "    kind = \"artaug\"")
         .take_while(|line| line.is_empty() || line.starts_with("    "))
         .map(|line| line.strip_prefix("    ").unwrap_or(line))
         .collect();
-    let spec = ArtaugSpec::parse(&lines.join("\n")).unwrap();
-    assert!(spec.lora.recompute && spec.output.fused);
+    ArtaugSpec::parse(&lines.join("\n")).unwrap()
+}
+
+#[test]
+fn the_jobs_on_the_artaug_page_are_acceptable() {
+    let first = job_of("A job of your own on the embedded model");
+    assert_eq!(first.model.folder, "base");
+    let photos = job_of("On a GPU, with a real checkpoint and vLLM");
+    assert!(photos.lora.recompute && photos.output.fused);
 }
 
 #[test]

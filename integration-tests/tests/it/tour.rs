@@ -21,9 +21,9 @@ fn tour() -> (String, Vec<String>) {
 }
 
 /// Whatever happens, nothing is left running, and a failure comes with the logs.
-const ORDER: &str = r#"pids=
+const ORDER: &str = r"pids=
 trap 'code=$?; [ $code = 0 ] || tail -n 15 ./*.log >&2; kill $pids 2>/dev/null || true; wait; exit $code' EXIT
-"#;
+";
 
 /// Server and daemons end by the README's words, and end well.
 const END: &str = "kill %1 %2 %3\nfor pid in $pids; do wait $pid; done\npids=\n";

@@ -86,7 +86,11 @@ impl Workshop for TorchWorkshop {
             });
         }
         let (clean, mut data_files) = clean(spec, data, width.max(height).min(MOST_SIDE))?;
-        let trained = TrainedModels::new(data.image_text.clone(), data.brisque.clone(), SCORING_THREADS);
+        let trained = TrainedModels::new(
+            data.image_text.clone(),
+            data.brisque.clone(),
+            SCORING_THREADS,
+        );
         let mut endpoints = Endpoints::new(allowed, self.runtime.clone());
         let advisor = endpoints.advisor(&spec.advisor, &clean.looks)?;
         let advisor: Box<dyn Advisor> = match subjects(&trained, spec)? {
