@@ -127,13 +127,16 @@ async fn digests_of_a_damaged_adapter_are_not_sent_with_the_one_that_was_drawn_a
     let adapter = only_file(&world, "adapters");
     let bytes = vec![0; std::fs::metadata(&adapter).unwrap().len() as usize];
     // The driver looks at the files once, when it takes the job up; if it comes to that only now, it draws the adapter again.
-    eventually("the damaged adapter, whose pieces are then remembered", async || {
-        let damage = tempfile::NamedTempFile::new_in(world.folder.path()).unwrap();
-        std::fs::write(damage.path(), &bytes).unwrap();
-        damage.persist(&adapter).unwrap();
-        let damaged = a.download(&job_id, &version, 0).await.ok()?;
-        (Digest::of(&damaged).to_vec() != version).then_some(())
-    })
+    eventually(
+        "the damaged adapter, whose pieces are then remembered",
+        async || {
+            let damage = tempfile::NamedTempFile::new_in(world.folder.path()).unwrap();
+            std::fs::write(damage.path(), &bytes).unwrap();
+            damage.persist(&adapter).unwrap();
+            let damaged = a.download(&job_id, &version, 0).await.ok()?;
+            (Digest::of(&damaged).to_vec() != version).then_some(())
+        },
+    )
     .await;
     driver::verify_now(world.server().context(), &job_id.parse().unwrap())
         .await
