@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Iterator, Mapping, Optional, Sequence
@@ -27,7 +28,7 @@ class ProcessError(Exception):
 
 
 def interrupt(*_: object) -> None:
-    """A signal handler: KeyboardInterrupt, but never in the middle of starting a child."""
+    """A signal handler: KeyboardInterrupt, but never in the middle of starting or reaping a child."""
     _INTERRUPT["asked"] = True
     if not _INTERRUPT["held"]:
         raise KeyboardInterrupt
@@ -41,12 +42,31 @@ def _raise_if_asked() -> None:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Python forks here: an interruption now would lose either itself or the child, so it waits for the end."""
+    """Python forks or reaps here: an interruption now would lose either itself or the child, so it waits for the end."""
     _INTERRUPT["held"] = True
     try:
         yield
     finally:
         _INTERRUPT["held"] = False
+
+
+def _code(process: "subprocess.Popen[bytes]") -> Optional[int]:
+    """The exit code of a child that has ended. An exception in the middle of `poll` or `wait` would leave the child's lock taken for ever."""
+    with _uninterrupted():
+        return process.poll()
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Asks a child to end."""
+    with _uninterrupted():
+        process.terminate()
+
+
+def _kill(process: "subprocess.Popen[bytes]") -> None:
+    """Ends a child at once, if it has not ended."""
+    with _uninterrupted():
+        process.kill()
+        process.wait()
 
 
 def free_ports(count: int) -> list[int]:
@@ -139,13 +159,13 @@ class Processes:
 
     def run(self, name: str, command: Sequence[str], timeout: float = 60) -> str:
         """Runs a command to its end and returns its standard output; what it says on standard error goes to its log."""
-        with open(self.log_path(name), "ab") as log:
+        with open(self.log_path(name), "ab") as log, tempfile.TemporaryFile() as said:
             try:
                 with _uninterrupted():
                     process = subprocess.Popen(
                         list(command),
                         stdin=subprocess.DEVNULL,
-                        stdout=subprocess.PIPE,
+                        stdout=said,
                         stderr=log,
                         start_new_session=True,
                         preexec_fn=_end_with_parent,
@@ -153,28 +173,30 @@ class Processes:
             except OSError as error:
                 raise ProcessError(f"cannot start {name}: {command[0]}: {error.strerror}") from error
             try:
-                _raise_if_asked()
-                output, _ = process.communicate(timeout=timeout)
-            except subprocess.TimeoutExpired as error:
-                raise ProcessError(f"{name} did not end within {timeout:.0f} s\n{log_tail(self.log_path(name))}") from error
+                deadline = time.monotonic() + timeout
+                while (code := _code(process)) is None:
+                    _raise_if_asked()
+                    if time.monotonic() > deadline:
+                        raise ProcessError(f"{name} did not end within {timeout:.0f} s\n{log_tail(self.log_path(name))}")
+                    time.sleep(0.01)
             finally:
-                if process.poll() is None:
-                    process.kill()
-                    process.wait()
-                if process.stdout is not None:
-                    process.stdout.close()
-        if process.returncode != 0:
-            raise ProcessError(f"{name} failed with exit code {process.returncode}\n{log_tail(self.log_path(name))}")
+                _kill(process)
+            said.seek(0)
+            output = said.read()
+        _raise_if_asked()
+        if code != 0:
+            raise ProcessError(f"{name} failed with exit code {code}\n{log_tail(self.log_path(name))}")
         return output.decode("utf-8", "replace")
 
     def finished(self, name: str) -> bool:
         """Whether a started child has done its work; raises ProcessError if it failed."""
         _raise_if_asked()
         process = self._running.get(name)
-        if process is None or process.poll() is None:
+        code = None if process is None else _code(process)
+        if code is None:
             return process is None
-        if process.returncode != 0:
-            raise ProcessError(f"{name} failed with exit code {process.returncode}\n{log_tail(self.log_path(name))}")
+        if code != 0:
+            raise ProcessError(f"{name} failed with exit code {code}\n{log_tail(self.log_path(name))}")
         del self._running[name]
         return True
 
@@ -183,7 +205,7 @@ class Processes:
         _raise_if_asked()
         for name, process in self._running.items():
             self._note_peak(name, process.pid)
-            code = process.poll()
+            code = _code(process)
             if code is not None:
                 how = f"exit code {code}" if code >= 0 else f"signal {-code}"
                 raise ProcessError(f"{name} ended on its own ({how}); the end of its log:\n{log_tail(self.log_path(name))}")
@@ -205,22 +227,19 @@ class Processes:
 
     def stop_all(self, patience: float = 20) -> list[str]:
         """Stops every child and returns the names of those that had to be killed. A second Ctrl-C ends the patience."""
-        running = {name: process for name, process in self._running.items() if process.poll() is None}
+        running = {name: process for name, process in self._running.items() if _code(process) is None}
         killed: list[str] = []
         for process in reversed(list(running.values())):
-            process.terminate()
+            _end(process)
         deadline = time.monotonic() + patience
         try:
             for process in running.values():
-                try:
-                    process.wait(max(0.0, deadline - time.monotonic()))
-                except subprocess.TimeoutExpired:
-                    pass
+                while _code(process) is None and time.monotonic() < deadline:
+                    time.sleep(0.01)
         finally:
             for name, process in running.items():
-                if process.poll() is None:
+                if _code(process) is None:
                     killed.append(name)
-                    process.kill()
-                    process.wait()
+                    _kill(process)
             self._running.clear()
         return killed

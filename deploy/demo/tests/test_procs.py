@@ -164,6 +164,27 @@ class InterruptTest(unittest.TestCase):
                 processes.start("sleeper", ["sleep", "60"])
             self.assertIsNotNone(processes.pid("sleeper"))
 
+    def test_an_interruption_while_a_child_is_reaped_waits_until_its_lock_is_free(self):
+        # In the middle of it, Python's lock for the child stays taken, and whoever waits for the child then waits for ever.
+        def interrupted(method):
+            def inner(*arguments):
+                procs.interrupt()
+                return method(*arguments)
+
+            return inner
+
+        poll, wait = interrupted(subprocess.Popen.poll), interrupted(subprocess.Popen.wait)
+        with tempfile.TemporaryDirectory() as folder, Processes(Path(folder)) as processes:
+            pid = processes.start("sleeper", ["sleep", "60"])
+            with mock.patch.multiple(subprocess.Popen, poll=poll, wait=wait):
+                processes.check()
+                with self.assertRaises(KeyboardInterrupt):
+                    processes.check()
+                with self.assertRaises(KeyboardInterrupt):
+                    processes.run("tool", ["sleep", "60"])
+                self.assertEqual(processes.stop_all(), [])
+        self.assertFalse(alive(pid))
+
     def test_an_interruption_that_python_swallowed_comes_back(self):
         with tempfile.TemporaryDirectory() as folder, Processes(Path(folder)) as processes:
             try:
