@@ -37,6 +37,14 @@ fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
 
+/// In what a refused file is foreign.
+fn foreign(error: VaultError) -> &'static str {
+    match error {
+        VaultError::Foreign { what, .. } => what,
+        other => panic!("{other}"),
+    }
+}
+
 #[test]
 fn a_record_comes_back_as_it_was_saved() {
     let (_folder, vault, _) = vault_with_state(b"private tensors");
@@ -136,10 +144,10 @@ fn a_file_of_another_silo_backbone_or_specification_is_foreign() {
         ),
     ];
     for (want, other) in others {
-        match vault.load(&other, Record::State).unwrap_err() {
-            VaultError::Foreign { what, .. } => assert_eq!(what, want),
-            error => panic!("{error}"),
-        }
+        assert_eq!(
+            foreign(vault.load(&other, Record::State).unwrap_err()),
+            want
+        );
     }
 }
 
@@ -162,16 +170,7 @@ fn a_vault_of_another_adapter_position_is_foreign() {
     assert!(vault.load(&bound(&kept), Record::State).unwrap().is_some());
     let other = spec_of("position = \"attention\"\n");
     let error = vault.load(&bound(&other), Record::State).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            VaultError::Foreign {
-                what: "specification",
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert_eq!(foreign(error), "specification");
 }
 
 #[test]
@@ -188,10 +187,7 @@ fn a_file_moved_from_another_job_or_record_is_foreign() {
             "record",
         ),
     ] {
-        match error {
-            VaultError::Foreign { what, .. } => assert_eq!(what, want),
-            error => panic!("{error}"),
-        }
+        assert_eq!(foreign(error), want);
     }
 }
 
@@ -205,14 +201,5 @@ fn a_header_whose_specification_is_not_the_bound_one_is_foreign() {
     };
     vault.save(&lying, b"x").unwrap();
     let error = vault.load(&binding(), Record::State).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            VaultError::Foreign {
-                what: "specification",
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert_eq!(foreign(error), "specification");
 }

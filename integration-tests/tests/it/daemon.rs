@@ -97,6 +97,16 @@ pub(crate) fn wait_for_success(federation: &Federation, job_id: &str) -> v1::Get
     .unwrap()
 }
 
+/// Waits until the daemon has tried in vain to reach its server.
+fn wait_for_a_failed_attempt(daemon: &mut Daemon) {
+    let program = daemon.program().unwrap();
+    program
+        .wait_for_log("a failed attempt", PATIENCE, |log| {
+            log.contains("will go on after a pause").then_some(())
+        })
+        .unwrap();
+}
+
 /// Waits until round `number` has an accepted contribution, or a later one has begun.
 fn wait_for_round(federation: &Federation, job_id: &str, number: u32) {
     wait_for("a contribution in the round", PATIENCE, || {
@@ -210,13 +220,7 @@ fn daemons_outlive_a_server_that_is_not_up_yet_and_one_that_is_killed() {
             daemon.program().unwrap().pid()
         })
         .collect();
-    daemons[0]
-        .program()
-        .unwrap()
-        .wait_for_log("a failed attempt", PATIENCE, |log| {
-            log.contains("will go on after a pause").then_some(())
-        })
-        .unwrap();
+    wait_for_a_failed_attempt(&mut daemons[0]);
     federation.start_server().unwrap();
     let job_id = runtime().block_on(submit(&mut operator_of(&federation), job(4)));
     for round in 1..=2 {

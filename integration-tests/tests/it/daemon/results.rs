@@ -11,7 +11,7 @@ use concord_integration_tests::harness::{Output, PATIENCE, run, run_with_input};
 use serde_json::Value;
 
 use super::super::{operator_of, runtime, submit};
-use super::{daemons, federation, job, wait_for_success};
+use super::{daemons, federation, job, wait_for_a_failed_attempt, wait_for_success};
 
 #[test]
 fn what_a_job_leaves_can_be_used_and_the_daemon_ends_in_good_order() {
@@ -89,13 +89,7 @@ fn what_a_job_leaves_can_be_used_and_the_daemon_ends_in_good_order() {
     // A new life shows the last receipt at once, without a server.
     federation.stop_server().unwrap();
     daemons[0].start(&[]).unwrap();
-    daemons[0]
-        .program()
-        .unwrap()
-        .wait_for_log("a failed attempt", PATIENCE, |log| {
-            log.contains("will go on after a pause").then_some(())
-        })
-        .unwrap();
+    wait_for_a_failed_attempt(&mut daemons[0]);
     let status: Value =
         serde_json::from_str(&client(&["status", "--json"]).success().unwrap()).unwrap();
     assert_eq!(status["status"]["last_receipt"]["round"], 2);
