@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """LoRA files and fused models that Concord writes, loaded by `diffusers`; and how fast both are.
 
-    diffusion.py <example diffusion>            compare
+    diffusion.py <example diffusion> <example job_lora>
+        compare: adapters by themselves, and what the engine of jobs leaves after two iterations
     diffusion.py <example diffusion> --bench    one pass of the UNet and 20 guided steps, at one and two threads: times, and peak memory of the programs
     diffusion.py --row <model> <threads> pass|sample
         one of those with `diffusers`: milliseconds by the clock and of the processor, and the peak memory in MB; `--bench` starts it
@@ -69,6 +70,46 @@ def run(pipe, size, noise, output):
     ).images
 
 
+def pipelines(folder, home, adapters):
+    """The model with each adapter of a folder in turn, then the fused model there; with their names."""
+    for adapter in adapters:
+        pipe = pipeline(folder, **WITHOUT)
+        pipe.load_lora_weights(home, weight_name=f"{adapter}.safetensors")
+        yield adapter, pipe
+    yield "fused", pipeline(home / "fused")
+
+
+def off_by_more_than_one(pipe, size, noise, pixels):
+    """The part of our image's bytes that differ by more than 1 from what `diffusers` draws from the same noise."""
+    theirs = torch.from_numpy(np.array(run(pipe, size, noise, "pil")[0])).double()
+    return ((theirs - pixels.double()).abs() > 1).double().mean().item()
+
+
+def compare_job(program, name, parts):
+    """Whether a job's files, joined over two iterations, whole and reduced, in both layouts, and its fused model give the image of our engine."""
+    good = True
+    with tempfile.TemporaryDirectory() as work:
+        work = Path(work)
+        folder = work / "model"
+        save_model(folder, name, parts)
+        factor = 2 ** (len(parts["vae"].config.block_out_channels) - 1)
+        height, width = (str(side * factor) for side in parts["size"])
+        for mode in ("joint", "per-pair"):
+            home = work / mode
+            home.mkdir()
+            subprocess.run([program, mode, folder, width, height, home], check=True)
+            ours = load_file(home / "ours.safetensors")
+            noise, pixels = ours["noise"], ours["pixels"]
+            if off_by_more_than_one(pipeline(folder, **WITHOUT), parts["size"], noise, pixels) < 100 * PIXELS:
+                raise SystemExit(f"{name} {mode}: what was learned changes nothing, so the comparison shows nothing")
+            adapters = ("lora.diffusers", "lora.kohya", "reduced.lora.diffusers", "reduced.lora.kohya")
+            for what, pipe in pipelines(folder, home, adapters):
+                off = off_by_more_than_one(pipe, parts["size"], noise, pixels)
+                good &= off <= PIXELS
+                print(f"{name} job {mode:<8} {what:<22} bytes off by more than 1: {off:.1e}: {'same' if off <= PIXELS else 'DIFFERENT'}")
+    return good
+
+
 def compare(program, name, parts):
     """Whether adapters in both layouts, whole and reduced, and the fused model give our image, for every placement."""
     good = True
@@ -86,15 +127,9 @@ def compare(program, name, parts):
             ours = load_file(home / "ours.safetensors")
             if (plain - ours["latents"]).abs().max() < 100 * LATENTS:
                 raise SystemExit(f"{name} {placement}: the adapter changes nothing, so the comparison shows nothing")
-            for what in ("lora", "kohya", "reduced", "reduced-kohya", "fused"):
-                if what == "fused":
-                    pipe = pipeline(home / "fused")
-                else:
-                    pipe = pipeline(folder, **WITHOUT)
-                    pipe.load_lora_weights(home, weight_name=f"{what}.safetensors")
+            for what, pipe in pipelines(folder, home, ("lora", "kohya", "reduced", "reduced-kohya")):
                 latents = (run(pipe, parts["size"], noise, "latent") - ours["latents"]).abs().max().item()
-                pixels = torch.from_numpy(np.array(run(pipe, parts["size"], noise, "pil")[0])).double()
-                off = ((pixels - ours["pixels"].double()).abs() > 1).double().mean().item()
+                off = off_by_more_than_one(pipe, parts["size"], noise, ours["pixels"])
                 fine = latents <= LATENTS and off <= PIXELS
                 good &= fine
                 print(
@@ -191,8 +226,9 @@ def main():
     if "--bench" in sys.argv:
         bench(program)
         return
-    good = all([compare(program, name, parts) for name, parts in fixtures.checkpoints()])
-    sys.exit(0 if good else 1)
+    good = [compare(program, name, parts) for name, parts in fixtures.checkpoints()]
+    good += [compare_job(sys.argv[2], name, parts) for name, parts in fixtures.checkpoints()]
+    sys.exit(0 if all(good) else 1)
 
 
 if __name__ == "__main__":

@@ -43,15 +43,16 @@ if [[ "${1:-}" == --bench ]]; then
   profile=release options=(--release)
 fi
 (cd "$root" && "$cargo" build --quiet --locked "${options[@]}" -p concord-learning --example diffusion)
-program=${CARGO_TARGET_DIR:-$root/target}/$profile/examples/diffusion
+examples=${CARGO_TARGET_DIR:-$root/target}/$profile/examples
 if [[ "${1:-}" == --bench ]]; then
-  exec "$venv/bin/python" "$here/diffusion.py" "$program" --bench
+  exec "$venv/bin/python" "$here/diffusion.py" "$examples/diffusion" --bench
 fi
 
 printf '\n--- the committed fixtures, recomputed with diffusers\n'
 "$venv/bin/python" "$here/diffusion_fixtures.py" --check
 
 printf '\n--- adapters and fused models of Concord, loaded with diffusers\n'
-"$venv/bin/python" "$here/diffusion.py" "$program"
+(cd "$root" && "$cargo" build --quiet --locked -p concord-artaug-worker --example job_lora)
+"$venv/bin/python" "$here/diffusion.py" "$examples/diffusion" "$examples/job_lora"
 
 printf '\ninterop: all text-to-image checks passed\n'

@@ -108,6 +108,15 @@ impl TorchEngine {
         Ok(self.opened.as_ref().ok_or_else(nothing_open)?.easel.size())
     }
 
+    /// Whether a prompt is longer than what the opened model reads of it.
+    ///
+    /// # Errors
+    /// [`EngineError::Unusable`] if nothing is open or the prompt cannot be encoded.
+    pub fn cuts(&self, prompt: &str) -> Result<bool, EngineError> {
+        let opened = self.opened.as_ref().ok_or_else(nothing_open)?;
+        opened.model.cuts(prompt).map_err(unusable)
+    }
+
     /// Makes the model anew.
     fn load(&self, joined: Option<&[u8]>) -> Result<TextToImage, EngineError> {
         let joined = joined.map(adapters::read_joined).transpose()?;

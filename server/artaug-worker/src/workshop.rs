@@ -11,7 +11,7 @@ use concord_artaug::{
     advisor::Advisor,
     card::CardFacts,
     data::{Icon, Raster, rasterise, read_icons},
-    engine::Engine as _,
+    engine::{Engine as _, EngineError},
     prompts::resolve,
     setup::{Clean, Endpoints, SetupError, prompts as prompts_of, rule_tail},
 };
@@ -39,6 +39,8 @@ use crate::{
 const MOST_SIDE: u32 = 256;
 /// Seed of the renderings from which the statistics scorer learns: the same in every job, so that scores of jobs compare.
 const CLEAN_SEED: Seed = Seed(0);
+/// Prompts of a list that are looked at for being too long: a list may have a million, of which a job draws some.
+const MOST_LOOKED_AT: usize = 10_000;
 /// Threads of the image-text model: its scores choose pairs, so they must not depend on the machine.
 const SCORING_THREADS: usize = 1;
 
@@ -78,6 +80,9 @@ impl Workshop for TorchWorkshop {
         let weights = TextToImage::count(&folder).map_err(refused("model.folder"))?;
         check_size(spec, limits, weights)?;
         engine.open(None).map_err(refused("model.folder"))?;
+        for (key, texts) in [("prompts", &prompts), ("held_out", &held_out)] {
+            warn_of_cut(&engine, key, texts).map_err(refused(key))?;
+        }
         let [width, height] = engine.size().map_err(refused("model.folder"))?;
         if !batch_fits(spec.sampler.batch, [width, height]) {
             return Err(PartsError::Model {
@@ -129,6 +134,37 @@ fn refused<E: Display>(key: &'static str) -> impl Fn(E) -> PartsError {
         key,
         what: error.to_string(),
     }
+}
+
+/// Says in the log which of a job's lists has prompts that the model does not read to their end.
+fn warn_of_cut(
+    engine: &TorchEngine,
+    key: &'static str,
+    texts: &[String],
+) -> Result<(), EngineError> {
+    let looked_at = &texts[..texts.len().min(MOST_LOOKED_AT)];
+    let cut = cut_prompts(engine, looked_at)?;
+    if let Some(first) = cut.first() {
+        tracing::warn!(
+            list = key,
+            count = cut.len(),
+            of = looked_at.len(),
+            first = first + 1,
+            "prompts are longer than the model's text encoder reads: what stands at their ends has no effect"
+        );
+    }
+    Ok(())
+}
+
+/// The places of the prompts that the opened model does not read to their end.
+fn cut_prompts(engine: &TorchEngine, texts: &[String]) -> Result<Vec<usize>, EngineError> {
+    let mut cut = Vec::new();
+    for (place, text) in texts.iter().enumerate() {
+        if engine.cuts(text)? {
+            cut.push(place);
+        }
+    }
+    Ok(cut)
 }
 
 /// Threads of the engine. A job gets the number that it wants or does not begin here: with fewer of them other bytes come out.

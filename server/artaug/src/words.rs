@@ -179,6 +179,17 @@ pub struct Statement {
     pub place: Place,
 }
 
+impl Statement {
+    /// Whether it names a fault.
+    pub fn is_fault(self) -> bool {
+        match self.level {
+            Level::Low => true,
+            Level::Good => false,
+            Level::High => self.dimension.too_high_is_a_fault(),
+        }
+    }
+}
+
 impl fmt::Display for Statement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.dimension.word(self.level))?;

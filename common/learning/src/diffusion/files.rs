@@ -4,14 +4,15 @@ mod header;
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs::{self, File, Permissions},
     io::{self, BufWriter, Read as _, Write},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
 use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
-use tempfile::NamedTempFile;
+use tempfile::Builder;
 
 use self::header::Numbers;
 use crate::{error::LearningError, named::HostTensor, weights::MOST_HEADER};
@@ -221,7 +222,11 @@ pub(crate) fn write_weights_as(
     }
     let complain = |source| LearningError::io(file, source);
     let parent = file.parent().unwrap_or(Path::new("."));
-    let mut pending = NamedTempFile::new_in(parent).map_err(complain)?;
+    // Who may read it is for the process's umask to say, as for the configurations beside it.
+    let mut pending = Builder::new()
+        .permissions(Permissions::from_mode(0o666))
+        .tempfile_in(parent)
+        .map_err(complain)?;
     {
         let mut stream = BufWriter::new(&mut pending);
         stream

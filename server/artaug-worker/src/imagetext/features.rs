@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 use concord_artaug::{
     data::{DATA_VERSION, Rendering, example},
     image::Image,
-    words::{Level, Statement},
+    words::Statement,
 };
 use concord_common::{Digest, seed::Seed};
 use concord_learning::{
@@ -162,7 +162,7 @@ impl Dataset {
                     dataset.shown.push(Shown {
                         subject: dataset.subjects.len(),
                         style: icon.set.clone(),
-                        clean: !made.truth.iter().any(|statement| is_fault(*statement)),
+                        clean: !made.truth.iter().copied().any(Statement::is_fault),
                         check,
                         truth: made.truth,
                         plain,
@@ -327,14 +327,5 @@ pub(super) fn picture(image: &Image) -> Picture<'_> {
         width: image.width() as usize,
         height: image.height() as usize,
         pixels: image.pixels(),
-    }
-}
-
-/// Whether a true statement names a fault.
-pub(super) fn is_fault(statement: Statement) -> bool {
-    match statement.level {
-        Level::Low => true,
-        Level::Good => false,
-        Level::High => statement.dimension.too_high_is_a_fault(),
     }
 }

@@ -9,7 +9,7 @@ use concord_artaug::words::{Dimension, Level, Place, Statement, describe};
 use concord_learning::vision::{Alignment, Rows, TextTower, cosine};
 use serde::{Deserialize, Serialize};
 
-use super::{Dataset, Drawings, ImageTextError, Shown, features::is_fault};
+use super::{Dataset, Drawings, ImageTextError, Shown};
 
 /// Most renderings on which words about looks are measured.
 const LOOKED_AT: usize = 300;
@@ -247,7 +247,7 @@ fn words(
             for statement in dataset.shown[*place].truth.iter().filter(mine) {
                 match statement.level {
                     Level::Low => faulty.push(nearer),
-                    _ if !is_fault(*statement) => good.push(nearer),
+                    _ if !statement.is_fault() => good.push(nearer),
                     _ => {}
                 }
             }

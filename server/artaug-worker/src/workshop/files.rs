@@ -38,16 +38,17 @@ pub(super) fn files_of(folder: &Path, allowed: &[PathBuf]) -> Result<Vec<ModelFi
         let unreadable = |error: io::Error| refused(&below, &error.to_string());
         for entry in fs::read_dir(folder.join(&below)).map_err(unreadable)? {
             let name = entry.map_err(unreadable)?.file_name();
-            if name.as_encoded_bytes().starts_with(b".") {
-                continue;
-            }
-            let below = below.join(name);
             seen += 1;
+            let is_hidden = name.as_encoded_bytes().starts_with(b".");
+            let below = below.join(name);
             if seen > MOST || depth > DEEPEST {
                 let bounds = format!(
                     "a model's folder may hold {MOST} files and folders, in folders {DEEPEST} deep; take away what does not belong to the model"
                 );
                 return Err(refused(&below, &bounds));
+            }
+            if is_hidden {
+                continue;
             }
             let look = |path: PathBuf| fs::metadata(&path).map(|found| (path, found));
             let (path, found) = folder

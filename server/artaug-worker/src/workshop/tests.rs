@@ -230,6 +230,44 @@ fn what_is_neither_file_nor_folder_is_refused_before_it_is_opened() {
 }
 
 #[test]
+fn prompts_that_the_model_does_not_read_to_their_end_are_found_by_their_places() {
+    let place = Place::new();
+    let spec = ArtaugSpec::parse(ELSEWHERE).unwrap();
+    let mut engine = TorchEngine::new(Settings {
+        folder: place.model(),
+        precision: spec.model.precision,
+        sampler: spec.sampler,
+        lora: spec.lora,
+        threads: 1,
+        gpu: None,
+    })
+    .unwrap();
+    engine.open(None).unwrap();
+    // Each word is one of the 75 tokens that a text may have.
+    let texts = [75, 76, 3, 200].map(|words| "the ".repeat(words));
+    assert_eq!(cut_prompts(&engine, &texts).unwrap(), [1, 3]);
+}
+
+#[test]
+fn names_with_a_dot_are_no_part_of_a_model_and_count_as_entries_of_its_folder() {
+    let place = Place::new();
+    fs::write(place.model().join(".notes"), "x").unwrap();
+    let files = || files::files_of(&place.model(), &[place.root.path().to_owned()]);
+    assert!(
+        !files()
+            .unwrap()
+            .iter()
+            .any(|file| file.name.contains(".notes"))
+    );
+    let many = place.model().join("unet");
+    for number in 0..1000 {
+        fs::write(many.join(format!(".{number}")), "").unwrap();
+    }
+    let text = files().unwrap_err().to_string();
+    assert!(text.contains("may hold 1000"), "{text}");
+}
+
+#[test]
 fn a_job_does_not_go_on_with_another_file_behind_a_link() {
     let place = Place::new();
     let before = place.parts(&[]).unwrap().tools;

@@ -8,7 +8,7 @@ use crate::{
     image::ImageError,
     photometry::{CleanLooks, NoImages, survey},
     scorer::Discriminant,
-    words::{Level, Statement},
+    words::Statement,
 };
 
 /// What good images look like, measured once from the data of the base model.
@@ -63,7 +63,7 @@ impl Clean {
             let clean = clean_image(raster, side, number)?;
             surveys.push((format!("{background} background"), survey(&clean)));
             let made = example(icon, raster, &rendering, seed, number as u64)?;
-            if made.truth.iter().copied().any(is_fault) {
+            if made.truth.iter().copied().any(Statement::is_fault) {
                 bad.push(made.image);
             } else {
                 good.push(made.image);
@@ -76,15 +76,6 @@ impl Clean {
             bad: bad.len(),
         })?;
         Ok(Self { looks, statistics })
-    }
-}
-
-/// Whether a true statement names a fault.
-fn is_fault(statement: Statement) -> bool {
-    match statement.level {
-        Level::Low => true,
-        Level::Good => false,
-        Level::High => statement.dimension.too_high_is_a_fault(),
     }
 }
 
@@ -141,7 +132,7 @@ mod tests {
         for (icon, raster) in &drawings {
             let made = example(icon, raster, &Rendering::new(24), Seed(2), 0).unwrap();
             let score = judge.score(&made.image, "").unwrap();
-            if made.truth.iter().copied().any(is_fault) {
+            if made.truth.iter().copied().any(Statement::is_fault) {
                 bad.push(score);
             } else {
                 good.push(score);

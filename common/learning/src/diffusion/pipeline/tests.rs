@@ -1,6 +1,6 @@
 //! Whole runs against Python's `StableDiffusionPipeline`.
 
-use std::fs;
+use std::{fs, os::unix::fs::PermissionsExt as _};
 
 use serde_json::{Map, Value};
 use tempfile::TempDir;
@@ -37,7 +37,8 @@ fn latents(
     };
     let plan = Objective::Noise(table).plan(sampler, steps).unwrap();
     let (height, width) = size(name);
-    let noise = testing::values("input.noise", &[1, 4, height, width], 1.7, Kind::Float);
+    let kind = model.compute().kind;
+    let noise = testing::values("input.noise", &[1, 4, height, width], 1.7, kind);
     let texts = Texts {
         positive: model.condition(&["a red fox in the snow"]).unwrap(),
         negative: model.condition(&[""]).unwrap(),
@@ -76,6 +77,19 @@ fn twenty_steps_with_guidance_give_the_latents_and_pixels_of_diffusers() {
             bytes.len()
         );
         assert!(off * 1000 <= bytes.len(), "{name}: {off}");
+    }
+}
+
+#[test]
+fn in_f64_twenty_steps_with_guidance_give_the_latents_of_diffusers_to_nine_digits() {
+    for name in CHECKPOINTS {
+        let reference = testing::results(name, "samples.safetensors");
+        let folder = testing::checkpoint(name, PLAIN);
+        let model = TextToImage::load(folder.path(), testing::compute(Kind::Double)).unwrap();
+        let ours = latents(name, &model, Spacing::Leading, Sampler::Ddim, 20);
+        let apart = testing::apart(&ours, &reference.tensor("f64.ddim20").unwrap());
+        println!("{name}: 20-step latents in f64 {apart:.1e}");
+        assert!(apart < 1e-9, "{name}: {apart}");
     }
 }
 
@@ -231,6 +245,20 @@ fn a_saved_model_names_only_parts_that_it_holds() {
     let again = folder.path().join("again");
     loaded.save(&again).unwrap();
     assert_eq!(read(&again), after);
+}
+
+#[test]
+fn weights_that_are_saved_may_be_read_by_whoever_may_read_a_new_file() {
+    let (folder, model) = load("sd2");
+    let target = folder.path().join("saved");
+    model.save(&target).unwrap();
+    let plain = folder.path().join("plain");
+    fs::write(&plain, "x").unwrap();
+    let mode = |file: &Path| fs::metadata(file).unwrap().permissions().mode();
+    for part in ["unet", "text_encoder", "vae"] {
+        let file = testing::weights_file(&target, part);
+        assert_eq!(mode(&file), mode(&plain), "{part}");
+    }
 }
 
 /// A snapshot in the cache of Hugging Face is links to files of other names.
