@@ -1,19 +1,21 @@
 """One measured run: a specification, `concord-client simulate`, and what came out. Runs are kept, so that an interrupted
-experiment goes on where it was."""
+experiment goes on where it was; one of another program or of other rows is run again."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Iterable, Mapping
 
 from arms import BOTTLENECK, Setting
+from fetch import file_sha256
 
 HERE = Path(__file__).resolve().parent
 BACKBONE = "all-minilm-l6-v2"
@@ -109,16 +111,27 @@ class Bench:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return out
 
-    def kept(self, run: Run) -> dict | None:
+    def fingerprint(self, seed: int) -> str:
+        """What the runs of a seed depend on besides their specifications: the program, the rows, and how much is run."""
+        folder, rows = self.folder / f"tasks-{seed}", hashlib.sha256()
+        for path in sorted(folder.rglob("*.csv")):
+            rows.update(f"{file_sha256(path)}  {path.relative_to(folder)}\n".encode())
+        parts = {"program": file_sha256(self.program), "rows": rows.hexdigest(), "sizes": asdict(self.sizes)}
+        return json.dumps(parts) + "\n"
+
+    def kept(self, run: Run, fingerprint: str) -> dict | None:
         """What an earlier, equal run has left."""
-        spec, result = self.folder / f"{run.name()}.toml", self.folder / f"{run.name()}.json"
-        if result.exists() and spec.exists() and spec.read_text() == specification(run, self.sizes):
-            return json.loads(result.read_text())
-        return None
+        result = self.folder / f"{run.name()}.json"
+        equal = {"toml": specification(run, self.sizes), "fingerprint": fingerprint}
+        for kind, text in equal.items():
+            beside = self.folder / f"{run.name()}.{kind}"
+            if not beside.exists() or beside.read_text() != text:
+                return None
+        return json.loads(result.read_text()) if result.exists() else None
 
     def run(self, runs: list[Run]) -> list[dict]:
         """Runs several with the same seed in one process, which computes the frozen layers only once."""
-        name = runs[0].name()
+        name, fingerprint = runs[0].name(), self.fingerprint(runs[0].seed)
         unfinished = self.folder / f"{name}.unfinished"
         command = [str(self.program), "simulate", "--silos", str(self.folder / f"tasks-{runs[0].seed}")]
         command += ["--backbone", f"{BACKBONE}={self.backbone}", "--threads", "1", "--cache", CACHE]
@@ -138,12 +151,15 @@ class Bench:
         unfinished.unlink()
         reports = reports if isinstance(reports, list) else [reports]
         for run, report in zip(runs, reports, strict=True):
+            # First: a result stands beside no other run's fingerprint, wherever this is interrupted.
+            (self.folder / f"{run.name()}.fingerprint").write_text(fingerprint)
             (self.folder / f"{run.name()}.json").write_text(json.dumps(report))
         return reports
 
     def run_all(self, runs: list[Run], what: str) -> dict[Run, dict]:
         """All runs, a few processes at a time; says how far it is."""
-        results = {run: result for run in runs if (result := self.kept(run)) is not None}
+        now = {seed: self.fingerprint(seed) for seed in {run.seed for run in runs}}
+        results = {run: result for run in runs if (result := self.kept(run, now[run.seed])) is not None}
         left = [run for run in runs if run not in results]
         batches = []
         for seed in sorted({run.seed for run in left}):
