@@ -131,6 +131,27 @@ impl Default for CacheSection {
 }
 
 impl CacheSection {
+    /// Whether a file can be made in the folder; one of a cache that is off is not looked at. Asked before the daemon's work begins:
+    /// a folder that fails later costs time and no round.
+    ///
+    /// # Errors
+    /// [`SettingsError`] naming the key.
+    pub(crate) fn check_folder(&self) -> Result<(), SettingsError> {
+        let Some(folder) = self.folder.as_ref().filter(|_| self.enabled) else {
+            return Ok(());
+        };
+        match tempfile::tempfile_in(folder) {
+            Ok(_) => Ok(()),
+            Err(error) => refuse(
+                "cache.folder",
+                format!(
+                    "no file can be made in {}: {error}; name an existing folder that the daemon may write to",
+                    folder.display()
+                ),
+            ),
+        }
+    }
+
     /// As the learning crate takes it.
     pub fn settings(&self) -> CacheSettings {
         CacheSettings {

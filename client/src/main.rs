@@ -41,7 +41,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Reads the configuration and everything that it names, without connecting.
+    /// Reads the configuration, the certificates, the sizes of the backbones and all rows, without connecting.
     CheckConfig {
         /// The configuration.
         #[arg(long, value_name = "FILE")]

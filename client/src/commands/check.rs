@@ -15,7 +15,7 @@ use concord_learning::{
 use super::CommandError;
 use crate::{config::ClientConfig, data::load_splits};
 
-/// Reads the configuration, the certificates, each backbone's configuration and each task's rows.
+/// Reads the configuration, the certificates, each backbone's configuration and each task's rows, and looks at the folders of state and cache.
 ///
 /// # Errors
 /// The first thing that cannot be used, with its key.
@@ -36,6 +36,7 @@ pub fn check_config(path: &Path, out: &mut dyn Write) -> Result<(), CommandError
     ))?;
     say(format!("server       {}", config.server_url()))?;
     check_state(&config.state.folder)?;
+    config.cache.check_folder()?;
     for backbone in &config.backbones {
         let sizes = BackboneFiles::find(&backbone.path)
             .and_then(|files| BackboneConfig::read(&files.config))

@@ -44,10 +44,11 @@ const LOCK_PAUSE: Duration = Duration::from_millis(100);
 /// Runs the daemon until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// If the configuration, the certificates or the state folder cannot be used, or the daemon's main task ends by itself. A server
+/// If the configuration, the certificates, the state folder or the cache's cannot be used, or the daemon's main task ends by itself. A server
 /// that cannot be reached is no error.
 pub async fn run(path: &Path) -> Result<(), CommandError> {
     let config = ClientConfig::load(path, environment())?;
+    config.cache.check_folder()?;
     init_logging(&config.log)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let (tls, silo, federation) = identity(&config, clock.as_ref())?;

@@ -192,6 +192,35 @@ fn a_state_folder_that_is_none_or_open_to_others_is_refused() {
     assert!(text.contains("it is no folder"), "{text}");
 }
 
+#[tokio::test]
+async fn a_cache_folder_in_which_no_file_can_be_made_is_refused_by_the_daemon_too() {
+    let silo = Silo::new(Role::Silo);
+    silo.change("[state]", "[cache]\nfolder = \"cache\"\n[state]");
+    let cache = silo.folder.path().join("cache");
+    // It is not there; then it is no folder.
+    for made in [false, true] {
+        if made {
+            fs::write(&cache, "").unwrap();
+        }
+        let started = Box::pin(run(&silo.config())).await.unwrap_err();
+        let started = (started.exit_code(), error_text(&started));
+        for (code, text) in [silo.refused(), started] {
+            assert_eq!(code, EXIT_CONFIG);
+            assert!(
+                text.contains("`cache.folder`") && text.contains(&cache.display().to_string()),
+                "{text}"
+            );
+        }
+    }
+    // A cache that is off needs none.
+    silo.change("[cache]", "[cache]\nenabled = false");
+    check_config(&silo.config(), &mut Vec::new()).unwrap();
+    silo.change("enabled = false", "enabled = true");
+    fs::remove_file(&cache).unwrap();
+    fs::create_dir(&cache).unwrap();
+    check_config(&silo.config(), &mut Vec::new()).unwrap();
+}
+
 #[test]
 fn a_certificate_of_another_role_is_refused() {
     let (code, text) = Silo::new(Role::Operator).refused();

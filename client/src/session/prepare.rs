@@ -37,13 +37,7 @@ impl<C: Coordinator> Session<C> {
             .map_err(|error| match error {
                 LearningError::Io { ref source, .. } if may_pass(source) => error.into(),
                 LearningError::Stopped(_) => error.into(),
-                error => {
-                    tracing::error!(%error, "the backbone cannot be loaded");
-                    SessionError::Declined(Refusal::new(
-                        ErrorCode::BackboneMismatch,
-                        "this silo's backbone cannot be loaded; its log has the reason",
-                    ))
-                }
+                error => no_backbone(&error),
             })?;
         Profile::check_backbone(spec, &backbone).map_err(declined)?;
         let binding = Binding {
@@ -86,7 +80,12 @@ impl<C: Coordinator> Session<C> {
                 share: self.profile.shares_rows,
                 saved: saved.map(|(_, body)| body),
             };
-            self.bench.open(&key, parts).await?;
+            // The one file that is read here is the backbone's tokenizer.
+            let opened = self.bench.open(&key, parts).await;
+            opened.map_err(|error| match error {
+                LearningError::Io { ref source, .. } if !may_pass(source) => no_backbone(&error),
+                error => error.into(),
+            })?;
         }
         Ok(Taken {
             key,
@@ -96,4 +95,13 @@ impl<C: Coordinator> Session<C> {
             trained,
         })
     }
+}
+
+/// The no to a job whose backbone cannot be loaded. The reason, which may hold a path, stays in this silo's log.
+fn no_backbone(error: &LearningError) -> SessionError {
+    tracing::error!(%error, "the backbone cannot be loaded");
+    SessionError::Declined(Refusal::new(
+        ErrorCode::BackboneMismatch,
+        "this silo's backbone cannot be loaded; its log has the reason",
+    ))
 }

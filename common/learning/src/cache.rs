@@ -10,8 +10,8 @@
 //! computed batch by batch instead, which differs in the last bits (about 1e-6), because libtorch's kernels block differently at other shapes.
 //!
 //! Memory is filled first, up to a budget; then a file, if a folder is given, up to its own; what fits in neither is computed each time.
-//! The file is nameless (unlinked as soon as it is made), so nothing derived from the data outlives the process. One that fails costs time and
-//! nothing else: rows that it does not take, or does not give back, are computed.
+//! The file is nameless (unlinked as soon as it is made), so nothing derived from the data outlives the process. One that cannot be made, or
+//! that fails, costs time and nothing else: rows that it does not take, or does not give back, are computed.
 
 use std::{
     collections::HashMap,
@@ -50,6 +50,13 @@ pub struct DiskBudget {
     pub folder: PathBuf,
     /// Most bytes in it.
     pub bytes: u64,
+}
+
+impl DiskBudget {
+    /// All that a fault of the disk comes to: the cache saves time and nothing else, and results are the same without it.
+    fn warn(&self, error: &io::Error) {
+        tracing::warn!(folder = %self.folder.display(), %error, "prefix cache cannot grow on disk, rows will be computed again");
+    }
 }
 
 /// How much may be kept, and where.
@@ -131,20 +138,20 @@ pub(crate) struct PrefixCache {
 }
 
 impl PrefixCache {
-    pub(crate) fn new(first: Place, settings: CacheSettings) -> Result<Self, LearningError> {
+    pub(crate) fn new(first: Place, settings: CacheSettings) -> Self {
         let disk = match &settings.disk {
             Some(budget) if settings.mode == CacheMode::On && budget.bytes > 0 => {
-                Some(DiskRows::new(budget.clone())?)
+                DiskRows::new(budget.clone())
             }
             _ => None,
         };
-        Ok(Self {
+        Self {
             settings,
             first,
             memory: HashMap::new(),
             disk,
             stats: CacheStats::default(),
-        })
+        }
     }
 
     pub(crate) fn first(&self) -> Place {
@@ -260,10 +267,12 @@ struct DiskRows {
 }
 
 impl DiskRows {
-    fn new(budget: DiskBudget) -> Result<Self, LearningError> {
+    /// `None`, with a warning, where no file can be made.
+    fn new(budget: DiskBudget) -> Option<Self> {
         let file = tempfile::tempfile_in(&budget.folder)
-            .map_err(|source| LearningError::io(&budget.folder, source))?;
-        Ok(Self {
+            .inspect_err(|error| budget.warn(error))
+            .ok()?;
+        Some(Self {
             budget,
             file,
             offsets: HashMap::new(),
@@ -294,8 +303,7 @@ impl DiskRows {
             .seek(SeekFrom::Start(self.end))
             .and_then(|_| self.file.write_all(&bytes));
         if let Err(error) = written {
-            // The cache saves time and nothing else: results are the same without it.
-            tracing::warn!(folder = %self.budget.folder.display(), %error, "prefix cache cannot grow on disk, rows will be computed again");
+            self.budget.warn(&error);
             self.closed = true;
             return Ok(());
         }

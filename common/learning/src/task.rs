@@ -117,7 +117,7 @@ impl PreparedTask {
     /// # Errors
     /// [`LearningError::Data`] for no training rows, a row with one text where two are due or the reverse, a class without training rows, or a
     /// label in the training or validation rows that cannot be used (a bad one in the test rows is an error when they are evaluated);
-    /// [`LearningError::Config`] for an impossible layer; [`LearningError::Io`] if the cache's folder cannot be used; the tokeniser's.
+    /// [`LearningError::Config`] for an impossible layer; the tokeniser's.
     pub fn new(
         data: &TaskData,
         backbone: &Backbone,
@@ -160,7 +160,7 @@ impl PreparedTask {
             first,
             splits,
             scale,
-            cache: Mutex::new(PrefixCache::new(first, cache)?),
+            cache: Mutex::new(PrefixCache::new(first, cache)),
         };
         task.check_classes()?;
         Ok(task)

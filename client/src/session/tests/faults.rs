@@ -2,7 +2,10 @@
 
 use std::io;
 
-use concord_learning::LearningError;
+use concord_learning::{
+    LearningError,
+    cache::{CacheSettings, DiskBudget},
+};
 
 use super::{
     super::error::{SessionError, may_pass},
@@ -68,6 +71,21 @@ async fn a_vault_that_cannot_be_read_declines_nothing() {
     accepted(north.round(&job(), ONE).await.unwrap());
 }
 
+#[tokio::test]
+async fn a_cache_folder_that_is_gone_costs_no_round() {
+    let mut pair = Pair::new(&spec("fedmcp", 1, ""));
+    pair.north.profile.cache = CacheSettings {
+        memory_bytes: 0,
+        disk: Some(DiskBudget {
+            folder: pair.north.folder.path().join("gone"),
+            bytes: 1 << 20,
+        }),
+        ..CacheSettings::default()
+    };
+    let north = pair.north.join(&pair.federation);
+    accepted(north.round(&job(), ONE).await.unwrap());
+}
+
 #[test]
 fn only_faults_that_would_come_again_are_lasting() {
     let full = || io::Error::from_raw_os_error(28);
@@ -77,7 +95,7 @@ fn only_faults_that_would_come_again_are_lasting() {
             path: file.clone(),
             source: full(),
         }),
-        SessionError::Learning(LearningError::io("cache", full())),
+        SessionError::Learning(LearningError::io("tokenizer.json", full())),
         SessionError::Learning(LearningError::Stopped("train")),
         SessionError::Receipts {
             path: file.clone(),

@@ -1,6 +1,7 @@
 //! Jobs that a silo says no to.
 
 use super::*;
+use crate::testing::tiny_backbone;
 
 #[tokio::test]
 async fn a_job_that_the_silo_cannot_do_is_declined_with_a_code() {
@@ -48,6 +49,25 @@ async fn data_that_cannot_be_used_is_declined_without_a_word_about_it() {
     let refusal = declined(pair.north.join(&pair.federation).round(&job(), ONE).await);
     assert_eq!(refusal.code, ErrorCode::BadData);
     assert!(!refusal.message.contains("canary"), "{refusal}");
+}
+
+#[tokio::test]
+async fn a_job_whose_backbones_tokenizer_cannot_be_read_is_declined() {
+    let mut pair = Pair::new(&spec("fedmcp", 1, ""));
+    let backbone = pair.north.folder.path().join("backbone");
+    fs::create_dir(&backbone).unwrap();
+    let source = tiny_backbone().join("0_Transformer");
+    for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+        fs::copy(source.join(file), backbone.join(file)).unwrap();
+    }
+    pair.north.profile.backbones[0].path.clone_from(&backbone);
+    let north = pair.north.join(&pair.federation);
+    // Loaded for an earlier job; the tokenizer has gone since.
+    north.bench.backbone(&backbone).await.unwrap();
+    fs::remove_file(backbone.join("tokenizer.json")).unwrap();
+    let refusal = declined(north.round(&job(), ONE).await);
+    assert_eq!(refusal.code, ErrorCode::BackboneMismatch);
+    assert!(!refusal.message.contains('/'), "no paths: {refusal}");
 }
 
 #[tokio::test]

@@ -34,11 +34,7 @@ fn rows(backbone: &Backbone) -> Vec<Encoded> {
 fn setup(settings: CacheSettings) -> (Arc<Backbone>, Vec<Encoded>, PrefixCache) {
     let backbone = backbone(Kind::Float);
     let encoded = rows(&backbone);
-    (
-        backbone,
-        encoded,
-        PrefixCache::new(FIRST, settings).unwrap(),
-    )
+    (backbone, encoded, PrefixCache::new(FIRST, settings))
 }
 
 fn memory(bytes: u64) -> CacheSettings {
@@ -72,8 +68,8 @@ fn a_cached_batch_is_the_uncached_one_at_every_real_token() {
         ..CacheSettings::default()
     };
     for first in [FIRST, AFTER_ATTENTION] {
-        let mut cache = PrefixCache::new(first, CacheSettings::default()).unwrap();
-        let mut uncached = PrefixCache::new(first, off.clone()).unwrap();
+        let mut cache = PrefixCache::new(first, CacheSettings::default());
+        let mut uncached = PrefixCache::new(first, off.clone());
         let chosen = [3, 0, 1];
         let want = uncached
             .batch(&backbone, Split::Train, &chosen, &encoded)
@@ -100,7 +96,7 @@ fn a_cached_batch_is_the_uncached_one_at_every_real_token() {
 fn after_the_attention_its_output_and_the_layers_input_are_kept() {
     let backbone = backbone(Kind::Float);
     let encoded = rows(&backbone);
-    let mut cache = PrefixCache::new(AFTER_ATTENTION, CacheSettings::default()).unwrap();
+    let mut cache = PrefixCache::new(AFTER_ATTENTION, CacheSettings::default());
     let mut prefix = || {
         cache
             .batch(&backbone, Split::Train, &[1], &encoded)
@@ -130,9 +126,9 @@ fn a_rows_bits_do_not_depend_on_its_company_or_on_where_it_was_kept() {
     let backbone = backbone(Kind::Float);
     let encoded = rows(&backbone);
     for first in [FIRST, AFTER_ATTENTION] {
-        let mut in_memory = PrefixCache::new(first, CacheSettings::default()).unwrap();
-        let mut on_disk = PrefixCache::new(first, on_disk(&folder, 1 << 20)).unwrap();
-        let mut nowhere = PrefixCache::new(first, memory(0)).unwrap();
+        let mut in_memory = PrefixCache::new(first, CacheSettings::default());
+        let mut on_disk = PrefixCache::new(first, on_disk(&folder, 1 << 20));
+        let mut nowhere = PrefixCache::new(first, memory(0));
         // Warm the caches in unlike company.
         let _ = in_memory
             .batch(&backbone, Split::Train, &[0, 1, 2, 3, 4], &encoded)
@@ -183,7 +179,7 @@ fn neither_memory_nor_disk_grows_beyond_its_budget() {
         memory_bytes: lengths[0],
         ..on_disk(&folder, lengths[1] + lengths[2])
     };
-    let mut cache = PrefixCache::new(FIRST, settings).unwrap();
+    let mut cache = PrefixCache::new(FIRST, settings);
     for _ in 0..2 {
         let _ = cache
             .batch(&backbone, Split::Train, &[0, 1, 2, 3, 4], &encoded)
@@ -200,7 +196,7 @@ fn neither_memory_nor_disk_grows_beyond_its_budget() {
 fn a_file_that_cannot_be_read_is_let_go_and_its_rows_are_computed() {
     let folder = tempfile::tempdir().unwrap();
     let (backbone, encoded, mut in_memory) = setup(CacheSettings::default());
-    let mut cache = PrefixCache::new(FIRST, on_disk(&folder, 1 << 20)).unwrap();
+    let mut cache = PrefixCache::new(FIRST, on_disk(&folder, 1 << 20));
     let batch = |cache: &mut PrefixCache| {
         cache
             .batch(&backbone, Split::Train, &[0, 1, 2], &encoded)
@@ -228,7 +224,7 @@ fn a_file_that_cannot_be_read_is_let_go_and_its_rows_are_computed() {
 fn the_file_has_no_name_that_could_outlive_the_process() {
     let folder = tempfile::tempdir().unwrap();
     let (backbone, encoded, _) = setup(CacheSettings::default());
-    let mut cache = PrefixCache::new(FIRST, on_disk(&folder, 1 << 20)).unwrap();
+    let mut cache = PrefixCache::new(FIRST, on_disk(&folder, 1 << 20));
     let _ = cache
         .batch(&backbone, Split::Train, &[0, 1], &encoded)
         .unwrap();
@@ -237,16 +233,29 @@ fn the_file_has_no_name_that_could_outlive_the_process() {
 }
 
 #[test]
-fn a_folder_that_is_not_there_is_named() {
+fn a_folder_in_which_no_file_can_be_made_costs_time_and_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
-    let missing = folder.path().join("missing");
+    let (backbone, encoded, mut in_memory) = setup(CacheSettings::default());
     let settings = CacheSettings {
         disk: Some(DiskBudget {
-            folder: missing.clone(),
-            bytes: 1,
+            folder: folder.path().join("missing"),
+            bytes: 1 << 20,
         }),
-        ..CacheSettings::default()
+        ..memory(0)
     };
-    let error = PrefixCache::new(FIRST, settings).unwrap_err().to_string();
-    assert!(error.contains(&missing.display().to_string()), "{error}");
+    let mut cache = PrefixCache::new(FIRST, settings);
+    let batch = |cache: &mut PrefixCache| {
+        cache
+            .batch(&backbone, Split::Train, &[0, 1], &encoded)
+            .unwrap()
+            .prefix
+    };
+    let want = batch(&mut in_memory);
+    for _ in 0..2 {
+        let got = batch(&mut cache);
+        assert_eq!(got.output, want.output);
+        assert_eq!(got.residual, want.residual);
+    }
+    let stats = cache.stats();
+    assert_eq!((stats.hits, stats.misses, stats.disk_bytes), (0, 4, 0));
 }
