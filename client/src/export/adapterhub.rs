@@ -6,12 +6,14 @@
 //! the library computes LayerNorm(h + A(h) + x), which is what the trainer computes. Global and private adapter together are
 //! exactly one bottleneck of width r_g + r_p.
 
+use std::fmt::Write as _;
+
 use concord_common::job::{AdapterPosition, Pool};
 use concord_learning::{
     LearningError,
     backbone::{BackboneConfig, Family},
-    data::Problem,
-    model::PersonalModel,
+    data::{InputKind, Problem},
+    model::{ModelFacts, PersonalModel},
     named::{HostTensor, NamedTensors, to_safetensors},
 };
 use serde_json::{Map, Value, json};
@@ -212,33 +214,49 @@ fn readme(model: &PersonalModel, header: &Header) -> String {
         "A personal adapter trained with Concord, for AdapterHub's `adapters`",
     );
     text += &card::facts(model, header);
-    let head = match model.facts.pool {
-        Pool::Cls => format!(
-            "model.load_adapter(\"this-folder\", use_safetensors=True, set_active=True)\n\
-             model.active_head = \"{NAME}\"\n\
-             inputs = tokenizer(\"a text\", truncation=True, max_length={}, return_tensors=\"pt\")\n\
-             logits = model(**inputs).logits\n",
-            model.facts.max_length
-        ),
-        Pool::Mean => format!(
-            "model.load_adapter(\"this-folder\", use_safetensors=True, set_active=True, with_head=False)\n\
-             model.active_head = None\n\
-             head = safetensors.torch.load_file(\"this-folder/concord_head.safetensors\")\n\
-             inputs = tokenizer(\"a text\", truncation=True, max_length={}, return_tensors=\"pt\")\n\
-             hidden = model(**inputs).last_hidden_state\n\
-             mask = inputs[\"attention_mask\"].unsqueeze(-1)\n\
-             pooled = (hidden * mask).sum(1) / mask.sum(1)\n\
-             logits = pooled @ head[\"head.weight\"].T + head[\"head.bias\"]\n",
-            model.facts.max_length
-        ),
-    };
+    // `deploy/interop/adapterhub.py` fills folders and texts in, and runs it.
     text += "\n## Use\n\nThe global and the private adapter are joined into one bottleneck.\n\n```python\n\
              import safetensors.torch\n\
              from adapters import AutoAdapterModel\n\
              from transformers import AutoTokenizer\n\n\
              model = AutoAdapterModel.from_pretrained(\"the-backbone\").eval()\n\
              tokenizer = AutoTokenizer.from_pretrained(\"the-backbone\")\n";
-    text += &head;
+    text += &code(&model.facts);
     text += "```\n";
+    text
+}
+
+/// From the exported folder to logits, and to a number where the model gives numbers.
+fn code(facts: &ModelFacts) -> String {
+    let texts = match facts.input {
+        InputKind::Single => "[\"a text\"]",
+        InputKind::Pair => "[\"a text\"], [\"its second text\"]",
+    };
+    let inputs = format!(
+        "inputs = tokenizer({texts}, truncation=True, padding=True, max_length={}, return_tensors=\"pt\")\n",
+        facts.max_length
+    );
+    let mut text = match facts.pool {
+        Pool::Cls => format!(
+            "model.load_adapter(\"this-folder\", use_safetensors=True, set_active=True)\n\
+             model.active_head = \"{NAME}\"\n\
+             {inputs}\
+             logits = model(**inputs).logits\n"
+        ),
+        Pool::Mean => format!(
+            "model.load_adapter(\"this-folder\", use_safetensors=True, set_active=True, with_head=False)\n\
+             model.active_head = None\n\
+             head = safetensors.torch.load_file(\"this-folder/concord_head.safetensors\")\n\
+             {inputs}\
+             hidden = model(**inputs).last_hidden_state\n\
+             mask = inputs[\"attention_mask\"].unsqueeze(-1)\n\
+             pooled = (hidden * mask).sum(1) / mask.sum(1)\n\
+             logits = pooled @ head[\"head.weight\"].T + head[\"head.bias\"]\n"
+        ),
+    };
+    if facts.problem == Problem::Regression {
+        let (std, mean) = (facts.target_std, facts.target_mean);
+        let _ = writeln!(text, "number = logits * {std} + {mean}");
+    }
     text
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use concord_common::job::{AdapterPosition, Pool};
+use concord_common::job::{AdapterPosition, Combine, Pool};
 use concord_learning::{
     data::Problem,
     model::{ModelFacts, PersonalModel},
@@ -21,10 +21,29 @@ pub(super) fn plain(model: &PersonalModel, header: &Header) -> String {
     let _ = writeln!(
         card,
         "In each adapter layer, {} and before its residual and LayerNorm: \
-         h' = h + c_g A_g(h) + c_p A_p(h), with A(h) = up · GELU(down · h + b_d) + b_u.",
-        place(model.facts.adapter_position)
+         h' = h + c_g A_g(h) + c_p A_p(h), where {}. \
+         A(h) = up · GELU(down · h + b_d) + b_u, with the exact GELU (erf).",
+        place(model.facts.adapter_position),
+        coefficients(&model.facts)
     );
     card
+}
+
+/// c_g and c_p, as the trainer has them.
+fn coefficients(facts: &ModelFacts) -> &'static str {
+    match (facts.global_bottleneck, facts.private_bottleneck) {
+        (Some(_), Some(_)) => match facts.combine {
+            Combine::Sum => "c_g = s_g and c_p = s_p",
+            Combine::Mean => "c_g = s_g / 2 and c_p = s_p / 2",
+            Combine::Gate => {
+                "c_g = g s_g and c_p = (1 - g) s_p, with g = sigmoid(gate[k]) \
+                 in the k-th adapter layer, counted from 0"
+            }
+        },
+        // An adapter that is alone has the scale s_g, whichever it is.
+        (_, None) => "c_g = s_g and there is no A_p",
+        (None, Some(_)) => "c_p = s_g and there is no A_g",
+    }
 }
 
 /// The front matter and the title.
@@ -96,6 +115,14 @@ fn rows(facts: &ModelFacts, header: &Header) -> Vec<(&'static str, String)> {
         ("global bottleneck", bottleneck(facts.global_bottleneck)),
         ("private bottleneck", bottleneck(facts.private_bottleneck)),
         ("combine", format!("{:?}", facts.combine).to_lowercase()),
+        (
+            "scale of the global adapter, s_g",
+            facts.scale_global.to_string(),
+        ),
+        (
+            "scale of the private adapter, s_p",
+            facts.scale_private.to_string(),
+        ),
         (
             "pooling",
             match facts.pool {

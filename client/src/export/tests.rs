@@ -213,6 +213,37 @@ fn a_head_on_the_mean_stands_beside_the_librarys_files() {
 }
 
 #[test]
+fn the_code_takes_both_texts_of_a_pair_and_ends_with_the_number() {
+    let folder = tempfile::tempdir().unwrap();
+    let code = |model: &PersonalModel, name: &str| {
+        let out = folder.path().join(name);
+        let format = ExportFormat::Adapterhub;
+        write(model, &header(), &tiny_backbone(), format, &out).unwrap();
+        let page = fs::read_to_string(out.join("README.md")).unwrap();
+        page.split("```").nth(1).unwrap().to_owned()
+    };
+    let single = code(&model(Pool::Cls), "single");
+    let texts = "tokenizer([\"a text\"], trunc";
+    assert!(single.contains(texts), "{single}");
+    assert!(single.ends_with("logits = model(**inputs).logits\n"));
+
+    let mut numbers = model(Pool::Mean);
+    numbers.facts.input = InputKind::Pair;
+    numbers.facts.problem = Problem::Regression;
+    numbers.facts.target_std = 1.5;
+    numbers.facts.target_mean = -2.0;
+    for (name, shape) in [("head.weight", vec![1, HIDDEN]), ("head.bias", vec![1])] {
+        let values = vec![0.5; shape.iter().product()];
+        let tensor = HostTensor { shape, values };
+        numbers.tensors.insert(name.to_owned(), tensor);
+    }
+    let pair = code(&numbers, "pair");
+    let texts = "tokenizer([\"a text\"], [\"its second text\"], trunc";
+    assert!(pair.contains(texts), "{pair}");
+    assert!(pair.ends_with("\nnumber = logits * 1.5 + -2\n"), "{pair}");
+}
+
+#[test]
 fn every_width_survives_the_librarys_division() {
     for hidden in [24, 384, 768, 1024] {
         for width in 1..=hidden + 7 {
@@ -247,6 +278,85 @@ fn a_plain_export_is_the_model_with_a_card() {
         "private adapter",
     ] {
         assert!(card.contains(fact), "{fact} is not in\n{card}");
+    }
+}
+
+#[test]
+fn the_card_gives_the_coefficients_of_every_way_of_joining() {
+    let g = 1.0 / (1.0 + (-1.5_f32).exp());
+    let cases = [
+        (
+            Combine::Sum,
+            [Some(0.5), Some(2.0)],
+            "c_g = s_g and c_p = s_p.",
+        ),
+        (
+            Combine::Mean,
+            [Some(0.25), Some(1.0)],
+            "c_g = s_g / 2 and c_p = s_p / 2.",
+        ),
+        (
+            Combine::Gate,
+            [Some(g * 0.5), Some((1.0 - g) * 2.0)],
+            "c_g = g s_g and c_p = (1 - g) s_p, with g = sigmoid(gate[k]) ",
+        ),
+        (
+            Combine::Sum,
+            [Some(0.5), None],
+            "c_g = s_g and there is no A_p.",
+        ),
+        (
+            Combine::Sum,
+            [None, Some(0.5)],
+            "c_p = s_g and there is no A_g.",
+        ),
+    ];
+    for (combine, [c_g, c_p], wanted) in cases {
+        let mut joined = model(Pool::Mean);
+        joined.facts.combine = combine;
+        joined.facts.scale_global = 0.5;
+        joined.facts.scale_private = 2.0;
+        joined.facts.global_bottleneck = c_g.map(|_| 3);
+        joined.facts.private_bottleneck = c_p.map(|_| 2);
+        let tensors = &mut joined.tensors;
+        for (prefix, factor) in [("global.", c_g), ("private.", c_p)] {
+            if factor.is_none() {
+                tensors.retain(|name, _| !name.starts_with(prefix));
+            }
+        }
+        if combine == Combine::Gate {
+            let gate = HostTensor {
+                shape: vec![1],
+                values: vec![1.5],
+            };
+            tensors.insert("gate".to_owned(), gate);
+        }
+
+        let text = card::plain(&joined, &header());
+        let line = format!(
+            "In each adapter layer, after the feed-forward network and before its residual \
+             and LayerNorm: h' = h + c_g A_g(h) + c_p A_p(h), where {wanted}"
+        );
+        for part in [
+            line.as_str(),
+            "A(h) = up · GELU(down · h + b_d) + b_u, with the exact GELU (erf).",
+            "| scale of the global adapter, s_g | 0.5 |",
+            "| scale of the private adapter, s_p | 2 |",
+        ] {
+            assert!(text.contains(part), "{part} is not in\n{text}");
+        }
+
+        // It is what the model computes.
+        let term = |part: &str, factor: Option<f32>| {
+            let name = format!("{part}.layer.1.up.bias");
+            factor.map_or(0.0, |factor| factor * joined.tensors[&name].values[7])
+        };
+        let found = joined.fused_bottleneck(1).unwrap().up_bias.values[7];
+        let expected = term("global", c_g) + term("private", c_p);
+        assert!(
+            (found - expected).abs() < 1e-5,
+            "{combine:?}: {found}, {expected}"
+        );
     }
 }
 
