@@ -51,7 +51,7 @@ class Table(unittest.TestCase):
     def test_an_arm_has_its_gain_with_the_interval_and_its_win_rate_with_half_of_the_ties(self):
         text = "\n".join(demo.table([self.SUMMARY]))
         self.assertIn("+0.100 (+0.050 to +0.150)", text)
-        self.assertIn("70 %", text)
+        self.assertRegex(text, r"70 % +2 ")
         self.assertIn("8 pairs kept", text)
 
     def test_what_was_not_measured_is_a_dash_and_what_was_not_run_is_left_out(self):
@@ -71,6 +71,12 @@ class Settings(unittest.TestCase):
     def test_the_job_asks_for_what_the_settings_say(self):
         text = demo.job_spec(demo.Settings(iterations=3, pairs=7, held_out=9, seed=5))
         for part in ("iterations = 3", "pairs = 7", "held_out = 9", "seed = 5", 'kind = "artaug"'):
+            self.assertIn(part, text)
+
+    def test_the_job_is_the_one_whose_figures_stand_on_the_page(self):
+        text = demo.job_spec(demo.Settings())
+        wanted = ("guidance = 1.0", "subject_below = -1.0", "region_strength = 1.0", "first_steps = 240", "second_steps = 120", "kept = 24", "held_out = 200")
+        for part in wanted:
             self.assertIn(part, text)
 
 

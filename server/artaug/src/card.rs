@@ -112,7 +112,7 @@ fn held_out(card: &mut String, spec: &ArtaugSpec, history: &[Summary]) {
         spec.evaluation.resamples,
         spec.evaluation.tie,
     );
-    card.push_str("| iteration | arm | score | gain | interval | win rate | left out | alignment | diversity |\n|---|---|---|---|---|---|---|---|---|\n");
+    card.push_str("| iteration | arm | score | gain | interval | win rate | ties | left out | alignment | diversity |\n|---|---|---|---|---|---|---|---|---|---|\n");
     let number = |value: Option<f64>| {
         value.map_or_else(|| "not measured".to_owned(), |value| format!("{value:.3}"))
     };
@@ -120,7 +120,7 @@ fn held_out(card: &mut String, spec: &ArtaugSpec, history: &[Summary]) {
         for (arm, outcome) in &summary.arms {
             let _ = writeln!(
                 card,
-                "| {} | {} | {:.3} | {:+.3} | {:+.3} to {:+.3} | {:.0} % | {} | {} | {} |",
+                "| {} | {} | {:.3} | {:+.3} | {:+.3} to {:+.3} | {:.0} % | {} | {} | {} | {} |",
                 summary.iteration,
                 arm_name(*arm),
                 outcome.score,
@@ -128,6 +128,7 @@ fn held_out(card: &mut String, spec: &ArtaugSpec, history: &[Summary]) {
                 outcome.gain.low,
                 outcome.gain.high,
                 100.0 * outcome.wins.rate(),
+                outcome.wins.ties,
                 outcome.left_out,
                 number(outcome.alignment),
                 number(outcome.diversity),

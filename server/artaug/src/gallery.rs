@@ -173,7 +173,7 @@ pub fn arm_name(arm: Arm) -> &'static str {
     }
 }
 
-fn arm_cells(summary: &ArmSummary) -> [String; 6] {
+fn arm_cells(summary: &ArmSummary) -> [String; 7] {
     let number = |value: Option<f64>| {
         value.map_or_else(|| "not measured".to_owned(), |value| format!("{value:.3}"))
     };
@@ -184,6 +184,7 @@ fn arm_cells(summary: &ArmSummary) -> [String; 6] {
             summary.gain.mean, summary.gain.low, summary.gain.high
         ),
         format!("{:.0} %", 100.0 * summary.wins.rate()),
+        summary.wins.ties.to_string(),
         summary.left_out.to_string(),
         number(summary.alignment),
         number(summary.diversity),

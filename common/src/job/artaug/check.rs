@@ -267,6 +267,11 @@ fn check_sampler(spec: &ArtaugSpec) -> Result<(), Refusal> {
         "sampler.negative_prompt",
         "must have at most 1000 printable characters on one line",
     )?;
+    require(
+        sampler.negative_prompt.is_empty() || sampler.guidance > 1.0,
+        "sampler.negative_prompt",
+        "has no effect while `sampler.guidance` is 1; say more guidance, or leave it out",
+    )?;
     for side in sampler.size.iter().flatten() {
         range(side, 8, 2048, "sampler.size")?;
         require(

@@ -227,6 +227,10 @@ fn a_section_that_cannot_be_is_refused_with_its_key() {
             "`sampler.steps`: must be from 1 to 999",
         ),
         ("[sampler]\nguidance = inf", "sampler.guidance"),
+        (
+            "[sampler]\nguidance = 1\nnegative_prompt = \"blur\"",
+            "sampler.negative_prompt",
+        ),
         ("[sampler]\nsize = [512, 500]", "sampler.size"),
         (
             "[sampler]\nsize = [2048, 2048]\nbatch = 17",

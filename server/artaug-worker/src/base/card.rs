@@ -60,7 +60,7 @@ channels instead of latents (`_concord_patches`: Concord's own extension, so tha
 - recipe: `{recipe}`\n\n\
 ## Data and licences\n\n\
 Icons of three sets, drawn at {side} pixels on {backgrounds_count} plain backgrounds, in the styles' names:\n\n{icons}\n\
-Fluent Emoji (Microsoft, MIT), Noto Emoji (Google, Apache-2.0) and Twemoji (Twitter and contributors, CC BY 4.0). Pictures resemble these drawings closely; \
+Fluent Emoji (Microsoft, MIT), Noto Emoji (Google, Apache-2.0) and Twemoji (Twitter and contributors, CC BY 4.0); NOTICE.md has what these want to be said. Pictures resemble these drawings closely; \
 whoever spreads them should credit the three sets. Subjects were chosen by hand among the names that all three share.\n\n\
 ## What is planted\n\n\
 {damaged} of the training images were rendered badly in one or two respects (exposure, contrast, colour, sharpness, placement; {regional} of those in a part of \

@@ -92,7 +92,8 @@ pub(super) fn limits(spec: &ArtaugSpec, embedded: bool) -> Vec<String> {
              bring to a large model.",
         );
         say(
-            "Held-out prompts are combinations of subject, style and background that no pair used; their subjects were in the base model's training.",
+            "Held-out prompts are combinations of subject, style and background that no pair used; the base model's own training had them all. It draws few \
+             subjects so that a classifier knows them: its card says how many.",
         );
     }
     if measures(spec) {

@@ -225,17 +225,17 @@ fn the_table_has_a_row_for_every_arm() {
     let table = std::fs::read_to_string(folder.path().join("metrics.csv")).unwrap();
     assert_eq!(table.lines().count(), 1 + 3 * 4);
     assert!(
-        table.lines().all(|line| line.split(',').count() == 14),
+        table.lines().all(|line| line.split(',').count() == 15),
         "{table}"
     );
-    let cut = |arm| {
-        let mut rows = table.lines().filter(|line| line.contains(arm));
-        rows.next().unwrap().rsplit_once(',').unwrap().1.to_owned()
+    assert!(table.lines().next().unwrap().ends_with(",cut,ties"));
+    let cut_and_ties = |arm| {
+        let row = table.lines().find(|line| line.contains(arm)).unwrap();
+        row.split(',').skip(13).collect::<Vec<_>>()
     };
-    assert_eq!(
-        (cut(",prompt rewriting"), cut(",base")),
-        ("3".into(), "0".into())
-    );
+    assert_eq!(cut_and_ties(",prompt rewriting")[0], "3");
+    // The base is no better and no worse than itself.
+    assert_eq!(cut_and_ties(",base"), ["0", "8"]);
 }
 
 fn lines(folder: &Path) -> Vec<Vec<u8>> {

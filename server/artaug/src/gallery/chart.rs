@@ -37,16 +37,40 @@ pub(super) fn curves(page: &mut String, curves: &[Curve]) -> Result<(), ImageErr
             page,
             "<div class=\"card\"><h3>{}</h3><svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" width=\"100%\" role=\"img\">\
              <polyline points=\"{}\" fill=\"none\" stroke=\"#2a6f97\" stroke-width=\"2\"/></svg>\
-             <p class=\"small\">{} steps, highest {highest:.4}, lowest {lowest:.4}</p>",
+             <p class=\"small\">{} steps, highest {highest:.4}, lowest {lowest:.4}{}</p>",
             escape(&curve.name),
             line.join(" "),
-            curve.losses.len()
+            curve.losses.len(),
+            ends(&curve.losses)
         );
         samples(page, curve)?;
         page.push_str("</div>\n");
     }
     page.push_str("</div>\n");
     Ok(())
+}
+
+/// The means of the first and the last tenth, which tell how far a loss has fallen where single steps are too noisy to.
+fn ends(losses: &[f64]) -> String {
+    let losses = finite(losses);
+    let tenth = losses.len() / 10;
+    if tenth == 0 {
+        return String::new();
+    }
+    format!(
+        "; mean of the first tenth {:.4}, of the last {:.4}",
+        mean(&losses[..tenth]),
+        mean(&losses[losses.len() - tenth..])
+    )
+}
+
+fn mean(losses: &[f64]) -> f64 {
+    losses.iter().sum::<f64>() / losses.len() as f64
+}
+
+fn finite(losses: &[f64]) -> Vec<f64> {
+    let losses = losses.iter().copied();
+    losses.filter(|loss| loss.is_finite()).collect()
 }
 
 /// What was drawn on the way, a row each time.
@@ -71,14 +95,7 @@ fn samples(page: &mut String, curve: &Curve) -> Result<(), ImageError> {
 
 /// The finite losses, averaged in equal groups if there are many.
 fn points(losses: &[f64]) -> Vec<f64> {
-    let finite: Vec<f64> = losses
-        .iter()
-        .copied()
-        .filter(|loss| loss.is_finite())
-        .collect();
+    let finite = finite(losses);
     let group = finite.len().div_ceil(MOST_POINTS).max(1);
-    finite
-        .chunks(group)
-        .map(|group| group.iter().sum::<f64>() / group.len() as f64)
-        .collect()
+    finite.chunks(group).map(mean).collect()
 }

@@ -71,7 +71,7 @@ pub(super) fn iterations(page: &mut String, summaries: &[Summary]) {
         "</table>\n<h2>Held-out prompts, against the base at equal seeds, solver and steps</h2>\n<p class=\"small\">Prompt rewriting needs the base's image and \
          an answer about it first.</p>\n",
     );
-    page.push_str("<table><tr><th>iteration</th><th>arm</th><th>score</th><th>gain (interval)</th><th>win rate</th><th>pairs left out</th><th>alignment</th><th>diversity</th></tr>\n");
+    page.push_str("<table><tr><th>iteration</th><th>arm</th><th>score</th><th>gain (interval)</th><th>win rate</th><th>ties</th><th>pairs left out</th><th>alignment</th><th>diversity</th></tr>\n");
     for summary in summaries {
         for (arm, result) in &summary.arms {
             let _ = write!(

@@ -416,6 +416,15 @@ fn a_curve_of_nothing_finite_is_left_out() {
     assert_eq!(page, "");
     chart::curves(&mut page, &[curve(vec![2.0, f64::INFINITY, 2.0])]).unwrap();
     assert!(page.contains("polyline") && !page.contains("NaN"));
+    assert!(!page.contains("tenth"));
+    let mut losses = vec![3.0, 1.0];
+    losses.extend([7.0; 17]);
+    losses.extend([f64::NAN, 0.25, 0.75]);
+    chart::curves(&mut page, &[curve(losses)]).unwrap();
+    assert!(
+        page.contains("mean of the first tenth 2.0000, of the last 0.5000"),
+        "{page}"
+    );
 }
 
 proptest! {

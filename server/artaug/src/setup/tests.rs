@@ -1,5 +1,7 @@
 use super::*;
 use crate::{
+    advisor::{AdvisorError, Question},
+    endpoint::testing::{Play, TestServer},
     image::Image,
     photometry::{CleanRanges, survey},
     scorer::Discriminant,
@@ -75,6 +77,112 @@ fn the_plan_is_that_of_the_specification() {
     );
     assert_eq!(plan.stop.alignment.as_deref(), Some(GUARD));
     assert_eq!(super::plan(&spec(&NO_ALIGNMENT)).stop.alignment, None);
+}
+
+#[test]
+fn every_number_of_the_plan_is_that_of_the_specification() {
+    let mut changes = NO_ALIGNMENT.to_vec();
+    changes.extend([
+        ("seed = 0", "seed = 5"),
+        ("review = false", "review = true"),
+        ("iterations = 3", "iterations = 4"),
+        ("pairs = 288", "pairs = 50"),
+        ("kept = 48", "kept = 21"),
+        ("least_kept = 8", "least_kept = 7"),
+        ("held_out = 200", "held_out = 90"),
+        ("batch = 8\n# How strongly", "batch = 6\n# How strongly"),
+        ("mode = \"joint\"", "mode = \"per-pair\""),
+        ("batch = 8\n# Batches", "batch = 1\n# Batches"),
+        ("first_steps = 120", "first_steps = 31"),
+        ("second_steps = 120", "second_steps = 17"),
+        ("control = true", "control = false"),
+        ("confidence = 0.95", "confidence = 0.9"),
+        ("resamples = 2000", "resamples = 300"),
+        ("tie = 0.0", "tie = 0.25"),
+        ("alignment_loss = 0.02", "alignment_loss = 0.03"),
+        ("least_diversity = 0.8", "least_diversity = 0.7"),
+    ]);
+    let least_gain = [("colour", -0.1), ("photometry", 0.0)];
+    let expected = Plan {
+        iterations: 4,
+        pairs: 50,
+        held_out: 90,
+        batch: 6,
+        first_steps: 31,
+        second_steps: 17,
+        per_pair: true,
+        review: true,
+        control: false,
+        filter: FilterRules {
+            least_gain: least_gain
+                .map(|(name, gain)| (name.to_owned(), gain))
+                .into(),
+            most_kept: 21,
+        },
+        stop: StopRules {
+            judge: "statistics".to_owned(),
+            tie: 0.25,
+            alignment: None,
+            alignment_loss: 0.03,
+            least_diversity: 0.7,
+            least_kept: 7,
+        },
+        bootstrap: Bootstrap {
+            confidence: 0.9,
+            resamples: 300,
+            seed: Seed(5).derive("artaug bootstrap"),
+        },
+    };
+    assert_eq!(plan(&spec(&changes)), expected);
+}
+
+#[test]
+fn an_advisor_elsewhere_is_asked_as_the_specification_says() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    for (boxes, told) in [
+        ("fraction", "from 0 to 1."),
+        ("pixel", "which is 48 wide and 48 high"),
+        ("thousand", "from 0 to 1000"),
+    ] {
+        let server = TestServer::start(vec![Play::says("no"), Play::says("nothing")]);
+        let chat = format!(
+            "kind = \"chat\"\nendpoint = \"vision\"\nmodel = \"m\"\nboxes = \"{boxes}\"\ntries = 2\ntemperature = 0.75\nmax_tokens = 77\n\
+             schema = false\nleast_side = 40\n"
+        );
+        let spec = spec(&[
+            ("kind = \"rules\"\n", &chat),
+            ("tail = 0.02\n", ""),
+            ("least_excess = 0.5\n", ""),
+        ]);
+        let mut allowed = Allowed::default();
+        allowed
+            .endpoints
+            .insert("vision".to_owned(), server.settings());
+        let advisor = Endpoints::new(&allowed, runtime.handle().clone())
+            .advisor(&spec.advisor, &clean().looks)
+            .unwrap();
+        let question = Question {
+            image: &Image::filled(16, 16, [90, 90, 90]).unwrap(),
+            prompt: "red apple",
+            max_regions: 4,
+        };
+        assert!(matches!(
+            advisor.advise(&question),
+            Err(AdvisorError::NoUsableReply(advice)) if advice.rejected_replies.len() == 2
+        ));
+        let requests = server.requests();
+        assert_eq!(requests.len(), 2);
+        let body = &requests[0].body;
+        assert_eq!(
+            (&body["model"], &body["max_tokens"]),
+            (&"m".into(), &77.into())
+        );
+        assert_eq!(body["temperature"], 0.75);
+        assert!(body.get("response_format").is_none());
+        // 16 pixels, enlarged by a whole factor to 40 at least, are 48.
+        let system = body["messages"][0]["content"].as_str().unwrap();
+        assert!(system.contains(told), "{system}");
+    }
 }
 
 #[test]

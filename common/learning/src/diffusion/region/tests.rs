@@ -1,7 +1,12 @@
 //! The mix by its formula, and batches by their parts.
 
+use std::fs;
+
+use concord_common::seed::Seed;
+
 use super::*;
 use crate::diffusion::{
+    draw::{Sampling, Wish},
     params::Compute,
     pipeline::TextToImage,
     schedule::Sampler,
@@ -115,6 +120,163 @@ fn the_mix_follows_the_formula() {
                 assert!((ours - sum / weight).abs() < 1e-6);
             }
         }
+    }
+}
+
+const PROMPTS: [&str; 2] = ["a red fox", "the snow"];
+const NEGATIVE: &str = "a dark night";
+
+/// Two regions for each of two pictures: no text, rectangle or strength comes twice.
+fn advised() -> [[Region; 2]; 2] {
+    let told = |prompt: &str, region: Region| Region {
+        prompt: prompt.to_owned(),
+        ..region
+    };
+    [
+        [
+            told("a bright fox", region(0.0, 0.0, 0.5, 0.5, 1.5)),
+            told("two old trees", region(0.2, 0.3, 1.0, 1.0, 0.5)),
+        ],
+        [
+            told("cold light", region(0.5, 0.0, 1.0, 0.6, 2.0)),
+            told("the blue sky", region(0.0, 0.4, 0.7, 1.0, 0.8)),
+        ],
+    ]
+}
+
+/// A model of flow matching, in f64.
+fn flow_model() -> (tempfile::TempDir, TextToImage) {
+    let folder = testing::checkpoint("sd2", PLAIN);
+    fs::write(
+        folder.path().join("scheduler/scheduler_config.json"),
+        r#"{"_class_name":"FlowMatchEulerDiscreteScheduler","num_train_timesteps":1000,"shift":3.0}"#,
+    )
+    .unwrap();
+    let model = TextToImage::load(folder.path(), testing::compute(Kind::Double)).unwrap();
+    (folder, model)
+}
+
+/// What the model says to noise, which a flow has at time 1000, if it is told one text.
+fn answer(model: &TextToImage, noise: &Tensor, text: &str) -> Tensor {
+    let times = Tensor::from_slice(&[1000.0_f64]);
+    let condition = model.condition(&[text]).unwrap();
+    model.predict(noise, &times, &condition).unwrap()
+}
+
+/// One picture from one text at a time: the mix, then guidance, then the only step of a flow, which goes from noise to data at once.
+fn by_hand(
+    model: &TextToImage,
+    noise: &Tensor,
+    prompt: &str,
+    regions: &[Region],
+    guidance: f64,
+) -> Tensor {
+    let mut sum = answer(model, noise, prompt);
+    let mut weight = Tensor::ones_like(&sum);
+    for region in regions {
+        let blur = blurred(&region.mask(18, 12), 18, 12);
+        let share = Tensor::from_slice(&blur).view([1, 1, 18, 12]) * region.strength;
+        sum += answer(model, noise, &region.prompt) * &share;
+        weight += share;
+    }
+    let mix = sum / weight;
+    let negative = answer(model, noise, NEGATIVE);
+    noise - (&negative + (mix - &negative) * guidance)
+}
+
+/// Each region's text meets its own rectangle, strength and picture.
+#[test]
+fn a_batch_of_advised_pictures_is_what_the_formula_gives_text_by_text() {
+    let (_folder, model) = flow_model();
+    let plan = model.objective().plan(Sampler::Euler, 1).unwrap();
+    let noise = testing::values("input.noise", &[2, 4, 18, 12], 1.7, Kind::Double);
+    let regions = advised();
+    let advice = regions
+        .each_ref()
+        .map(|regions| Advice::prepare(&model, regions, (18, 12)).unwrap());
+    let orders: Vec<Order<'_>> = (0..)
+        .zip(&advice)
+        .map(|(prompt, advice)| Order {
+            prompt,
+            advice: Some(advice),
+        })
+        .collect();
+    // Two pictures and four regions; with guidance the two negatives besides.
+    for (guidance, rows) in [(1.0, 6), (3.0, 8)] {
+        let texts = Texts {
+            positive: model.condition(&PROMPTS).unwrap(),
+            negative: model.condition(&[NEGATIVE]).unwrap(),
+            guidance,
+        };
+        let alone: Vec<Tensor> = (0..)
+            .zip(PROMPTS)
+            .zip(&regions)
+            .map(|((picture, prompt), regions)| {
+                let noise = noise.narrow(0, picture, 1);
+                by_hand(&model, &noise, prompt, regions, guidance)
+            })
+            .collect();
+        let expected = Tensor::cat(&alone, 0);
+        // Row by row there are as many passes as rows.
+        for (most_rows, passes) in [(i64::MAX, 1), (1, rows)] {
+            let mut told = 0;
+            let drawn = generate_in_pieces(
+                &model,
+                &plan,
+                &noise,
+                &orders,
+                &texts,
+                most_rows,
+                &mut |_| {
+                    told += 1;
+                    Ok(())
+                },
+            )
+            .unwrap();
+            let apart = testing::apart(&drawn, &expected);
+            assert!(apart < 1e-9, "guidance {guidance}: {apart}");
+            assert_eq!(told, passes, "guidance {guidance}");
+        }
+    }
+    // No two texts are answered alike: an exchange of any two would have shown.
+    let first = noise.narrow(0, 0, 1);
+    let answers: Vec<Tensor> = regions
+        .as_flattened()
+        .iter()
+        .map(|region| region.prompt.as_str())
+        .chain(PROMPTS)
+        .map(|text| answer(&model, &first, text))
+        .collect();
+    for (place, one) in answers.iter().enumerate() {
+        for other in &answers[..place] {
+            assert!(testing::apart(one, other) > 1e-4);
+        }
+    }
+}
+
+#[test]
+fn a_drawing_at_guidance_one_says_that_no_negative_went_through_the_model() {
+    let (_folder, model) = model();
+    let wishes: Vec<Wish> = PROMPTS
+        .into_iter()
+        .zip(advised())
+        .map(|(prompt, regions)| Wish {
+            prompt: prompt.to_owned(),
+            seed: Seed(1),
+            regions: Vec::from(regions),
+        })
+        .collect();
+    for (guidance, rows) in [(1.0, 6), (3.0, 8)] {
+        let sampling = Sampling {
+            sampler: Sampler::Ddim,
+            steps: 3,
+            guidance,
+            negative: NEGATIVE.to_owned(),
+            size: Some([24, 32]),
+        };
+        let easel = sampling.ready(&model).unwrap();
+        let drawn = easel.draw(&model, &wishes, &mut |_| Ok(())).unwrap();
+        assert_eq!(drawn.rows, 3 * rows, "guidance {guidance}");
     }
 }
 

@@ -81,6 +81,8 @@ fn a_run_taken_up_again_exports_the_same_bytes_and_its_model_draws() {
     );
     let card = fs::read_to_string(model.join("README.md")).unwrap();
     assert!(card.contains("5 steps of 2 images: 10 samples"), "{card}");
+    let notice = fs::read_to_string(model.join("NOTICE.md")).unwrap();
+    assert!(notice.contains("Copyright (c) Microsoft"), "{notice}");
 
     let model = TextToImage::load(&model, Compute::CPU).unwrap();
     let drawing = Drawing {

@@ -106,6 +106,28 @@ fn the_control_has_a_chain_of_its_own() {
 }
 
 #[test]
+fn without_control_arms_none_is_trained_joined_or_drawn() {
+    let alone = Plan {
+        control: false,
+        ..plan()
+    };
+    let (machine, journal) = GOOD.run(alone);
+    let arms: std::collections::BTreeSet<Arm> = journal
+        .iter()
+        .filter_map(|event| match event {
+            Event::Evaluated { arm, .. } => Some(*arm),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(arms, [Arm::Base, Arm::Enhanced].into());
+    let is_control = |event: &Event| matches!(event, Event::Trained { training, .. } if *training == Training::Control);
+    assert!(!journal.iter().any(is_control));
+    let fused = machine.made().iter().map(|made| made.fused.as_ref());
+    assert!(fused.flatten().all(|fused| fused.control.is_none()));
+    assert!(machine.result_lora().is_some());
+}
+
+#[test]
 fn joined_lora_without_the_control_is_refused_if_control_arms_run() {
     let mut machine = Machine::new(plan(), specification());
     machine.apply(began()).unwrap();
