@@ -49,7 +49,7 @@ check: libtorch ## rustfmt, clippy, rustdoc, cargo-deny: without a warning
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items --locked
-	"$$(.ci/cargo-deny)" --workspace --locked check bans licenses sources
+	deny=$$(.ci/cargo-deny) && "$$deny" --workspace --locked check bans licenses sources
 
 libtorch: ## fetches libtorch
 	deploy/libtorch/fetch.sh

@@ -9,7 +9,7 @@
 #
 # Each run is a federation of its own on loopback, one server and one silo with files below target/bench, and is gone at its end, at
 # the latest after ten minutes. The daemon is given a folder for its cache, as the unit does. The figures are the kernel's (VmHWM, and
-# the processor time), read before the daemon is stopped. Six runs take about six minutes on one core.
+# the processor time), read before the daemon is stopped. Six runs take about five minutes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 

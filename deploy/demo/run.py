@@ -156,6 +156,7 @@ def make_report(
             "backbone": "all-MiniLM-L6-v2",
             "rounds": job.rounds,
             "seed": settings.seed,
+            "adapter_bytes": adapter_bytes(job),
             "facts": [
                 ["adapters", f"bottleneck {settings.bottleneck} in layers {', '.join(map(str, settings.layers))}"],
                 ["mu", str(settings.mu)],
@@ -168,6 +169,11 @@ def make_report(
         "silos": entries,
         "server": {"peak_rss_bytes": facts["peaks"]["server"], "libtorch_mapped": facts["libtorch_mapped"]},
     }
+
+
+def adapter_bytes(job: JobView) -> int:
+    """The size of the global adapter, which a silo sends once for each contribution; one that was not counted has been sent too."""
+    return min(view.bytes_up // view.accepted for view in job.silos.values() if view.accepted)
 
 
 def _seconds(view: SiloView) -> Optional[float]:

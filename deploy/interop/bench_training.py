@@ -4,7 +4,7 @@
     bench_training.py --backbone FOLDER --data train.csv [--layers 4,5] [--threads 1] ...
 
 The model that a PyTorch user would write: the encoder of `transformers` with two bottleneck adapters hooked in, a head on the mean over the
-tokens, AdamW and clipping by the norm; the loss is cross-entropy, and with --mu or --alpha the terms of FedMCP as docs/experiments.md gives them
+tokens, AdamW and clipping by the norm; the loss is cross-entropy, and with --mu or --alpha the terms of FedMCP as docs/method.md gives them
 (contrast of the adapters' token means under unbiased CKA, distance of the global adapter from the received one). Batches are consecutive
 rows of the file, padded to the longest of each. CSV columns: text,label or text_a,text_b,label.
 

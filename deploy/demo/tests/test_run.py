@@ -76,6 +76,7 @@ class DemoTest(unittest.TestCase):
         self.assertEqual([round(value, 2) for value in silo["rounds"]], [0.71, 0.72, 0.73])
         self.assertEqual([round(value, 2) for value in silo["local_rounds"]], [0.61, 0.62, 0.63])
         self.assertEqual((silo["bytes_up"], silo["bytes_down"]), (300, 270))
+        self.assertEqual(finished["job"]["adapter_bytes"], 100)
         self.assertGreater(finished["server"]["peak_rss_bytes"], 1_000_000)
         self.assertIs(finished["server"]["libtorch_mapped"], False)
         self.assertFalse([pid for pid in self.pids() if alive(pid)])
@@ -237,6 +238,10 @@ class ViewTest(unittest.TestCase):
         line = self.line(self.job(metrics=metrics))
         self.assertAlmostEqual(line.value, 0.72)
         self.assertEqual(len(line.history), 2)
+
+    def test_a_contribution_that_was_not_counted_does_not_make_the_adapter_larger(self):
+        silos = {"a": SiloView(accepted=2, bytes_up=300), "b": SiloView(accepted=3, bytes_up=300), "c": SiloView(bytes_up=100)}
+        self.assertEqual(run.adapter_bytes(JobView("j", "succeeded", 3, 3, silos=silos)), 100)
 
     def test_headlines_in_words(self):
         self.assertEqual(run.headline(JobView("j", "queued", 0, 3)), "waiting for the first round")

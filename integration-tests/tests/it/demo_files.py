@@ -1,6 +1,6 @@
 """The scripts below deploy/ at work on the real programs, for demo_files.rs; only sizes are made small.
 
-    demo_files.py specifications FOLDER       every job of the demos and of the experiment, as they stand, to FOLDER/*.toml
+    demo_files.py specifications FOLDER       every job of the demos, the experiment and its comparisons, as they stand, to FOLDER/*.toml
     demo_files.py demo FOLDER PROGRAMS BACKBONE        the demo; its files, its report.json and what it saw: FOLDER
     demo_files.py experiment FOLDER PROGRAMS BACKBONE  the experiment: one seed, and of each grid little
     demo_files.py artaug FOLDER PROGRAMS      the ArtAug demo until its job has got somewhere
@@ -74,13 +74,14 @@ def specifications(folder):
     artaug = load("artaug", "demo")
     specs["artaug"] = artaug.job_spec(artaug.Settings())
     runs = load("experiment", "runs")
-    from arms import ARMS
+    from arms import ARMS, COMPARISONS
 
     for name, sizes in (("full", runs.FULL), ("quick", runs.QUICK)):
-        for arm in ARMS:
-            for setting in arm.grid:
-                job = runs.Run(arm.name, setting, sizes.selection_seed)
-                specs[f"{name}--{job.name()}"] = runs.specification(job, sizes)
+        pairs = [(arm.name, setting) for arm in ARMS for setting in arm.grid]
+        pairs += [pair for one in COMPARISONS for _, by_arm in one.cases for pair in by_arm.items()]
+        for arm, setting in pairs:
+            job = runs.Run(arm, setting, sizes.selection_seed)
+            specs[f"{name}--{job.name()}"] = runs.specification(job, sizes)
     for name, text in specs.items():
         (folder / f"{name}.toml").write_text(text, encoding="utf-8")
     return {"written": len(specs)}

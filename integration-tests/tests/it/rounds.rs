@@ -250,6 +250,7 @@ fn bad_headers_are_refused_with_their_codes_and_the_round_goes_on() {
         let tensor = request.layout.as_ref().unwrap().tensors[0].clone();
         request.layout.as_mut().unwrap().tensors = vec![tensor; 200_000];
         let status = silo.raw().begin_contribution(request).await.unwrap_err();
+        assert_eq!(code(&status), "INVALID_REQUEST", "{status}");
         assert!(status.message().contains("too large"), "{status}");
         let receipt = silo.contribute(&lease, &delta, 5).await.unwrap();
         assert_eq!(receipt.receipt.outcome, Outcome::Accepted);
