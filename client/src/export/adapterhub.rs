@@ -215,7 +215,7 @@ fn readme(model: &PersonalModel, header: &Header) -> String {
     );
     text += &card::facts(model, header);
     // `deploy/interop/adapterhub.py` fills folders and texts in, and runs it.
-    text += "\n## Use\n\nThe global and the private adapter are joined into one bottleneck.\n\n```python\n\
+    text += "\n## Use\n\nThe global and the private adapter are joined into one bottleneck, which has their scales in it.\n\n```python\n\
              import safetensors.torch\n\
              from adapters import AutoAdapterModel\n\
              from transformers import AutoTokenizer\n\n\
