@@ -3,8 +3,8 @@
 use std::{
     fmt,
     ops::{Add, Sub},
-    sync::Mutex,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    sync::{LazyLock, Mutex},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Deserialize, Serialize};
@@ -89,6 +89,12 @@ impl fmt::Debug for Timestamp {
 pub trait Clock: Send + Sync + fmt::Debug {
     /// The present moment.
     fn now(&self) -> Timestamp;
+
+    /// Time since a moment that stays the same as long as the process lives, to measure how long something takes. Whoever sets the
+    /// machine's clock does not change it, and while the machine sleeps it stands still. Clocks that nobody sets can leave it as it is.
+    fn steady(&self) -> Duration {
+        self.now().since(Timestamp(0))
+    }
 }
 
 /// The machine's clock.
@@ -106,25 +112,45 @@ impl Clock for SystemClock {
             .unwrap_or_default();
         Timestamp(i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX))
     }
+
+    fn steady(&self) -> Duration {
+        static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+        START.elapsed()
+    }
 }
 
 /// A clock that stands still until it is told to move; for tests and simulation.
 #[derive(Debug)]
-pub struct MockClock(Mutex<Timestamp>);
+pub struct MockClock(Mutex<Shown>);
+
+#[derive(Debug)]
+struct Shown {
+    now: Timestamp,
+    steady: Duration,
+}
 
 impl MockClock {
     /// A clock that shows `start`.
     pub fn new(start: Timestamp) -> Self {
-        Self(Mutex::new(start))
+        Self(Mutex::new(Shown {
+            now: start,
+            steady: Duration::ZERO,
+        }))
     }
 
-    /// Moves the clock forward.
+    /// Moves the clock forward: time passes.
     pub fn advance(&self, by: Duration) {
-        let mut now = self.lock();
-        *now = *now + by;
+        let mut shown = self.lock();
+        shown.now = shown.now + by;
+        shown.steady += by;
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Timestamp> {
+    /// Sets the clock forward or back, and no time passes.
+    pub fn set(&self, now: Timestamp) {
+        self.lock().now = now;
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Shown> {
         self.0
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -133,7 +159,11 @@ impl MockClock {
 
 impl Clock for MockClock {
     fn now(&self) -> Timestamp {
-        *self.lock()
+        self.lock().now
+    }
+
+    fn steady(&self) -> Duration {
+        self.lock().steady
     }
 }
 
@@ -149,5 +179,19 @@ mod tests {
         assert_eq!(written(253_402_300_799_999), "9999-12-31T23:59:59Z");
         assert_eq!(written(253_402_300_800_000), "253402300800 s after 1970");
         assert_eq!(written(i64::MAX), "9223372036854775 s after 1970");
+    }
+
+    #[test]
+    fn a_clock_that_is_set_goes_on_steadily() {
+        let clock = MockClock::new(Timestamp(5));
+        clock.advance(Duration::from_secs(2));
+        for set in [Timestamp(9_000_000), Timestamp(1)] {
+            clock.set(set);
+            assert_eq!((clock.now(), clock.steady()), (set, Duration::from_secs(2)));
+        }
+        let before = SystemClock.steady();
+        assert!(SystemClock.steady() >= before);
+        // Not the time since 1970, which somebody can set.
+        assert!(before < Duration::from_hours(24 * 365));
     }
 }

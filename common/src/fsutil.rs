@@ -7,8 +7,8 @@ use std::{
     path::Path,
 };
 
-/// How the names of temporary files begin.
-const UNFINISHED: &str = ".concord-unfinished-";
+/// How the names of the temporary files of [`write_atomic`] begin.
+pub const UNFINISHED: &str = ".concord-unfinished-";
 
 /// Replaces `path` by `bytes`: a temporary file beside it, fsync, rename, fsync of the folder. The file's mode is `mode`.
 ///

@@ -143,7 +143,7 @@ ARMS = (
 
 def table(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
     """The iterations of metrics.jsonl as lines of text."""
-    lines = ["iteration  model                     score   gain over base (95 %)       win rate  ties  alignment  diversity"]
+    lines = ["iteration  model                     score   gain over base (95 %)       win rate  ties  alignment  diversity  nearest X'"]
     lines.append("─" * len(lines[0]))
 
     def number(value: Optional[float], text: str) -> str:
@@ -158,10 +158,12 @@ def table(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
             count = wins["wins"] + wins["ties"] + wins["losses"]
             rate = f"{100 * (wins['wins'] + wins['ties'] / 2) / count:.0f} %" if count and arm != "base" else ""
             ties = "" if arm == "base" else str(wins["ties"])
+            nearest = found.get("nearest")
+            near = "" if nearest is None else f"{nearest['arm']:.3f} (base {nearest['base']:.3f}; {100 * nearest['near']:.0f} % near)"
             span = "" if arm == "base" else f"{gain['mean']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})"
             lines.append(
                 f"{summary['iteration']:>9}  {title:<24}  {found['score']:+.3f}  {span:<26}  {rate:>8}  {ties:>4}"
-                f"  {number(found.get('alignment'), '.3f'):>9}  {number(found.get('diversity'), '.3f'):>9}"
+                f"  {number(found.get('alignment'), '.3f'):>9}  {number(found.get('diversity'), '.3f'):>9}  {near}"
             )
         raw = summary.get("raw_gain")
         if raw is not None:

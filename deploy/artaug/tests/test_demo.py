@@ -44,7 +44,7 @@ class Table(unittest.TestCase):
         "kept": 8,
         "arms": {
             "base": {"score": -0.5, "gain": {"mean": 0, "low": 0, "high": 0}, "wins": {"wins": 0, "ties": 10, "losses": 0}, "alignment": 0.3, "diversity": 0.4},
-            "enhanced": {"score": -0.4, "gain": {"mean": 0.1, "low": 0.05, "high": 0.15}, "wins": {"wins": 6, "ties": 2, "losses": 2}, "alignment": None, "diversity": 0.38},
+            "enhanced": {"score": -0.4, "gain": {"mean": 0.1, "low": 0.05, "high": 0.15}, "wins": {"wins": 6, "ties": 2, "losses": 2}, "alignment": None, "diversity": 0.38, "nearest": {"arm": 0.12, "base": 0.13, "near": 0.06}},
         },
     }
 
@@ -53,6 +53,7 @@ class Table(unittest.TestCase):
         self.assertIn("+0.100 (+0.050 to +0.150)", text)
         self.assertRegex(text, r"70 % +2 ")
         self.assertIn("8 pairs kept", text)
+        self.assertIn("0.120 (base 0.130; 6 % near)", text)
 
     def test_what_was_not_measured_is_a_dash_and_what_was_not_run_is_left_out(self):
         lines = demo.table([self.SUMMARY])

@@ -249,6 +249,7 @@ fn a_worker_whose_settings_or_certificate_cannot_be_used_ends_with_78() {
     for (rest, part) in [
         ("limits.cores = 2", "cores"),
         ("limits.threads = 0", "limits.threads"),
+        ("log.filter = \"=,=\"", "log.filter"),
         ("", "worker"),
     ] {
         fs::write(&file, settings(rest)).unwrap();

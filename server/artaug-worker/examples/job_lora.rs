@@ -99,7 +99,7 @@ fn leave(
     .map(|(key, text)| (key.to_owned(), text.to_owned()));
     let reduced = joined.reduced.ok_or("there is no reduced LoRA")?;
     for (object, prefix) in [(&joined.merged, ""), (&reduced, "reduced.")] {
-        for (name, bytes) in engine.export(object, &facts)? {
+        for (name, bytes) in engine.export(object, &facts, &work.join("exports"))? {
             fs::write(work.join(format!("{prefix}{name}")), bytes)?;
         }
     }

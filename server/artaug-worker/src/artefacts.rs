@@ -18,13 +18,17 @@ use concord_artaug::{
     losses,
     machine::{Machine, Made, Stage, Training},
 };
-use concord_common::{Digest, error_text};
+use concord_common::Digest;
 
 use crate::{
     brake::Halt,
     remote::Payload,
     stages::{Job, Studio},
 };
+
+/// Folders below a job's own in which files are put together before they are brought to the server.
+const EXPORTS: &str = "exports";
+const FUSED: &str = "fused";
 
 /// Room that is left to the model card when the fused model is brought before it.
 const CARD_ROOM: u64 = 1 << 20;
@@ -35,8 +39,8 @@ const CARD_ROOM: u64 = 1 << 20;
 /// If the job halts.
 pub(crate) fn of_iteration(job: &Job<'_>, studio: &mut Studio<'_>) -> Result<(), Halt> {
     let results = adapters(job, studio)?;
-    record(job)?;
-    card(job, results, None)
+    let left_out = record(job)?;
+    card(job, results, left_out)
 }
 
 /// All results of a finished job.
@@ -45,13 +49,12 @@ pub(crate) fn of_iteration(job: &Job<'_>, studio: &mut Studio<'_>) -> Result<(),
 /// If the job halts.
 pub(crate) fn of_job(job: &Job<'_>, studio: &mut Studio<'_>) -> Result<(), Halt> {
     let mut results = adapters(job, studio)?;
-    record(job)?;
-    let mut left_out = None;
+    let mut left_out = record(job)?;
     if job.spec.output.fused {
         // After all else, for it is the largest: what has no room any more is missed least.
         let more = fused(job, studio)?;
         results.extend(more.results);
-        left_out = more.left_out;
+        left_out.extend(more.left_out);
     }
     card(job, results, left_out)
 }
@@ -96,7 +99,19 @@ fn put(job: &Job<'_>, name: &str, bytes: impl Into<Bytes>) -> Result<(String, Di
     Ok((name.to_owned(), digest))
 }
 
-/// Every iteration's own adapter, and the joined ones of the result: of the newest iteration while the job goes on.
+/// Brings a page or a table that all else can do without, unless the job may not keep so much more: then it says so.
+fn put_if_room(job: &Job<'_>, name: &str, bytes: impl Into<Bytes>) -> Result<Option<String>, Halt> {
+    let bytes: Bytes = bytes.into();
+    let file = (Digest::of(&bytes), bytes.len() as u64);
+    let left_out = short_of_room(job, name, &[file], 0)?;
+    if left_out.is_none() {
+        put(job, name, bytes)?;
+    }
+    Ok(left_out)
+}
+
+/// Every iteration's own adapter, and the joined ones of the result: of the newest iteration while the job goes on. All of them each time, for the
+/// card names them; what the server has is not sent again.
 fn adapters(job: &Job<'_>, studio: &mut Studio<'_>) -> Result<Vec<(String, Digest)>, Halt> {
     let desk = job.desk;
     let (made, over, result) = desk.look(|machine| {
@@ -108,13 +123,7 @@ fn adapters(job: &Job<'_>, studio: &mut Studio<'_>) -> Result<Vec<(String, Diges
         )
     });
     let mut results = Vec::new();
-    // A job that goes on has brought the others already.
-    let first = if over {
-        0
-    } else {
-        made.len().saturating_sub(1)
-    };
-    for (index, made) in made.iter().enumerate().skip(first) {
+    for (index, made) in made.iter().enumerate() {
         let Some(second) = made.trained.get(&Training::Second) else {
             continue;
         };
@@ -158,7 +167,11 @@ fn export(
         ("concord.version", env!("CARGO_PKG_VERSION").to_owned()),
     ]
     .map(|(key, text)| (key.to_owned(), text));
-    let exported = studio.engine().export(lora, &facts);
+    let under_way = job.folder.join(EXPORTS);
+    clear(&under_way)?;
+    let exported = studio.engine().export(lora, &facts, &under_way);
+    // What is left of one that failed would keep a full disk full.
+    clear(&under_way)?;
     let files = exported.map_err(|error| studio.halt(error))?;
     files
         .into_iter()
@@ -181,89 +194,102 @@ fn fused(job: &Job<'_>, studio: &mut Studio<'_>) -> Result<Fused, Halt> {
         return Ok(Fused::default()); // The result is the base itself.
     };
     let joined = desk.object(joined)?;
-    let folder = job.folder.join("fused");
-    let failed = |error: io::Error| desk.fail(format!("{}: {error}", folder.display()));
-    remove(&folder).map_err(failed)?;
-    check_base(job)?;
-    let exported = studio.engine().export_fused(&joined, &folder);
+    let folder = job.folder.join(FUSED);
+    clear(&folder)?;
+    let fused = fused_in(job, studio, &joined, &folder);
+    // Whatever came of it: what is left would keep a full disk full.
+    clear(&folder)?;
+    fused
+}
+
+/// Writes the whole model into a folder that is not there yet, and brings it from there.
+fn fused_in(
+    job: &Job<'_>,
+    studio: &mut Studio<'_>,
+    joined: &[u8],
+    folder: &Path,
+) -> Result<Fused, Halt> {
+    let desk = job.desk;
+    let unreadable = |error: io::Error| desk.trouble(format!("{}: {error}", folder.display()));
+    studio.check_base()?;
+    let exported = studio.engine().export_fused(joined, folder);
     // Once more before any of it is shown to others, and before the engine is blamed.
-    let unchanged = check_base(job);
-    if unchanged.is_err() {
-        remove(&folder).map_err(failed)?;
-    }
-    unchanged?;
+    studio.check_base()?;
     exported.map_err(|error| studio.halt(error))?;
     let mut files = Vec::new();
-    for path in files_below(&folder).map_err(failed)? {
+    for path in files_below(folder).map_err(unreadable)? {
         desk.check()?;
-        let (digest, bytes) = digest_of(&path).map_err(failed)?;
+        let (digest, bytes) = digest_of(&path).map_err(unreadable)?;
         files.push((path, digest, bytes));
     }
-    let left_out = short_of_room(job, &files)?;
+    let sizes: Vec<(Digest, u64)> = files
+        .iter()
+        .map(|(_, digest, bytes)| (*digest, *bytes))
+        .collect();
+    let left_out = short_of_room(job, "The fused model", &sizes, CARD_ROOM)?;
     let mut fused = Fused {
-        left_out,
+        left_out: left_out.map(|said| said + " Merge the LoRA into the base instead."),
         ..Fused::default()
     };
     if fused.left_out.is_none() {
         for (path, digest, bytes) in files {
             desk.check()?;
-            let below = path.strip_prefix(&folder).unwrap_or(&path);
+            let below = path.strip_prefix(folder).unwrap_or(&path);
             let name = format!("fused/{}", below.display());
             let payload = Payload::File(path.clone(), bytes);
             desk.lease().put_artefact(&name, digest, payload)?;
             fused.results.push((name, digest));
         }
     }
-    remove(&folder).map_err(failed)?;
     Ok(fused)
 }
 
-/// Makes sure that the base model's folder holds what it held when this worker took the job up: the engine opens its files by name, and some of them
-/// become part of a result.
-fn check_base(job: &Job<'_>) -> Result<(), Halt> {
-    let desk = job.desk;
-    desk.check()?;
-    let (known, found) = (&job.tools.card.base_files, (job.tools.base)());
-    let found = found.map_err(|error| desk.trouble(error_text(&error)))?;
-    let gone = known.iter().filter(|file| !found.contains(file));
-    let strange = found.iter().filter(|file| !known.contains(file));
-    match gone.chain(strange).next() {
-        None => Ok(()),
-        Some((name, _)) => Err(desk.trouble(format!(
-            "{name} in the model's folder is not what it was when this worker took the job up, so no fused model is made of it; put back what the job \
-             began with, or start the job anew"
-        ))),
-    }
+/// Removes what a kill left of files that were put together below a job's folder.
+///
+/// # Errors
+/// [`Halt::Trouble`] if the file system refuses.
+pub(crate) fn sweep(folder: &Path) -> Result<(), Halt> {
+    [EXPORTS, FUSED]
+        .iter()
+        .try_for_each(|name| clear(&folder.join(name)))
 }
 
-/// What to say if files and the card that names them do not fit into what the job may keep. Those that are there already count once.
-fn short_of_room(job: &Job<'_>, files: &[(PathBuf, Digest, u64)]) -> Result<Option<String>, Halt> {
+/// What to say of a result whose files do not fit into what the job may keep, with so much to spare; that is no reason to lose all else. Those that
+/// are there already count once.
+fn short_of_room(
+    job: &Job<'_>,
+    what: &str,
+    files: &[(Digest, u64)],
+    spare: u64,
+) -> Result<Option<String>, Halt> {
     let lease = job.desk.lease();
-    let digests: Vec<Digest> = files.iter().map(|(_, digest, _)| *digest).collect();
+    let digests: Vec<Digest> = files.iter().map(|(digest, _)| *digest).collect();
     let missing = lease.missing(&digests)?;
     let wanted: u64 = files
         .iter()
-        .filter(|(_, digest, _)| missing.contains(digest))
-        .map(|(_, _, bytes)| bytes)
+        .filter(|(digest, _)| missing.contains(digest))
+        .map(|(_, bytes)| bytes)
         .sum();
     let (kept, most) = (lease.ask_kept()?, job.spec.limits.disk.bytes());
-    if wanted == 0 || kept.saturating_add(wanted).saturating_add(CARD_ROOM) <= most {
+    if wanted == 0 || kept.saturating_add(wanted).saturating_add(spare) <= most {
         return Ok(None);
     }
+    let [wanted, kept, most] = [wanted, kept, most].map(|bytes| bytes as f64 / f64::from(1 << 20));
     let said = format!(
-        "The fused model was left out: it takes {} MiB, and the job keeps {} of the {} MiB that `limits.disk` allows. Merge the LoRA into the base instead.",
-        wanted >> 20,
-        kept >> 20,
-        most >> 20
+        "{what} was left out: it takes {wanted:.1} MiB, and the job keeps {kept:.1} of the {most:.1} MiB that `limits.disk` allows."
     );
-    tracing::warn!(reason = said, "no fused model");
+    tracing::warn!("{said}");
     Ok(Some(said))
 }
 
-fn remove(folder: &Path) -> io::Result<()> {
+/// Removes a folder, if it is there.
+fn clear(folder: &Path) -> Result<(), Halt> {
     match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result,
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Halt::Trouble(format!(
+            "{}: {error}; remove it by hand",
+            folder.display()
+        ))),
+        _ => Ok(()),
     }
 }
 
@@ -289,61 +315,64 @@ fn digest_of(path: &Path) -> io::Result<(Digest, u64)> {
     Ok((hasher.finalize().into(), hasher.count()))
 }
 
-/// What is made from the job's record, but for the model card: metrics, manifests, losses, gallery, ledger.
-fn record(job: &Job<'_>) -> Result<(), Halt> {
+/// What is made from the job's record, but for the model card: metrics, losses, ledger, and then what is large. Gives what to say of that which had
+/// no room.
+fn record(job: &Job<'_>) -> Result<Vec<String>, Halt> {
     let desk = job.desk;
-    let iterations = desk.look(|machine| machine.history().len());
-    let names = ["metrics.jsonl".to_owned(), "metrics.csv".to_owned()];
-    let manifests = (1..=iterations).map(|number| format!("manifest-{number}.jsonl"));
-    for name in names.into_iter().chain(manifests) {
-        let path = job.folder.join(&name);
-        let bytes =
-            fs::read(&path).map_err(|error| desk.fail(format!("{}: {error}", path.display())))?;
-        put(job, &name, bytes)?;
+    let made = desk.look(|machine| machine.made().to_vec());
+    for name in ["metrics.jsonl", "metrics.csv"] {
+        put(job, name, read(job, name)?)?;
     }
-    for (number, made) in (1..).zip(desk.look(|machine| machine.made().to_vec())) {
-        curves(job, number, &made)?;
+    for (number, made) in (1..).zip(&made) {
+        curves(job, number, made)?;
     }
     desk.note_memory();
-    let (ledger, gallery) = desk.look_at_folder(|folder| {
+    put(job, "ledger.json", desk.look_at_folder(ledger))?;
+    let mut left_out = Vec::new();
+    for number in 1..=made.len() {
+        let manifest = format!("manifest-{number}.jsonl");
+        left_out.extend(put_if_room(job, &manifest, read(job, &manifest)?)?);
+        let held_out = format!("held-out-{number}.jsonl");
+        // There is none of an iteration that drew no held-out image.
+        if job.folder.join(&held_out).exists() {
+            left_out.extend(put_if_room(job, &held_out, read(job, &held_out)?)?);
+        }
+    }
+    let gallery = desk.look_at_folder(|folder| {
         let notes = job.tools.card.limits.clone();
-        let gallery = Gallery::of_job(
+        Gallery::of_job(
             folder,
             &job.spec.name,
             notes,
             Extent::default(),
             &mut |digest| fetch(job, folder, digest),
-        );
-        (ledger(folder), gallery)
+        )
     });
     desk.brake().check_now()?;
-    let gallery = gallery.map_err(|error| desk.fail(error))?;
+    let gallery = gallery.map_err(|error| desk.unkept(error))?;
     let html = gallery.to_html().map_err(|error| desk.fail(error))?;
-    put(job, "gallery.html", html)?;
-    put(job, "ledger.json", ledger)?;
-    Ok(())
+    let page = put_if_room(job, "gallery.html", html)?;
+    left_out.extend(page.map(|said| said + " If there is one, it is of an earlier iteration."));
+    Ok(left_out)
 }
 
-/// The model card, which names the other results and comes after them. Where nothing but its own room is lacking, that is no reason to lose them: the
-/// card that is there stays.
-fn card(job: &Job<'_>, results: Vec<(String, Digest)>, remark: Option<String>) -> Result<(), Halt> {
+/// A file of the job's folder. It was written from the journal, and is written again when the job is taken up.
+fn read(job: &Job<'_>, name: &str) -> Result<Vec<u8>, Halt> {
+    let path = job.folder.join(name);
+    let trouble = |error: io::Error| job.desk.trouble(format!("{}: {error}", path.display()));
+    fs::read(&path).map_err(trouble)
+}
+
+/// The model card, which names the other results and what was left out, and comes after them. Without room for it the card that is there stays.
+fn card(job: &Job<'_>, results: Vec<(String, Digest)>, left_out: Vec<String>) -> Result<(), Halt> {
     let mut facts = CardFacts {
         results,
         ..job.tools.card.clone()
     };
-    facts.limits.extend(remark);
+    facts.limits.extend(left_out);
     let card = |folder: &JobFolder| model_card(job.spec, folder, &facts);
     let card = job.desk.look_at_folder(card);
-    let (kept, most) = (job.desk.lease().ask_kept()?, job.spec.limits.disk.bytes());
-    if kept.saturating_add(card.len() as u64) > most {
-        tracing::warn!(
-            kept,
-            most,
-            "no new model card: `limits.disk` of the job has no room for it"
-        );
-        return Ok(());
-    }
-    put(job, "MODEL_CARD.md", card)?;
+    put_if_room(job, "MODEL_CARD.md", card)?;
     Ok(())
 }
 

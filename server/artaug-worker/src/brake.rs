@@ -5,7 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use concord_artaug::engine::{EngineError, Go};
+use concord_artaug::{
+    endpoint::Until,
+    engine::{EngineError, Go},
+};
+use tokio::{sync::watch, time};
 
 /// Why work on a job stops before the job is finished. The later in this list, the more it outweighs the others.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -22,17 +26,17 @@ pub enum Halt {
     /// The job cannot be finished.
     #[error("{0}")]
     Failed(String),
-    /// An operator cancelled the job.
-    #[error("the job is cancelled")]
-    Cancel,
     /// Another worker may have the job: nothing may be written any more.
     #[error("the lease is lost: {0}")]
     Lost(String),
+    /// An operator cancelled the job. With that the lease is lost too, so what is told of that in the same moment says less.
+    #[error("the job is cancelled")]
+    Cancel,
 }
 
 impl Halt {
     /// Whether what is under way may be brought to an end and kept.
-    fn is_gentle(&self) -> bool {
+    pub fn is_gentle(&self) -> bool {
         matches!(self, Self::Stop | Self::Pause)
     }
 
@@ -47,6 +51,8 @@ impl Halt {
 pub struct Brake {
     state: Mutex<State>,
     pulled: Condvar,
+    /// When what is under way is dropped, for those who wait elsewhere.
+    dropped: watch::Sender<Option<time::Instant>>,
     /// How long a gentle halt waits for what is under way.
     patience: Duration,
 }
@@ -54,6 +60,8 @@ pub struct Brake {
 #[derive(Debug, Default)]
 struct State {
     halt: Option<(Halt, Instant)>,
+    /// What is done already is put down.
+    saving: bool,
     over: bool,
 }
 
@@ -63,6 +71,7 @@ impl Brake {
         Self {
             state: Mutex::default(),
             pulled: Condvar::new(),
+            dropped: watch::Sender::new(None),
             patience,
         }
     }
@@ -81,6 +90,22 @@ impl Brake {
             none => *none = Some((halt, Instant::now())),
         }
         self.pulled.notify_all();
+        let at = state.halt.as_ref().and_then(|halt| self.dropped_at(halt));
+        self.dropped.send_replace(at.map(time::Instant::from_std));
+    }
+
+    /// When what is under way is dropped.
+    fn dropped_at(&self, (halt, since): &(Halt, Instant)) -> Option<Instant> {
+        if halt.is_gentle() {
+            since.checked_add(self.patience)
+        } else {
+            Some(*since)
+        }
+    }
+
+    /// How long calls may go on that wait for somebody elsewhere, and cannot ask [`Brake::go`] meanwhile.
+    pub fn until(&self) -> Until {
+        Until::new(self.dropped.subscribe())
     }
 
     /// Why work stops, if it does.
@@ -98,12 +123,24 @@ impl Brake {
 
     /// In the middle of a piece of work: a stop and a pause let it end for a while.
     pub fn go(&self) -> Go {
-        match &self.state().halt {
-            Some((halt, since)) if !halt.is_gentle() || since.elapsed() >= self.patience => {
-                Go::Stop
-            }
-            _ => Go::On,
+        let state = self.state();
+        let Some((halt, since)) = &state.halt else {
+            return Go::On;
+        };
+        let waits = state.saving || since.elapsed() < self.patience;
+        if halt.is_gentle() && waits {
+            Go::On
+        } else {
+            Go::Stop
         }
+    }
+
+    /// Puts down what is done already: a stop and a pause wait for that even if they wait for nothing else any more. By one thread at a time.
+    pub fn save_first<T>(&self, save: impl FnOnce() -> T) -> T {
+        self.state().saving = true;
+        let saved = save();
+        self.state().saving = false;
+        saved
     }
 
     /// In the middle of a piece of work, for those who do not ask [`Brake::go`].
@@ -123,7 +160,10 @@ impl Brake {
             EngineError::Stopped => self
                 .halt()
                 .unwrap_or_else(|| Halt::failed("the engine stopped by itself")),
-            error => Halt::failed(error),
+            EngineError::Local(what) => Halt::Trouble(format!(
+                "{what}; see to the disk or the file system of this worker, or let another one take the job"
+            )),
+            error @ (EngineError::Unusable(_) | EngineError::Failed(_)) => Halt::failed(error),
         }
     }
 
@@ -167,8 +207,8 @@ fn rank(halt: &Halt) -> u8 {
         Halt::Pause => 1,
         Halt::Trouble(_) => 2,
         Halt::Failed(_) => 3,
-        Halt::Cancel => 4,
-        Halt::Lost(_) => 5,
+        Halt::Lost(_) => 4,
+        Halt::Cancel => 5,
     }
 }
 
@@ -246,10 +286,12 @@ mod tests {
         assert_eq!(brake.go(), Go::On);
         assert!(brake.check().is_err() && brake.check_now().is_ok());
         brake.pull(Halt::Lost("taken".to_owned()));
-        brake.pull(Halt::Cancel);
         brake.pull(Halt::Lost("again".to_owned()));
         assert_eq!(brake.halt(), Some(Halt::Lost("taken".to_owned())));
         assert_eq!(brake.go(), Go::Stop);
+        brake.pull(Halt::Cancel);
+        brake.pull(Halt::Lost("taken".to_owned()));
+        assert_eq!(brake.halt(), Some(Halt::Cancel));
     }
 
     #[test]
@@ -258,6 +300,55 @@ mod tests {
         brake.pull(Halt::Stop);
         assert_eq!(brake.go(), Go::Stop);
         assert_eq!(brake.of_engine(EngineError::Stopped), Halt::Stop);
+    }
+
+    #[test]
+    fn what_is_done_is_put_down_though_patience_has_ended_unless_it_may_not_be() {
+        let brake = Brake::new(Duration::ZERO);
+        brake.pull(Halt::Pause);
+        assert_eq!(brake.save_first(|| brake.check_now()), Ok(()));
+        assert_eq!(brake.check_now(), Err(Halt::Pause));
+        brake.pull(Halt::Cancel);
+        assert_eq!(brake.save_first(|| brake.check_now()), Err(Halt::Cancel));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_elsewhere_goes_on_until_the_patience_ends_and_no_longer_if_the_lease_is_lost() {
+        let within = async |until: &Until, minutes| {
+            let come = time::timeout(Duration::from_mins(minutes), until.come());
+            come.await.is_ok()
+        };
+        for halt in [Halt::Cancel, Halt::Lost("taken".to_owned())] {
+            let brake = Brake::new(Duration::from_hours(1));
+            let until = brake.until();
+            brake.pull(Halt::Stop);
+            brake.pull(halt);
+            assert!(within(&until, 1).await);
+        }
+        let brake = Brake::new(Duration::from_hours(1));
+        let until = brake.until();
+        assert!(!within(&until, 0).await);
+        brake.pull(Halt::Pause);
+        assert!(!within(&until, 50).await);
+        // One that is begun only now has the same time.
+        assert!(within(&brake.until(), 20).await && within(&until, 0).await);
+    }
+
+    #[test]
+    fn what_only_this_machine_cannot_do_holds_the_job_up_and_what_no_engine_could_fails_it() {
+        let brake = Brake::new(Duration::ZERO);
+        let stale = "/models/m/unet: Stale file handle".to_owned();
+        let Halt::Trouble(reason) = brake.of_engine(EngineError::Local(stale.clone())) else {
+            panic!("it ends the job")
+        };
+        assert!(reason.starts_with(&stale), "{reason}");
+        for error in [
+            EngineError::Unusable("no number".to_owned()),
+            EngineError::Failed("no memory".to_owned()),
+        ] {
+            let text = error.to_string();
+            assert_eq!(brake.of_engine(error), Halt::Failed(text));
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ use std::{
 use concord_artaug::setup::Allowed;
 use concord_common::{
     config::{self, ByteSize, ConfigError, LogSection, TlsSection},
+    telemetry::parse_filter,
     tls::check_endpoint,
 };
 use serde::Deserialize;
@@ -90,7 +91,7 @@ pub struct LimitsSection {
     pub nice: i32,
     /// What all jobs together may keep in `state_dir`.
     pub disk: ByteSize,
-    /// How long a stop or a pause waits for the batch or checkpoint under way.
+    /// How long a stop or a pause waits for the batch or checkpoint under way, and for answers of endpoints.
     #[serde(with = "humantime_serde")]
     pub stop_within: Duration,
     /// Number of the GPU to work on; the CPU if absent.
@@ -178,6 +179,9 @@ impl WorkerConfig {
             if time < Duration::from_millis(100) {
                 return refuse(key, "must be at least 100ms");
             }
+        }
+        if let Err(error) = parse_filter(&self.log.filter) {
+            return refuse("log.filter", format!("cannot be used: {error}"));
         }
         self.limits.check()?;
         Ok(self)

@@ -87,7 +87,12 @@ impl<'a> Desk<'a> {
             short_of_disk,
             news: Default::default(),
         };
-        desk.tell_board(&desk.folder(), &[]);
+        {
+            let folder = desk.folder();
+            lease.time_by(folder.time_worked());
+            lease.note_outdated(folder.outdated());
+            desk.tell_board(&folder, &[]);
+        }
         desk
     }
 
@@ -132,7 +137,7 @@ impl<'a> Desk<'a> {
         course(folder.machine(), command, folder.worked(), self.time)
     }
 
-    /// Whether the job's time is used up.
+    /// Whether the job's time is used up. What someone waits for the server does not count; see [`Lease`].
     pub fn is_out_of_time(&self) -> bool {
         self.folder().worked() >= self.time
     }
@@ -266,6 +271,7 @@ impl<'a> Desk<'a> {
     /// # Errors
     /// If the job halts.
     pub fn record(&self, done: Vec<Done>) -> Result<(), Halt> {
+        self.lease.remove_outdated()?;
         self.keep(done.iter().flat_map(|done| done.objects.clone()).collect())?;
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         for Done { event, .. } in done {

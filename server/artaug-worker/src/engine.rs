@@ -168,12 +168,13 @@ impl Engine for TorchEngine {
         &mut self,
         joined: &[u8],
         facts: &[(String, String)],
+        folder: &Path,
     ) -> Result<Vec<(String, Vec<u8>)>, EngineError> {
         if self.opened.is_none() {
             self.open(None)?;
         }
         let layers = lora::layers(self.at_work()?.model.sites());
-        adapters::export(joined, &layers, facts)
+        adapters::export(joined, &layers, facts, folder)
     }
 
     fn export_fused(&mut self, joined: &[u8], folder: &Path) -> Result<(), EngineError> {
@@ -282,6 +283,7 @@ fn nothing_open() -> EngineError {
 fn unusable(error: LearningError) -> EngineError {
     match error {
         LearningError::Cancelled => EngineError::Stopped,
+        LearningError::Io { .. } => EngineError::Local(error.to_string()),
         LearningError::Torch(_) | LearningError::Panicked { .. } | LearningError::Stopped(_) => {
             EngineError::Failed(error.to_string())
         }
@@ -295,5 +297,8 @@ fn unusable(error: LearningError) -> EngineError {
     reason = "the shape that `map_err` wants"
 )]
 fn failed(error: LearningError) -> EngineError {
-    EngineError::Failed(error.to_string())
+    match error {
+        LearningError::Io { .. } => EngineError::Local(error.to_string()),
+        _ => EngineError::Failed(error.to_string()),
+    }
 }

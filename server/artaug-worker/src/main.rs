@@ -7,7 +7,7 @@ use std::{
 
 use clap::{Parser, Subcommand};
 use concord_artaug_worker::{base, config::SettingsError, imagetext, run::RunArgs};
-use concord_common::{error_text, tls::TlsError};
+use concord_common::{error_text, telemetry::TelemetryError, tls::TlsError};
 
 /// `EX_CONFIG`: what is wrong stays wrong until someone corrects it, so that a service manager does not try again.
 const EXIT_CONFIG: u8 = 78;
@@ -46,13 +46,17 @@ fn main() -> ExitCode {
             // The reader of a pipe may have gone; there is nobody to tell that.
             let text = error_text(error.as_ref());
             let _ = writeln!(io::stderr(), "concord-artaug: {text}");
-            if error.is::<SettingsError>() || error.is::<TlsError>() {
-                ExitCode::from(EXIT_CONFIG)
-            } else {
-                ExitCode::FAILURE
-            }
+            ExitCode::from(exit_code(&error))
         }
     }
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    let is_configuration = error.is::<SettingsError>()
+        || error.is::<TlsError>()
+        // `RUST_LOG`, which goes before `log.filter`.
+        || error.is::<TelemetryError>();
+    if is_configuration { EXIT_CONFIG } else { 1 }
 }
 
 fn execute(cli: Cli) -> anyhow::Result<()> {
@@ -72,4 +76,42 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
 fn say(line: String) {
     // The reader of a pipe may have gone; the work goes on.
     let _ = writeln!(io::stdout(), "{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use concord_common::telemetry::parse_filter;
+
+    use super::*;
+
+    const SETTINGS: &str = "state_dir = \"s\"\nserver.address = \"localhost:1\"\ntls = { certificate = \"a\", key = \"b\", ca = \"c\" }\n";
+
+    #[test]
+    fn settings_that_cannot_be_used_end_with_78() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("worker.toml");
+        let file = file.to_str().unwrap();
+        let ended = || {
+            let cli = Cli::try_parse_from(["concord-artaug", "run", "--config", file]).unwrap();
+            let error = execute(cli).unwrap_err();
+            (exit_code(&error), error_text(error.as_ref()))
+        };
+        let (code, text) = ended();
+        assert_eq!(code, EXIT_CONFIG, "{text}");
+        for (wrong, part) in [
+            ("limits.threads = 0", "limits.threads"),
+            ("log.filter = \"=,=\"", "log.filter"),
+        ] {
+            std::fs::write(file, format!("{SETTINGS}{wrong}")).unwrap();
+            let (code, text) = ended();
+            assert_eq!(code, EXIT_CONFIG, "{text}");
+            assert!(text.contains(part), "{text}");
+        }
+        // As from `RUST_LOG`.
+        assert_eq!(
+            exit_code(&parse_filter("=,=").unwrap_err().into()),
+            EXIT_CONFIG
+        );
+        assert_eq!(exit_code(&anyhow::anyhow!("the disk is full")), 1);
+    }
 }

@@ -15,7 +15,7 @@ use concord_common::{
 };
 use concord_proto::v1;
 
-pub use self::lease::{Lease, Pace};
+pub use self::lease::{FAULTS, Lease, Pace};
 
 /// Why a call brought nothing.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -27,6 +27,8 @@ pub enum CallError {
         reason: String,
         /// When the server wants to be asked again.
         retry_after: Option<Duration>,
+        /// Whether the server was reached and says that it ran into a fault of its own: trying for ever helps nobody.
+        is_fault: bool,
     },
     /// The job is not this worker's any more.
     #[error("{0}")]
@@ -65,6 +67,7 @@ impl CallError {
             | ErrorCode::Truncated => Self::Unavailable {
                 reason: refusal.to_string(),
                 retry_after: refusal.retry_after,
+                is_fault: refusal.code == ErrorCode::Internal,
             },
             _ => Self::Refused(refusal),
         }
@@ -165,7 +168,16 @@ mod tests {
         let of = |code| CallError::from_refusal(Refusal::new(code, "x"));
         assert!(matches!(of(ErrorCode::LeaseLost), CallError::LeaseLost(_)));
         assert!(matches!(of(ErrorCode::JobEnded), CallError::LeaseLost(_)));
-        assert!(matches!(of(ErrorCode::Busy), CallError::Unavailable { .. }));
+        for (code, fault) in [
+            (ErrorCode::Busy, false),
+            (ErrorCode::ShuttingDown, false),
+            (ErrorCode::Internal, true),
+        ] {
+            assert!(matches!(
+                of(code),
+                CallError::Unavailable { is_fault, .. } if is_fault == fault
+            ));
+        }
         assert!(matches!(
             of(ErrorCode::InvalidRequest),
             CallError::Refused(_)

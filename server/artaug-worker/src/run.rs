@@ -18,7 +18,7 @@ use concord_proto::v1;
 
 pub use self::command::RunArgs;
 use crate::{
-    brake::Stop,
+    brake::{Brake, Halt, Stop},
     limits::MemoryLimit,
     remote::{CallError, Claim, Pace, Server},
     stages::Parts,
@@ -49,15 +49,19 @@ pub enum PartsError {
         /// How much is wanted, how much there is, and what to do.
         what: String,
     },
+    /// Work on the job stops before it has begun here.
+    #[error(transparent)]
+    Halt(#[from] Halt),
 }
 
 /// Makes what a job works with.
 pub trait Workshop: Send + Sync {
-    /// The engine, advisor and scorers of a specification.
+    /// The engine, advisor and scorers of a specification. Their calls elsewhere go on until the brake drops them. That takes minutes with a
+    /// large model, so the brake is also asked on the way.
     ///
     /// # Errors
-    /// What this worker lacks, or what the job may not have, with what to do.
-    fn parts(&self, spec: &ArtaugSpec) -> Result<Parts, PartsError>;
+    /// What this worker lacks, or what the job may not have, with what to do; or that the brake is pulled.
+    fn parts(&self, spec: &ArtaugSpec, brake: &Brake) -> Result<Parts, PartsError>;
 }
 
 /// How a worker works.

@@ -67,6 +67,8 @@ pub struct Tools {
     pub card: CardFacts,
     /// Looks at the base model's files as they are now.
     pub base: Box<LookAgain>,
+    /// Whether none of these files was written or exchanged since the worker took the job up, as far as that is seen without reading them.
+    pub untouched: Box<dyn Fn() -> bool + Send + Sync>,
 }
 
 /// Walks the base model's folder again: the digests of its files by name, in the order of [`CardFacts::base_files`].

@@ -18,10 +18,10 @@ pub(crate) use self::{
     engine::{FakeEngine, Fitting, Told, WINDOW},
     overlap::Overlap,
     server::{FakeServer, Loss},
-    tools::{Outage, tools},
+    tools::{Outage, refused, tools},
 };
 use crate::{
-    brake::Stop,
+    brake::{Brake, Stop},
     limits::MemoryLimit,
     remote::Pace,
     run::{Habits, PartsError, Worker, Workshop},
@@ -91,10 +91,12 @@ pub(crate) struct FakeWorkshop {
     pub(crate) overlap: Option<Arc<Overlap>>,
     /// What the engines were told.
     pub(crate) told: Arc<Mutex<Told>>,
+    /// At which step of a training the job is paused, and where, if so. Its worker must have no patience.
+    pub(crate) pause_at: Option<(u64, Arc<FakeServer>)>,
 }
 
 impl Workshop for FakeWorkshop {
-    fn parts(&self, spec: &ArtaugSpec) -> Result<Parts, PartsError> {
+    fn parts(&self, spec: &ArtaugSpec, _brake: &Brake) -> Result<Parts, PartsError> {
         if self.is_bare || spec.model.folder == "missing" {
             return Err(SetupError::NoEndpoint("vision".to_owned()).into());
         }

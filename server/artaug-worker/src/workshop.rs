@@ -28,6 +28,7 @@ use tokio::runtime::Handle;
 
 use crate::{
     base::corpus::Corpus,
+    brake::Brake,
     config::{DataSection, LimitsSection, WorkerConfig},
     engine::{Settings, TorchEngine},
     imagetext::{ImageText, SubjectAdvisor, TrainedModels},
@@ -59,7 +60,7 @@ impl TorchWorkshop {
 }
 
 impl Workshop for TorchWorkshop {
-    fn parts(&self, spec: &ArtaugSpec) -> Result<Parts, PartsError> {
+    fn parts(&self, spec: &ArtaugSpec, brake: &Brake) -> Result<Parts, PartsError> {
         let (allowed, data) = (&self.config.allowed, &self.config.data);
         let folder =
             resolve(&spec.model.folder, &allowed.model_folders).map_err(SetupError::from)?;
@@ -76,10 +77,12 @@ impl Workshop for TorchWorkshop {
             gpu: limits.gpu,
         })
         .map_err(refused("model"))?;
+        brake.check()?;
         // What is too large is told before it is loaded, and a model or a sampler that does not fit before anything is drawn.
         let weights = TextToImage::count(&folder).map_err(refused("model.folder"))?;
         check_size(spec, limits, weights)?;
         engine.open(None).map_err(refused("model.folder"))?;
+        brake.check()?;
         for (key, texts) in [("prompts", &prompts), ("held_out", &held_out)] {
             warn_of_cut(&engine, key, texts).map_err(refused(key))?;
         }
@@ -90,13 +93,15 @@ impl Workshop for TorchWorkshop {
                 what: format!("this is too many images of {width} x {height} pixels; say fewer"),
             });
         }
+        brake.check()?;
         let (clean, mut data_files) = clean(spec, data, width.max(height).min(MOST_SIDE))?;
+        brake.check()?;
         let trained = TrainedModels::new(
             data.image_text.clone(),
             data.brisque.clone(),
             SCORING_THREADS,
         );
-        let mut endpoints = Endpoints::new(allowed, self.runtime.clone());
+        let mut endpoints = Endpoints::new(allowed, self.runtime.clone(), brake.until());
         let advisor = endpoints.advisor(&spec.advisor, &clean.looks)?;
         let advisor: Box<dyn Advisor> = match subjects(&trained, spec)? {
             Some((model, low)) => Box::new(SubjectAdvisor::new(advisor, model, low)),
@@ -107,10 +112,15 @@ impl Workshop for TorchWorkshop {
         data_files.extend(trained_files(&trained, spec)?);
         let card = CardFacts {
             data_files,
-            ..card::facts(spec, &folder, &files, threads, advisor.as_ref())?
+            base_files: card::digests_of(&files, &|| brake.check())?,
+            ..card::facts(spec, &folder, threads, advisor.as_ref())
         };
         let roots = allowed.model_folders.clone();
-        let base = move || card::digests_of(&files::files_of(&folder, &roots)?);
+        let look = move || files::files_of(&folder, &roots);
+        let again = look.clone();
+        // A look that does not come about says nothing good.
+        let untouched = move || again().is_ok_and(|found| found == files);
+        let base = move || card::digests_of(&look()?, &|| Ok(()));
         Ok(Parts {
             engine: Box::new(engine),
             opened: Opened::Model(None),
@@ -124,6 +134,7 @@ impl Workshop for TorchWorkshop {
                 threads: limits.gpu.is_none().then_some(threads),
                 card,
                 base: Box::new(base),
+                untouched: Box::new(untouched),
             },
         })
     }

@@ -7,8 +7,8 @@ use concord_common::{Digest, job::artaug::ArtaugSpec};
 
 use crate::{
     folder::JobFolder,
-    gallery::arm_name,
-    machine::{Arm, Decision, StopReason, Summary},
+    gallery::{arm_name, interval, nearest, other_scores},
+    machine::{Arm, Decision, Machine, StopReason, Summary},
 };
 
 /// What a card says beside the job's own record.
@@ -44,7 +44,7 @@ pub fn model_card(spec: &ArtaugSpec, job: &JobFolder, facts: &CardFacts) -> Stri
          better where, the model drew again with that advice, and the difference was trained into it.\n",
         code(&spec.model.folder)
     );
-    result(&mut card, machine.result(), history);
+    result(&mut card, machine);
     section(&mut card, "What is small or planted", &facts.limits);
     held_out(&mut card, spec, history);
     if machine.plan().filter_sees_guard() {
@@ -66,12 +66,19 @@ pub fn model_card(spec: &ArtaugSpec, job: &JobFolder, facts: &CardFacts) -> Stri
     card
 }
 
-fn result(card: &mut String, kept: Option<u32>, history: &[Summary]) {
+fn result(card: &mut String, machine: &Machine) {
+    let history = machine.history();
     let Some(Decision::Stop { reason, .. }) = history.last().map(|last| &last.decision) else {
-        card.push_str("The job is not over.\n\n");
+        // It stays as it is if the job fails or is cancelled later.
+        let _ = writeln!(
+            card,
+            "The job was not over when this was written, after {} of at most {} iterations; `concord job show` says what became of it.\n",
+            history.len(),
+            machine.plan().iterations
+        );
         return;
     };
-    let sentence = match kept {
+    let sentence = match machine.result() {
         Some(0) | None => {
             "**The result is the base model: no iteration was found to help.**".to_owned()
         }
@@ -112,7 +119,7 @@ fn held_out(card: &mut String, spec: &ArtaugSpec, history: &[Summary]) {
         spec.evaluation.resamples,
         spec.evaluation.tie,
     );
-    card.push_str("| iteration | arm | score | gain | interval | win rate | ties | left out | alignment | diversity |\n|---|---|---|---|---|---|---|---|---|---|\n");
+    card.push_str("| iteration | arm | score | gain | interval | win rate | ties | left out | alignment | diversity | nearest X' (the base's; near) |\n|---|---|---|---|---|---|---|---|---|---|---|\n");
     let number = |value: Option<f64>| {
         value.map_or_else(|| "not measured".to_owned(), |value| format!("{value:.3}"))
     };
@@ -120,7 +127,7 @@ fn held_out(card: &mut String, spec: &ArtaugSpec, history: &[Summary]) {
         for (arm, outcome) in &summary.arms {
             let _ = writeln!(
                 card,
-                "| {} | {} | {:.3} | {:+.3} | {:+.3} to {:+.3} | {:.0} % | {} | {} | {} | {} |",
+                "| {} | {} | {:.3} | {:+.3} | {:+.3} to {:+.3} | {:.0} % | {} | {} | {} | {} | {} |",
                 summary.iteration,
                 arm_name(*arm),
                 outcome.score,
@@ -132,12 +139,25 @@ fn held_out(card: &mut String, spec: &ArtaugSpec, history: &[Summary]) {
                 outcome.left_out,
                 number(outcome.alignment),
                 number(outcome.diversity),
+                nearest(outcome.nearest),
             );
         }
     }
     card.push('\n');
+    let others = other_scores(history);
+    if !others.is_empty() {
+        card.push_str("Evaluation scorers that decide nothing:\n\n| iteration | arm | scorer | score | gain (interval) |\n|---|---|---|---|---|\n");
+        for [iteration, arm, name, score, gain] in others {
+            let _ = writeln!(
+                card,
+                "| {iteration} | {arm} | {} | {score} | {gain} |",
+                code(&name)
+            );
+        }
+        card.push('\n');
+    }
     cut_prompts(card, spec, history);
-    card.push_str(controls(history));
+    card.push_str(&controls(history));
 }
 
 /// Which arms were asked with more words than the model reads.
@@ -157,35 +177,32 @@ fn cut_prompts(card: &mut String, spec: &ArtaugSpec, history: &[Summary]) {
 }
 
 /// What the control arms say of the last evaluated iteration, in words that do not say more than the numbers.
-fn controls(history: &[Summary]) -> &'static str {
-    let Some(arms) = history
-        .iter()
-        .rev()
-        .map(|summary| &summary.arms)
-        .find(|arms| arms.contains_key(&Arm::Enhanced))
-    else {
-        return "";
+fn controls(history: &[Summary]) -> String {
+    let mut evaluated = history.iter().rev().map(|summary| &summary.arms);
+    let Some(arms) = evaluated.find(|arms| arms.contains_key(&Arm::Enhanced)) else {
+        return String::new();
     };
-    let score = |arm| arms.get(&arm).map(|outcome| outcome.score);
-    let (enhanced, plain, rewriting) = (
-        score(Arm::Enhanced),
-        score(Arm::PlainLora),
-        score(Arm::Rewriting),
-    );
-    match (enhanced, plain, rewriting) {
-        (Some(enhanced), Some(plain), Some(rewriting)) => {
-            if enhanced > plain && enhanced > rewriting {
-                "Both control arms (plain LoRA on the same enhanced images without the differential step, in a chain of its own; prompt \
-                 rewriting alone) are below the enhanced model in the last evaluated iteration.\n\n"
-            } else {
-                "**A control arm (plain LoRA on the same enhanced images, or prompt rewriting alone) is not below the enhanced model in the \
-                 last evaluated iteration: the differential step is not shown to be what helps.**\n\n"
-            }
-        }
-        _ => {
-            "Control arms were not all evaluated, so it is not shown that the differential step is what helps.\n\n"
-        }
-    }
+    let [plain, rewriting] = [Arm::PlainLora, Arm::Rewriting].map(|arm| arms.get(&arm));
+    let (Some(plain), Some(rewriting)) = (plain, rewriting) else {
+        return "Control arms were not all evaluated, so it is not shown that the differential step is what helps.\n\n".to_owned();
+    };
+    let (Some(plain), Some(rewriting)) = (plain.behind, rewriting.behind) else {
+        return "Too few held-out prompts have a score under the enhanced model and under both control arms, so it is not shown that the \
+                differential step is what helps.\n\n"
+            .to_owned();
+    };
+    let verdict = if plain.mean > 0.0 && rewriting.mean > 0.0 {
+        "Both control arms (plain LoRA on the same enhanced images without the differential step, in a chain of its own; prompt \
+         rewriting alone) are below the enhanced model in the last evaluated iteration"
+    } else {
+        "**A control arm (plain LoRA on the same enhanced images, or prompt rewriting alone) is not below the enhanced model in the \
+         last evaluated iteration: the differential step is not shown to be what helps**"
+    };
+    format!(
+        "{verdict}. The enhanced model's score less theirs, prompt by prompt: plain LoRA {}, prompt rewriting {}.\n\n",
+        interval(&plain),
+        interval(&rewriting)
+    )
 }
 
 fn iterations(card: &mut String, history: &[Summary]) {
@@ -315,7 +332,7 @@ fn code(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::{path::Path, sync::Arc};
 
     use concord_common::{Timestamp, clock::MockClock};
 
@@ -339,6 +356,17 @@ mod tests {
             }
         }
         model_card(&ArtaugSpec::parse(SAMPLE).unwrap(), &job, facts)
+    }
+
+    fn after_one_iteration(folder: &Path) -> JobFolder {
+        let clock = Arc::new(MockClock::new(Timestamp(5)));
+        let mut job = JobFolder::open(folder, plan(), specification(), 1 << 20, clock).unwrap();
+        while job.machine().iteration() == 1 {
+            for event in GOOD.act(job.machine()) {
+                job.record(&event).unwrap();
+            }
+        }
+        job
     }
 
     fn facts() -> CardFacts {
@@ -401,14 +429,7 @@ mod tests {
     #[test]
     fn the_control_arms_are_those_of_the_last_iteration_that_was_evaluated() {
         let folder = tempfile::tempdir().unwrap();
-        let clock = Arc::new(MockClock::new(Timestamp(5)));
-        let mut job =
-            JobFolder::open(folder.path(), plan(), specification(), 1 << 20, clock).unwrap();
-        while job.machine().iteration() == 1 {
-            for event in GOOD.act(job.machine()) {
-                job.record(&event).unwrap();
-            }
-        }
+        let mut job = after_one_iteration(folder.path());
         let limit = std::time::Duration::from_mins(1);
         job.record(&job.machine().out_of_time(limit)).unwrap();
         let card = model_card(&ArtaugSpec::parse(SAMPLE).unwrap(), &job, &facts());
@@ -417,6 +438,15 @@ mod tests {
             card.contains("because the job's time of 60 s is used up"),
             "{card}"
         );
+    }
+
+    #[test]
+    fn a_card_on_the_way_does_not_say_how_the_job_stands_now() {
+        let folder = tempfile::tempdir().unwrap();
+        let job = after_one_iteration(folder.path());
+        let card = model_card(&ArtaugSpec::parse(SAMPLE).unwrap(), &job, &facts());
+        let said = "The job was not over when this was written, after 1 of at most 3 iterations";
+        assert!(card.contains(said), "{card}");
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! What a worker does next beside the work itself: when the job's time is up, when it waits, when an operator stops it.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use concord_common::Timestamp;
+use concord_common::Clock;
 
 use crate::machine::{Machine, Work};
 
@@ -52,61 +55,160 @@ pub fn course(machine: &Machine, command: Command, worked: Duration, limit: Dura
 }
 
 /// Time worked on a job, over all workers and resumptions. It stands in every line of the journal, so a kill loses what was worked
-/// since the last line and no more; waiting for a review, a pause, and the time between two workers do not count.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// since the last line and no more. Waiting for a review or for the server, a pause, and the time between two workers do not count, and
+/// neither does what somebody sets the clock forward by. Threads share it.
+#[derive(Debug)]
 pub struct Worked {
+    clock: Arc<dyn Clock>,
+    count: Mutex<Count>,
+}
+
+#[derive(Debug)]
+struct Count {
     before: Duration,
-    since: Option<Timestamp>,
+    /// What [`Clock::steady`] said when it was last set going; none while it stands still.
+    since: Option<Duration>,
+    rests: bool,
+    /// How many wait for the server.
+    waiting: usize,
 }
 
 impl Worked {
-    /// Work goes on at `now` after `before` of it.
-    pub fn resumed(before: Duration, now: Timestamp) -> Self {
+    /// Work goes on now after `before` of it.
+    pub fn resumed(before: Duration, clock: Arc<dyn Clock>) -> Self {
+        let since = Some(clock.steady());
         Self {
-            before,
-            since: Some(now),
+            clock,
+            count: Mutex::new(Count {
+                before,
+                since,
+                rests: false,
+                waiting: 0,
+            }),
         }
     }
 
-    /// Time worked up to `now`.
-    pub fn total(&self, now: Timestamp) -> Duration {
-        self.before + self.since.map_or(Duration::ZERO, |since| now.since(since))
+    fn count(&self) -> MutexGuard<'_, Count> {
+        self.count.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Work rests from `now` on.
-    pub fn rest(&mut self, now: Timestamp) {
-        self.before = self.total(now);
-        self.since = None;
+    /// Time worked up to now.
+    pub fn total(&self) -> Duration {
+        let count = self.count();
+        count.total(self.clock.steady())
     }
 
-    /// Work goes on from `now` on.
-    pub fn go_on(&mut self, now: Timestamp) {
-        if self.since.is_none() {
-            self.since = Some(now);
-        }
+    /// Work rests from now on.
+    pub fn rest(&self) {
+        self.change(|count| count.rests = true);
+    }
+
+    /// Work goes on from now on.
+    pub fn go_on(&self) {
+        self.change(|count| count.rests = false);
+    }
+
+    /// Someone waits for the server until what this gives is dropped. What others do meanwhile does not count either: they soon wait too.
+    #[must_use = "the wait ends when it is dropped"]
+    pub fn wait(&self) -> Wait<'_> {
+        self.change(|count| count.waiting += 1);
+        Wait(self)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Count)) {
+        let mut count = self.count();
+        let now = self.clock.steady();
+        count.before = count.total(now);
+        change(&mut count);
+        count.since = (!count.rests && count.waiting == 0).then_some(now);
+    }
+}
+
+impl Count {
+    fn total(&self, now: Duration) -> Duration {
+        let going = self.since.map(|since| now.saturating_sub(since));
+        self.before + going.unwrap_or_default()
+    }
+}
+
+/// A wait that does not count; see [`Worked::wait`].
+#[derive(Debug)]
+pub struct Wait<'a>(&'a Worked);
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        self.0.change(|count| count.waiting -= 1);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use concord_common::{Timestamp, clock::MockClock};
+
     use super::*;
     use crate::machine::{Decision, Plan, Stage, StopReason, testing};
 
-    fn at(seconds: i64) -> Timestamp {
-        Timestamp(seconds * 1000)
+    /// A hundred seconds worked, and the clock that the rest goes by.
+    fn resumed() -> (Arc<MockClock>, Worked) {
+        let clock = Arc::new(MockClock::new(Timestamp(0)));
+        let worked = Worked::resumed(Duration::from_secs(100), clock.clone());
+        (clock, worked)
     }
 
     #[test]
     fn rest_does_not_count() {
-        let mut worked = Worked::resumed(Duration::from_secs(100), at(0));
-        worked.rest(at(10));
-        worked.rest(at(20));
-        assert_eq!(worked.total(at(1000)).as_secs(), 110);
-        worked.go_on(at(2000));
-        worked.go_on(at(2003));
-        assert_eq!(worked.total(at(2005)).as_secs(), 115);
-        // A clock that was set back takes nothing away.
-        assert_eq!(worked.total(at(1)).as_secs(), 110);
+        let (clock, worked) = resumed();
+        let pass = |seconds| clock.advance(Duration::from_secs(seconds));
+        pass(10);
+        worked.rest();
+        pass(10);
+        worked.rest();
+        pass(980);
+        assert_eq!(worked.total().as_secs(), 110);
+        worked.go_on();
+        pass(3);
+        worked.go_on();
+        pass(2);
+        assert_eq!(worked.total().as_secs(), 115);
+    }
+
+    #[test]
+    fn as_long_as_someone_waits_for_the_server_time_does_not_count() {
+        let (clock, worked) = resumed();
+        let pass = |seconds| clock.advance(Duration::from_secs(seconds));
+        pass(1);
+        let first = worked.wait();
+        pass(20);
+        let second = worked.wait();
+        pass(20);
+        drop(first);
+        pass(20);
+        assert_eq!(worked.total().as_secs(), 101);
+        drop(second);
+        pass(1);
+        assert_eq!(worked.total().as_secs(), 102);
+        // A rest outlasts a wait within it, and a wait the end of a rest.
+        worked.rest();
+        drop(worked.wait());
+        pass(20);
+        let wait = worked.wait();
+        worked.go_on();
+        pass(20);
+        drop(wait);
+        pass(1);
+        assert_eq!(worked.total().as_secs(), 103);
+    }
+
+    #[test]
+    fn setting_the_clock_does_not_count() {
+        let (clock, worked) = resumed();
+        clock.advance(Duration::from_secs(1));
+        for set in [Timestamp(500_000_000), Timestamp(-1)] {
+            clock.set(set);
+            assert_eq!(worked.total().as_secs(), 101);
+        }
+        clock.advance(Duration::from_secs(1));
+        assert_eq!(worked.total().as_secs(), 102);
     }
 
     #[test]

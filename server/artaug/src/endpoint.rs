@@ -9,6 +9,7 @@ mod settings;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+mod until;
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -19,8 +20,8 @@ use http::{HeaderValue, StatusCode, Uri};
 use serde_json::Value;
 use tokio::time::Instant;
 
-use self::connection::Tls;
-pub use self::settings::EndpointSettings;
+use self::{connection::Tls, settings::SCHEME};
+pub use self::{settings::EndpointSettings, until::Until};
 
 /// Longest wait that an endpoint may ask for between two tries.
 const MAX_WAIT: Duration = Duration::from_mins(1);
@@ -53,6 +54,12 @@ pub enum EndpointError {
         url: String,
         /// The `timeout` of the settings.
         timeout: Duration,
+    },
+    /// Broken off, because the work that wants the answer stops. It says nothing of the endpoint.
+    #[error("{url}: the call was broken off, because the work that it is for stops")]
+    Stopped {
+        /// Where to.
+        url: String,
     },
     /// An answer other than success.
     #[error("{url}: the endpoint answered {status}: {text}")]
@@ -88,7 +95,7 @@ impl EndpointError {
     /// Whether the same call may succeed a little later.
     pub fn is_passing(&self) -> bool {
         match self {
-            Self::Connection { .. } | Self::Timeout { .. } => true,
+            Self::Connection { .. } | Self::Timeout { .. } | Self::Stopped { .. } => true,
             Self::Status { status, .. } => {
                 status.is_server_error()
                     || *status == StatusCode::TOO_MANY_REQUESTS
@@ -118,6 +125,7 @@ impl EndpointError {
             Self::Setting { .. } => "setting".to_owned(),
             Self::Connection { .. } => "connection".to_owned(),
             Self::Timeout { .. } => "timeout".to_owned(),
+            Self::Stopped { .. } => "stopped".to_owned(),
             Self::Status { status, .. } => format!("http-{}", status.as_u16()),
             Self::Large { .. } => "large".to_owned(),
             Self::NoJson { .. } => "no-json-body".to_owned(),
@@ -131,6 +139,8 @@ pub struct Endpoint {
     base: Uri,
     key: Option<HeaderValue>,
     tls: Option<Tls>,
+    /// When calls are broken off.
+    until: Until,
     /// When the next call may be sent.
     next_call: Mutex<Option<Instant>>,
 }
@@ -142,11 +152,11 @@ impl std::fmt::Debug for Endpoint {
 }
 
 impl Endpoint {
-    /// Checks the settings and reads the key and the trusted certificates.
+    /// Checks the settings and reads the key and the trusted certificates. Calls go on `until` a time.
     ///
     /// # Errors
     /// [`EndpointError::Setting`] with the key and what to change.
-    pub fn open(settings: EndpointSettings) -> Result<Self, EndpointError> {
+    pub fn open(settings: EndpointSettings, until: Until) -> Result<Self, EndpointError> {
         let base = settings.check()?;
         let key = settings.read_key(&base)?;
         let tls = (base.scheme_str() == Some("https"))
@@ -157,21 +167,45 @@ impl Endpoint {
             base,
             key,
             tls,
+            until,
             next_call: Mutex::new(None),
         })
     }
 
-    /// The base URL.
-    pub fn url(&self) -> String {
-        self.base.to_string()
+    fn url(&self, path: &str) -> String {
+        format!("{}/{path}", self.base.to_string().trim_end_matches('/'))
+    }
+
+    /// A text of the endpoint's without the key, which some repeat when they refuse.
+    pub(crate) fn without_key(&self, text: &str) -> String {
+        let header = self.key.as_ref().and_then(|header| header.to_str().ok());
+        match header.and_then(|header| header.strip_prefix(SCHEME)) {
+            Some(key) => text.replace(key, "…"),
+            None => text.to_owned(),
+        }
     }
 
     /// Sends `body` to the path below the base URL, and again after passing failures, as often as the settings say; gives the JSON of a
     /// good answer. Every call sent, failed ones included, is added to `calls`, whatever comes of it.
     ///
     /// # Errors
-    /// The last failure.
+    /// The last failure; [`EndpointError::Stopped`] if the endpoint's time ends first, be it in a call or in a wait before one.
     pub async fn post(
+        &self,
+        path: &str,
+        body: &Value,
+        calls: &mut u64,
+    ) -> Result<Value, EndpointError> {
+        tokio::select! {
+            // First, so that no call is begun after that time.
+            biased;
+            () = self.until.come() => Err(EndpointError::Stopped { url: self.url(path) }),
+            answer = self.persist(path, body, calls) => answer,
+        }
+    }
+
+    /// The same without an end from outside.
+    async fn persist(
         &self,
         path: &str,
         body: &Value,
@@ -208,7 +242,7 @@ impl Endpoint {
 
     async fn post_once(&self, path: &str, body: bytes::Bytes) -> Result<Value, EndpointError> {
         let timeout = self.settings.timeout;
-        let url = format!("{}/{path}", self.base.to_string().trim_end_matches('/'));
+        let url = self.url(path);
         let exchange = connection::exchange(self, &url, body);
         let (status, retry_after, answer) = tokio::time::timeout(timeout, exchange)
             .await
@@ -220,7 +254,7 @@ impl Endpoint {
             return Err(EndpointError::Status {
                 url,
                 status,
-                text: readable(&answer),
+                text: readable(&self.without_key(&String::from_utf8_lossy(&answer))),
                 retry_after,
             });
         }
@@ -250,8 +284,8 @@ impl Endpoint {
 }
 
 /// The beginning of an error answer on one line, without anything that could upset a terminal.
-fn readable(answer: &[u8]) -> String {
-    String::from_utf8_lossy(&answer[..answer.len().min(4 * KEPT_ERROR_TEXT)])
+fn readable(answer: &str) -> String {
+    answer
         .chars()
         .take(KEPT_ERROR_TEXT)
         .map(|character| {

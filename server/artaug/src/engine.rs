@@ -5,6 +5,8 @@
 //! is given, every prompt is encoded alone, and noise follows from the seeds. That is why a job that was killed ends in the same
 //! bytes.
 
+use std::path::Path;
+
 use bytes::Bytes;
 use concord_common::seed::Seed;
 
@@ -22,6 +24,10 @@ pub enum EngineError {
     /// The engine itself failed, for example for want of memory.
     #[error("the engine failed: {0}")]
     Failed(String),
+    /// This machine cannot read or write a file now (a full disk, a file system that is away), which says nothing about the job. The text names the
+    /// file.
+    #[error("{0}")]
+    Local(String),
 }
 
 /// Whether an engine is to go on.
@@ -150,7 +156,8 @@ pub trait Watch {
         false
     }
 
-    /// The samples of a step, before the state of that step.
+    /// The samples of a step, before the state of that step. Where a fit was stopped between the two, the one that goes on from the state draws
+    /// them first.
     ///
     /// # Errors
     /// Ends the fit with that error.
@@ -158,7 +165,12 @@ pub trait Watch {
         Ok(Go::On)
     }
 
-    /// A state to keep; called every `lora.checkpoint_every` steps.
+    /// Whether a fit that was told to stop is to give the state after its last whole step before it ends.
+    fn wants_state(&mut self, _step: u64) -> bool {
+        false
+    }
+
+    /// A state to keep; called every `lora.checkpoint_every` steps, and when [`Watch::wants_state`] says so.
     ///
     /// # Errors
     /// Ends the fit with that error.
@@ -180,7 +192,7 @@ pub trait Engine: Send {
     /// only way in which a learned adapter gets into the model.
     ///
     /// # Errors
-    /// [`EngineError::Unusable`] if the adapter does not fit the model.
+    /// [`EngineError::Unusable`] if the adapter does not fit the model; [`EngineError::Local`] if the base cannot be read now.
     fn open(&mut self, joined: Option<&[u8]>) -> Result<(), EngineError>;
 
     /// Draws a batch: exactly these members in one go.
@@ -202,20 +214,22 @@ pub trait Engine: Send {
     /// [`EngineError::Unusable`] if they are not of the same layers.
     fn join(&mut self, before: Option<&[u8]>, fitted: &[u8]) -> Result<Joined, EngineError>;
 
-    /// The joined adapter in the layouts of other tools, as file names and bytes. `facts` become the files' metadata.
+    /// The joined adapter in the layouts of other tools, as file names and bytes. `facts` become the files' metadata. What is under way
+    /// stands in `folder`, which must not exist and is gone at the end; an error may leave it behind.
     ///
     /// # Errors
-    /// [`EngineError::Unusable`] if it cannot be read.
+    /// [`EngineError::Unusable`] if the adapter cannot be read; [`EngineError::Local`] if the folder cannot be written.
     fn export(
         &mut self,
         joined: &[u8],
         facts: &[(String, String)],
+        folder: &Path,
     ) -> Result<Vec<(String, Vec<u8>)>, EngineError>;
 
     /// The whole model with a joined adapter merged into its weights, as a folder in the diffusers layout. The folder must not exist.
     /// What was open is closed: two models need not fit into memory.
     ///
     /// # Errors
-    /// [`EngineError::Failed`] if it cannot be written.
-    fn export_fused(&mut self, joined: &[u8], folder: &std::path::Path) -> Result<(), EngineError>;
+    /// [`EngineError::Local`] if the base cannot be read now or the folder cannot be written; what is there of it stays.
+    fn export_fused(&mut self, joined: &[u8], folder: &Path) -> Result<(), EngineError>;
 }

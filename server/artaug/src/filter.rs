@@ -134,7 +134,9 @@ pub fn judge(candidates: &[Candidate], rules: &FilterRules) -> Vec<Verdict> {
             let good = gains
                 .iter()
                 .filter_map(|gains| Some(gains.as_ref().ok()?[scorer]));
-            crate::photometry::moments(good).1.max(1e-9)
+            // Where all gain the same there is no spread to measure in, and no pair's place depends on it.
+            let spread = crate::photometry::moments(good).1;
+            if spread > 1e-9 { spread } else { 1.0 }
         })
         .collect();
     let total = |gains: &[f64]| {
@@ -250,6 +252,15 @@ mod tests {
             Verdict::Rejected { reason } => reason,
             Verdict::Kept { .. } => panic!("kept"),
         }
+    }
+
+    #[test]
+    fn one_pair_has_its_plain_gain_and_not_one_in_spreads_of_nothing() {
+        let verdicts = judge(&[candidate(1, 0.3, 0.1)], &rules(2));
+        let Verdict::Kept { gain } = verdicts[0] else {
+            panic!("{verdicts:?}");
+        };
+        assert!((gain - 0.2).abs() < 1e-12, "{gain}");
     }
 
     #[test]

@@ -3,15 +3,18 @@
 //! - `journal.jsonl`: what happened; the only file that the job is resumed from
 //! - `objects/<digest>`: images, LoRA files, checkpoints
 //! - `manifest-<n>.jsonl`: iteration n, one line an item
+//! - `held-out-N.jsonl`: the same for its held-out images
 //! - `metrics.jsonl`, `metrics.csv`: what the iterations came to
 //! - `ledger.json`: what they cost
 //!
-//! Where the server's journal is the authority and this one a copy, an event goes in three steps: its objects to the server, then
+//! The server's journal is the authority and this one a copy. So an event goes in three steps: its objects to the server, then
 //! [`JobFolder::stage`] and the line to the server, then [`JobFolder::commit`]. A kill between them leaves the copy behind the server's, and
 //! [`JobFolder::adopt`] brings it in step.
 
 mod retrace;
 mod table;
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests;
 
@@ -23,14 +26,17 @@ use std::{
     time::Duration,
 };
 
-use concord_common::{Clock, Digest, fsutil::write_atomic};
+use concord_common::{
+    Clock, Digest,
+    fsutil::{sweep_unfinished, write_atomic},
+};
 
 pub use self::retrace::Retrace;
 use crate::{
     course::Worked,
     journal::{Entry, Journal, JournalError, Line},
     ledger::Ledger,
-    machine::{Checkpoint, Event, Ingredients, Machine, ManifestLine, Misfit, Plan, Work},
+    machine::{Checkpoint, Event, Machine, ManifestLine, Misfit, Plan, Work},
     store::{Store, StoreError},
 };
 
@@ -44,7 +50,9 @@ pub struct JobFolder {
     ledger: Ledger,
     /// Objects that an event other than a checkpoint names: they stay.
     lasting: BTreeSet<Digest>,
-    worked: Worked,
+    /// Objects that a checkpoint names: all but the newest one's go.
+    passing: BTreeSet<Digest>,
+    worked: Arc<Worked>,
     /// The most memory that a worker on the job has held.
     memory: Option<u64>,
     clock: Arc<dyn Clock>,
@@ -91,32 +99,12 @@ pub enum FolderError {
 }
 
 impl JobFolder {
-    /// Opens a job's folder, or begins it. What the journal holds is taken in again; objects that it does not name are removed.
-    ///
-    /// # Errors
-    /// If another process works on it, it belongs to another specification, is damaged, or the file system refuses.
-    pub fn open(
-        folder: &Path,
-        plan: Plan,
-        specification: Digest,
-        quota: u64,
-        clock: Arc<dyn Clock>,
-    ) -> Result<Self, FolderError> {
-        create(folder)?;
-        let journal = Journal::open::<Event>(&folder.join("journal.jsonl"))?;
-        let machine = Machine::new(plan, specification);
-        let mut opened = Self::replayed(folder, journal, machine, quota, clock)?;
-        if !opened.machine.has_begun() {
-            opened.record(&opened.machine.beginning(Ingredients::default()))?;
-        }
-        Ok(opened)
-    }
-
     /// Opens a job's folder, or makes it, as a copy of a journal that the server keeps: `lines` are all of it, without newlines. Where the
-    /// folder's own journal differs, the server's wins. A job without lines has not begun: record [`Machine::beginning`] first.
+    /// folder's own journal differs, the server's wins. Objects that it does not name are removed, and what a kill left of a write. A job
+    /// without lines has not begun: record [`Machine::beginning`] first.
     ///
     /// # Errors
-    /// As [`JobFolder::open`].
+    /// If another process works on it, the lines belong to another specification or cannot be read, or the file system refuses.
     pub fn adopt(
         folder: &Path,
         plan: Plan,
@@ -125,8 +113,11 @@ impl JobFolder {
         clock: Arc<dyn Clock>,
         lines: &[Vec<u8>],
     ) -> Result<Self, FolderError> {
-        create(folder)?;
+        let failed = |source| io_error(folder, source);
+        std::fs::create_dir_all(folder).map_err(failed)?;
         let journal = Journal::adopt::<Event>(&folder.join("journal.jsonl"), lines)?;
+        // Only now: the journal is locked, so nobody else writes here.
+        sweep_unfinished(folder).map_err(failed)?;
         let machine = Machine::new(plan, specification);
         Self::replayed(folder, journal, machine, quota, clock)
     }
@@ -147,7 +138,11 @@ impl JobFolder {
             store: Store::open(&folder.join("objects"), quota)?,
             ledger: Ledger::default(),
             lasting: BTreeSet::new(),
-            worked: Worked::resumed(Duration::from_millis(before), clock.now()),
+            passing: BTreeSet::new(),
+            worked: Arc::new(Worked::resumed(
+                Duration::from_millis(before),
+                Arc::clone(&clock),
+            )),
             memory,
             clock,
         };
@@ -189,7 +184,9 @@ impl JobFolder {
     /// Takes in what an event costs and names.
     fn note(&mut self, event: &Event) {
         self.ledger.take(event);
-        if !matches!(event, Event::Checkpointed { .. }) {
+        if matches!(event, Event::Checkpointed { .. }) {
+            self.passing.extend(event.objects());
+        } else {
             self.lasting.extend(event.objects());
         }
     }
@@ -217,7 +214,12 @@ impl JobFolder {
 
     /// Time worked on the job up to now; see [`Worked`].
     pub fn worked(&self) -> Duration {
-        self.worked.total(self.clock.now())
+        self.worked.total()
+    }
+
+    /// The same as it goes on, for whoever has to wait.
+    pub fn time_worked(&self) -> &Arc<Worked> {
+        &self.worked
     }
 
     /// Notes the most memory that this worker has held since it has the job, in bytes; the next line of the journal keeps it.
@@ -231,8 +233,8 @@ impl JobFolder {
     }
 
     /// Stops the count of [`JobFolder::worked`], for a pause; recording goes on with it. A review stops it by itself.
-    pub fn rest(&mut self) {
-        self.worked.rest(self.clock.now());
+    pub fn rest(&self) {
+        self.worked.rest();
     }
 
     /// The manifest of a finished iteration, or of the one under way once it is filtered.
@@ -241,10 +243,7 @@ impl JobFolder {
     /// If it is not there or cannot be read.
     pub fn manifest(&self, iteration: u32) -> Result<Vec<ManifestLine>, FolderError> {
         let path = self.folder.join(manifest_name(iteration));
-        let failed = |source| FolderError::Io {
-            path: path.clone(),
-            source,
-        };
+        let failed = |source| io_error(&path, source);
         let text = std::fs::read_to_string(&path).map_err(failed)?;
         text.lines()
             .map(|line| serde_json::from_str(line).map_err(|error| failed(error.into())))
@@ -266,13 +265,14 @@ impl JobFolder {
         self.lasting.iter().copied()
     }
 
-    /// Records what was done: when this returns, it is on the disk and need not be done again.
-    ///
-    /// # Errors
-    /// As [`JobFolder::stage`] and [`JobFolder::commit`].
-    pub fn record(&mut self, event: &Event) -> Result<(), FolderError> {
-        let staged = self.stage(event)?;
-        self.commit(staged).map(|_| ())
+    /// The objects that checkpoints named and that nothing needs any more. Here they are gone; of a job that was killed between a line and
+    /// the removal that follows it, the server may still have some.
+    pub fn outdated(&self) -> Vec<Digest> {
+        let needed = self.checkpoint();
+        let passing = self.passing.difference(&needed).copied();
+        passing
+            .filter(|object| !self.lasting.contains(object))
+            .collect()
     }
 
     /// Checks that an event fits and gives the line that records it; nothing is changed.
@@ -281,11 +281,10 @@ impl JobFolder {
     /// If it does not fit, or is too long for a line.
     pub fn stage(&self, event: &Event) -> Result<Staged, FolderError> {
         self.machine.check(event)?;
-        let now = self.clock.now();
         Ok(Staged {
             line: self
                 .journal
-                .line(event, now, self.worked.total(now), self.memory)?,
+                .line(event, self.clock.now(), self.worked(), self.memory)?,
             event: event.clone(),
         })
     }
@@ -309,7 +308,7 @@ impl JobFolder {
         }
         self.note(&event);
         self.machine.apply(event.clone())?;
-        self.worked.go_on(self.clock.now());
+        self.worked.go_on();
         match event {
             Event::Filtered { .. } => self.write_manifest()?,
             Event::Decided { .. } => self.write_metrics()?,
@@ -348,7 +347,13 @@ impl JobFolder {
 
     fn write_manifest(&self) -> Result<(), FolderError> {
         let name = manifest_name(self.machine.iteration());
-        self.write_lines(&name, self.machine.manifest())
+        self.write_lines(&name, self.machine.manifest())?;
+        let mut held_out = self.machine.held_out().peekable();
+        if held_out.peek().is_none() {
+            return Ok(());
+        }
+        let name = format!("held-out-{}.jsonl", self.machine.iteration());
+        self.write_lines(&name, held_out)
     }
 
     fn write_metrics(&self) -> Result<(), FolderError> {
@@ -365,10 +370,8 @@ impl JobFolder {
     ) -> Result<(), FolderError> {
         let mut text = Vec::new();
         for line in lines {
-            serde_json::to_writer(&mut text, &line).map_err(|error| FolderError::Io {
-                path: self.folder.join(name),
-                source: error.into(),
-            })?;
+            serde_json::to_writer(&mut text, &line)
+                .map_err(|error| io_error(&self.folder.join(name), error.into()))?;
             text.push(b'\n');
         }
         self.write(name, &text)
@@ -379,15 +382,15 @@ impl JobFolder {
         if std::fs::read(&path).is_ok_and(|kept| kept == bytes) {
             return Ok(());
         }
-        write_atomic(&path, bytes, 0o600).map_err(|source| FolderError::Io { path, source })
+        write_atomic(&path, bytes, 0o600).map_err(|source| io_error(&path, source))
     }
 }
 
-fn create(folder: &Path) -> Result<(), FolderError> {
-    std::fs::create_dir_all(folder).map_err(|source| FolderError::Io {
-        path: folder.to_owned(),
+fn io_error(path: &Path, source: io::Error) -> FolderError {
+    FolderError::Io {
+        path: path.to_owned(),
         source,
-    })
+    }
 }
 
 fn manifest_name(iteration: u32) -> String {

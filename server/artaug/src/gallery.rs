@@ -21,6 +21,8 @@ use crate::{
     advisor::{Region, RejectedReply},
     image::{Image, ImageError},
     machine::{Arm, ArmSummary, Summary},
+    photometry::Nearest,
+    stats::Interval,
 };
 
 /// What the gallery shows, in the order of the page.
@@ -173,20 +175,50 @@ pub fn arm_name(arm: Arm) -> &'static str {
     }
 }
 
-fn arm_cells(summary: &ArmSummary) -> [String; 7] {
+/// How near an arm's images come to those of training, for people.
+pub(crate) fn nearest(nearest: Option<Nearest>) -> String {
+    nearest.map_or_else(
+        || "not measured".to_owned(),
+        |it| format!("{:.3} ({:.3}; {:.0} %)", it.arm, it.base, 100.0 * it.near),
+    )
+}
+
+/// What the evaluation scorers say that decide nothing: iteration, arm, scorer, score and gain, for people.
+pub(crate) fn other_scores(summaries: &[Summary]) -> Vec<[String; 5]> {
+    let mut rows = Vec::new();
+    for summary in summaries {
+        for (arm, result) in &summary.arms {
+            for (name, other) in &result.others {
+                rows.push([
+                    summary.iteration.to_string(),
+                    arm_name(*arm).to_owned(),
+                    name.clone(),
+                    format!("{:.3}", other.score),
+                    interval(&other.gain),
+                ]);
+            }
+        }
+    }
+    rows
+}
+
+/// A gain with its ends, for people.
+pub(crate) fn interval(gain: &Interval) -> String {
+    format!("{:+.3} ({:+.3} to {:+.3})", gain.mean, gain.low, gain.high)
+}
+
+fn arm_cells(summary: &ArmSummary) -> [String; 8] {
     let number = |value: Option<f64>| {
         value.map_or_else(|| "not measured".to_owned(), |value| format!("{value:.3}"))
     };
     [
         format!("{:.3}", summary.score),
-        format!(
-            "{:+.3} ({:+.3} to {:+.3})",
-            summary.gain.mean, summary.gain.low, summary.gain.high
-        ),
+        interval(&summary.gain),
         format!("{:.0} %", 100.0 * summary.wins.rate()),
         summary.wins.ties.to_string(),
         summary.left_out.to_string(),
         number(summary.alignment),
         number(summary.diversity),
+        nearest(summary.nearest),
     ]
 }

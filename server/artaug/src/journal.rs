@@ -1,5 +1,5 @@
-//! The job's journal: one JSON line for each thing that is done and need not be done again. What is in it happened; a line that
-//! a crash tore is cut off and its work done again.
+//! The job's journal, the worker's copy of the server's: one JSON line for each thing that is done and need not be done again. What is in
+//! it happened; a line that a crash tore is cut off, and its work done again if the server does not have it.
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
@@ -96,27 +96,8 @@ pub struct Line {
 }
 
 impl Journal {
-    /// Opens a journal, or makes one, and reads what it holds. A torn last line is cut off.
-    ///
-    /// # Errors
-    /// If another process has it open, a whole line cannot be read, or the file system refuses.
-    pub fn open<E: DeserializeOwned>(path: &Path) -> Result<(Self, Vec<Entry<E>>), JournalError> {
-        let failed = |source| io_error(path, source);
-        let mut file = locked(path)?;
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).map_err(failed)?;
-        let sound = whole_lines(&bytes);
-        let entries = read(lines(&bytes[..sound]), path)?;
-        if sound < bytes.len() {
-            tracing::warn!(journal.file = %path.display(), bytes = bytes.len() - sound, "torn last line cut off");
-            file.set_len(sound as u64).map_err(failed)?;
-            file.sync_all().map_err(failed)?;
-        }
-        Self::at_end(file, path, entries)
-    }
-
-    /// Opens a journal, or makes one, whose lines are those given (without newlines), and changes the file where it differs:
-    /// for a copy of a journal that is kept elsewhere.
+    /// Opens a journal, or makes one, whose lines are those given (without newlines), and changes the file where it differs: it is the copy of
+    /// a journal that is kept elsewhere. A torn last line is cut off.
     ///
     /// # Errors
     /// If another process has it open, a given line cannot be read, or the file system refuses.
@@ -305,11 +286,18 @@ mod tests {
     fn written(events: &[&str]) -> (tempfile::TempDir, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal.jsonl");
-        let (mut journal, _) = Journal::open::<String>(&path).unwrap();
+        let (mut journal, _) = adopt(&path, &[]).unwrap();
         for event in events {
             add(&mut journal, event);
         }
         (folder, path)
+    }
+
+    fn adopt(
+        path: &Path,
+        lines: &[Vec<u8>],
+    ) -> Result<(Journal, Vec<Entry<String>>), JournalError> {
+        Journal::adopt(path, lines)
     }
 
     fn add(journal: &mut Journal, event: &str) {
@@ -319,15 +307,24 @@ mod tests {
         journal.append(&line).unwrap();
     }
 
+    /// The lines of a text, as a server keeps them.
+    fn kept(text: &[u8]) -> Vec<Vec<u8>> {
+        lines(text).map(<[u8]>::to_vec).collect()
+    }
+
+    /// The events that the file holds, which is sound.
     fn read_back(path: &Path) -> Vec<String> {
-        let (_, entries) = Journal::open::<String>(path).unwrap();
+        let bytes = std::fs::read(path).unwrap();
+        assert_eq!(whole_lines(&bytes), bytes.len());
+        let entries = read::<String>(lines(&bytes), path).unwrap();
         entries.into_iter().map(|entry| entry.event).collect()
     }
 
     #[test]
     fn events_come_back_in_order_and_more_can_follow() {
         let (_folder, path) = written(&["a", "b\nc"]);
-        let (mut journal, entries) = Journal::open::<String>(&path).unwrap();
+        let theirs = kept(&std::fs::read(&path).unwrap());
+        let (mut journal, entries) = adopt(&path, &theirs).unwrap();
         assert_eq!(entries.len(), 2);
         add(&mut journal, "d");
         drop(journal);
@@ -338,14 +335,19 @@ mod tests {
     fn a_line_torn_anywhere_is_cut_off_and_written_again() {
         let (_folder, path) = written(&["first", "second"]);
         let whole = std::fs::read(&path).unwrap();
-        let first = whole.iter().position(|byte| *byte == b'\n').unwrap() + 1;
-        for length in first..whole.len() {
+        let theirs = kept(&whole);
+        for length in theirs[0].len() + 1..whole.len() {
+            // The server does not have the line: it is cut off, and written when its work is done again.
             std::fs::write(&path, &whole[..length]).unwrap();
+            let (mut journal, entries) = adopt(&path, &theirs[..1]).unwrap();
+            assert_eq!(entries.len(), 1);
             assert_eq!(read_back(&path), ["first"], "{length}");
-            assert_eq!(std::fs::metadata(&path).unwrap().len(), first as u64);
-            let (mut journal, _) = Journal::open::<String>(&path).unwrap();
             add(&mut journal, "second");
             drop(journal);
+            assert_eq!(std::fs::read(&path).unwrap(), whole);
+            // The server has it.
+            std::fs::write(&path, &whole[..length]).unwrap();
+            adopt(&path, &theirs).unwrap();
             assert_eq!(std::fs::read(&path).unwrap(), whole);
         }
     }
@@ -353,9 +355,9 @@ mod tests {
     #[test]
     fn zeros_that_a_power_cut_left_at_the_end_are_cut_off() {
         let (_folder, path) = written(&["first"]);
-        let mut bytes = std::fs::read(&path).unwrap();
-        bytes.extend([0; 64]);
-        std::fs::write(&path, bytes).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        std::fs::write(&path, [whole.as_slice(), &[0; 64]].concat()).unwrap();
+        adopt(&path, &kept(&whole)).unwrap();
         assert_eq!(read_back(&path), ["first"]);
     }
 
@@ -368,10 +370,11 @@ mod tests {
             (text.replace("\"n\":1", "\"n\":5"), "line 2"),
             (text.replacen('{', "", 1), "line 1"),
         ] {
-            std::fs::write(&path, wrong).unwrap();
-            let error = Journal::open::<String>(&path).unwrap_err().to_string();
-            assert!(error.contains(line), "{error}");
+            let error = adopt(&path, &kept(wrong.as_bytes())).unwrap_err();
+            assert!(error.to_string().contains(line), "{error}");
         }
+        // Nothing of it has come into the file.
+        assert_eq!(read_back(&path), ["a", "b", "c"]);
     }
 
     #[test]
@@ -380,7 +383,7 @@ mod tests {
         let mut bytes = std::fs::read(&path).unwrap();
         bytes.extend_from_slice(b"{\"n\":2,\"at\":7,\"event\":{\"new\":1}}\n");
         std::fs::write(&path, &bytes).unwrap();
-        let error = Journal::open::<String>(&path).unwrap_err().to_string();
+        let error = adopt(&path, &kept(&bytes)).unwrap_err().to_string();
         assert!(
             error.contains("line 3") && error.contains("another version"),
             "{error}"
@@ -391,7 +394,8 @@ mod tests {
     #[test]
     fn a_line_counts_only_once_it_is_appended_and_only_in_its_place() {
         let (_folder, path) = written(&["a"]);
-        let (mut journal, _) = Journal::open::<String>(&path).unwrap();
+        let theirs = kept(&std::fs::read(&path).unwrap());
+        let (mut journal, _) = adopt(&path, &theirs).unwrap();
         let line =
             |journal: &Journal| journal.line("b", Timestamp(7), Duration::from_secs(2), Some(9));
         let staged = line(&journal).unwrap();
@@ -412,7 +416,7 @@ mod tests {
     fn the_lines_from_elsewhere_win_over_the_files() {
         let (_folder, path) = written(&["a", "b", "c"]);
         let bytes = std::fs::read(&path).unwrap();
-        let theirs: Vec<Vec<u8>> = lines(&bytes).map(<[u8]>::to_vec).collect();
+        let theirs = kept(&bytes);
         let (_other, other) = written(&["a", "x"]);
         let foreign = std::fs::read(&other).unwrap();
         for mut own in [bytes.clone(), Vec::new(), foreign, bytes[..30].to_vec()] {
@@ -421,19 +425,19 @@ mod tests {
                     own.extend_from_slice(b"{\"n\":");
                 }
                 std::fs::write(&path, &own).unwrap();
-                let (mut journal, entries) = Journal::adopt::<String>(&path, &theirs).unwrap();
+                let (mut journal, entries) = adopt(&path, &theirs).unwrap();
                 assert_eq!(entries.len(), 3);
                 assert_eq!(std::fs::read(&path).unwrap(), bytes);
                 add(&mut journal, "d");
                 drop(journal);
                 assert_eq!(read_back(&path), ["a", "b", "c", "d"]);
-                let (_journal, entries) = Journal::adopt::<String>(&path, &theirs[..1]).unwrap();
+                let (_journal, entries) = adopt(&path, &theirs[..1]).unwrap();
                 assert_eq!(entries.len(), 1);
             }
         }
         let hostile = [b"{}".to_vec()];
         assert!(matches!(
-            Journal::adopt::<String>(&path, &hostile),
+            adopt(&path, &hostile),
             Err(JournalError::Damaged { line: 1, .. })
         ));
         assert_eq!(read_back(&path), ["a"]);
@@ -442,20 +446,23 @@ mod tests {
     #[test]
     fn a_second_process_is_kept_out() {
         let (_folder, path) = written(&[]);
-        let (_journal, _) = Journal::open::<String>(&path).unwrap();
-        assert!(matches!(
-            Journal::open::<String>(&path),
-            Err(JournalError::InUse(_))
-        ));
+        let (_journal, _) = adopt(&path, &[]).unwrap();
+        assert!(matches!(adopt(&path, &[]), Err(JournalError::InUse(_))));
     }
 
     proptest! {
         #[test]
-        fn hostile_bytes_never_crash_the_reader(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let folder = tempfile::tempdir().unwrap();
-            let path = folder.path().join("journal.jsonl");
-            std::fs::write(&path, bytes).unwrap();
-            let _ = Journal::open::<String>(&path);
+        fn hostile_bytes_never_crash_the_reader(
+            file in prop::collection::vec(any::<u8>(), 0..200),
+            line in prop::collection::vec(any::<u8>(), 0..200),
+        ) {
+            let (_folder, path) = written(&["a"]);
+            let theirs = kept(&std::fs::read(&path).unwrap());
+            std::fs::write(&path, &file).unwrap();
+            let _ = adopt(&path, &[theirs[0].clone(), line]);
+            // Whatever the file held, the server's lines are what counts.
+            drop(adopt(&path, &theirs).unwrap());
+            prop_assert_eq!(read_back(&path), ["a"]);
         }
     }
 }

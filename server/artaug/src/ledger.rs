@@ -246,6 +246,7 @@ mod tests {
                 item: 0,
                 result: Evaluated {
                     prompt: String::new(),
+                    seed: None,
                     image: object,
                     cut: 2,
                     scores: Scores::default(),

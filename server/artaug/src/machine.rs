@@ -15,6 +15,7 @@ mod event;
 mod ingredients;
 mod kinds;
 mod manifest;
+mod paired;
 mod progress;
 mod summary;
 #[cfg(test)]
@@ -35,12 +36,13 @@ pub use self::{
     },
     ingredients::Ingredients,
     kinds::{Arm, Group, Misfit, Stage, Training, Work},
-    manifest::ManifestLine,
+    manifest::{HeldOutLine, ManifestLine},
     progress::{Estimate, Pace, Progress},
-    summary::{ArmSummary, Made, Summary},
+    summary::{ArmSummary, Made, OtherScore, Summary},
 };
 use crate::{
     filter::{Candidate, FilterRules, Verdict, judge},
+    photometry::Nearest,
     stats::{Bootstrap, Interval},
 };
 
@@ -96,6 +98,7 @@ pub(crate) struct Item {
 struct Judged {
     items: BTreeMap<u32, Evaluated>,
     diversity: Option<f64>,
+    nearest: Option<Nearest>,
 }
 
 /// The job's state.
@@ -215,6 +218,22 @@ impl Machine {
             .filter(|(_, item)| item.verdict.as_ref().is_some_and(Verdict::is_kept))
             .map(|(number, _)| *number)
             .collect()
+    }
+
+    /// The stored images X' that the iterations up to this one were trained on.
+    pub fn taught(&self) -> Vec<Digest> {
+        let before = self
+            .made
+            .iter()
+            .flat_map(|made| made.taught.iter().copied());
+        before.chain(self.taught_now()).collect()
+    }
+
+    /// Those of the iteration under way.
+    fn taught_now(&self) -> impl Iterator<Item = Digest> + '_ {
+        let kept = |item: &&Item| item.verdict.as_ref().is_some_and(Verdict::is_kept);
+        let enhanced = |item: &Item| Some(item.regenerated.as_ref()?.image);
+        self.items.values().filter(kept).filter_map(enhanced)
     }
 
     /// What was generated for an item.
@@ -338,7 +357,7 @@ impl Machine {
         Event::Filtered {
             iteration: self.iteration,
             kept: kept_of(&self.verdicts()),
-            raw_gain: decide::raw_gain(&self.candidates(), &self.plan),
+            raw_gain: self.measured_raw_gain(),
         }
     }
 

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     clean::{CleanLooks, CleanRanges, Finding, NoImages, Range},
-    diversity::Thumbnails,
+    diversity::{Nearest, Thumbnails},
     subject::Subject,
 };
 use crate::{image::Image, region::Area, words::Dimension};

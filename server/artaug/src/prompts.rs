@@ -1,10 +1,12 @@
 //! The prompts of a job: from its specification or a file, bounded, and never both trained on and held out.
 
 use std::{
+    cell::RefCell,
     collections::BTreeSet,
     fs::File,
     io::{self, Read as _},
     path::{Path, PathBuf},
+    rc::Rc,
 };
 
 use concord_common::{job::artaug::stays_below, seed::Seed};
@@ -153,11 +155,33 @@ pub fn check_apart(trained: &[String], held_out: &[String]) -> Result<(), PathEr
 /// If there are no prompts.
 pub fn prompt_of(prompts: &[String], job: Seed, iteration: u32, item: u32) -> &str {
     let round = item as usize / prompts.len();
-    let mut order: Vec<usize> = (0..prompts.len()).collect();
-    job.derive(&format!("artaug prompts {iteration} {round}"))
-        .rng()
-        .shuffle(&mut order);
-    &prompts[order[item as usize % prompts.len()]]
+    let seed = job.derive(&format!("artaug prompts {iteration} {round}"));
+    &prompts[order(prompts.len(), seed)[item as usize % prompts.len()]]
+}
+
+/// An order of prompts and the seed that it comes from.
+type Shuffled = (Seed, Rc<[usize]>);
+
+thread_local! {
+    /// What this thread asked for last: one item after another wants the same order, several times, and a list may have a million prompts.
+    static LAST: RefCell<Option<Shuffled>> = const { RefCell::new(None) };
+}
+
+/// The numbers below `count` as a seed shuffles them.
+fn order(count: usize, seed: Seed) -> Rc<[usize]> {
+    LAST.with_borrow_mut(|last| {
+        if let Some((of, order)) = last
+            && *of == seed
+            && order.len() == count
+        {
+            return Rc::clone(order);
+        }
+        let mut order: Vec<usize> = (0..count).collect();
+        seed.rng().shuffle(&mut order);
+        let order: Rc<[usize]> = order.into();
+        *last = Some((seed, Rc::clone(&order)));
+        order
+    })
 }
 
 /// The seed of an item's noise. Base and enhanced image share it.
@@ -270,6 +294,27 @@ mod tests {
         }
         assert_eq!(drawn(1, 0..10), drawn(1, 0..10));
         assert!(drawn(1, 0..5) != drawn(1, 5..10) || drawn(1, 0..5) != drawn(2, 0..5));
+    }
+
+    #[test]
+    fn an_order_is_made_once_for_all_items_that_follow_it() {
+        let first = order(1000, Seed(1));
+        assert!(Rc::ptr_eq(&first, &order(1000, Seed(1))));
+        for (count, seed) in [(1000, Seed(2)), (999, Seed(2)), (1000, Seed(1))] {
+            let mut expected: Vec<usize> = (0..count).collect();
+            seed.rng().shuffle(&mut expected);
+            assert_eq!(order(count, seed)[..], expected);
+        }
+    }
+
+    #[test]
+    fn the_prompt_of_an_item_never_changes() {
+        let prompts: Vec<String> = (0..7).map(|number| number.to_string()).collect();
+        let drawn: Vec<&str> = (0..14)
+            .map(|item| prompt_of(&prompts, Seed(1), 1, item))
+            .collect();
+        assert_eq!(drawn.concat(), "43105620234516");
+        assert_eq!(prompt_of(&prompts, Seed(1), 2, 3), "6");
     }
 
     #[test]

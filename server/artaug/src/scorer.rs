@@ -173,7 +173,7 @@ pub struct Failure {
     pub what: String,
 }
 
-/// What a panel says of one image.
+/// What scorers say of one image.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Opinion<U> {
     /// The scores that there are.
@@ -185,37 +185,43 @@ pub struct Opinion<U> {
 /// Longest reason of a failure that is kept, in bytes.
 const MAX_REASON: usize = 300;
 
-/// Asks every scorer of a panel. A scorer without a score of this image takes nothing from the others. What it costs is added to `usage`,
-/// whatever comes of it.
-///
-/// # Errors
-/// [`ScoreError::Unavailable`] if a scorer cannot be asked at all now.
-pub fn score_all<U: Use>(
-    panel: &Panel<U>,
-    image: &Image,
-    prompt: &str,
-    usage: &mut Usage,
-) -> Result<Opinion<U>, ScoreError> {
-    let mut opinion = Opinion {
-        scores: Scores::default(),
-        failures: Vec::new(),
-    };
-    for scorer in panel {
+impl<U> Default for Opinion<U> {
+    fn default() -> Self {
+        Self {
+            scores: Scores::default(),
+            failures: Vec::new(),
+        }
+    }
+}
+
+impl<U: Use> Opinion<U> {
+    /// Asks one more scorer. One without a score of this image takes nothing from the others. What it costs is added to `usage`, whatever comes of
+    /// it.
+    ///
+    /// # Errors
+    /// [`ScoreError::Unavailable`] if the scorer cannot be asked at all now; what others said stays.
+    pub fn ask(
+        &mut self,
+        scorer: &dyn Scorer<Use = U>,
+        image: &Image,
+        prompt: &str,
+        usage: &mut Usage,
+    ) -> Result<(), ScoreError> {
         let (score, cost) = scorer.score_counted(image, prompt);
         *usage += cost;
         let what = match score {
             Ok(value) if value.is_finite() => {
-                opinion.scores.insert(scorer.name(), value);
-                continue;
+                self.scores.insert(scorer.name(), value);
+                return Ok(());
             }
             Ok(value) => format!("{value} is no score"),
             Err(ScoreError::NoScore { what, .. }) => what,
             Err(error @ ScoreError::Unavailable { .. }) => return Err(error),
         };
-        opinion.failures.push(Failure {
+        self.failures.push(Failure {
             scorer: scorer.name().to_owned(),
             what: what[..what.floor_char_boundary(MAX_REASON)].to_owned(),
         });
+        Ok(())
     }
-    Ok(opinion)
 }

@@ -22,7 +22,7 @@ use crate::{
         Advisor, BoxConvention, RuleAdvisor, RuleSettings,
         chat::{Chat, ChatAdvisor, ChatSettings},
     },
-    endpoint::{Endpoint, EndpointError, EndpointSettings},
+    endpoint::{Endpoint, EndpointError, EndpointSettings, Until},
     filter::FilterRules,
     machine::{Plan, StopRules},
     photometry::CleanLooks,
@@ -159,15 +159,17 @@ pub struct Endpoints<'a> {
     allowed: &'a Allowed,
     open: BTreeMap<String, Arc<Endpoint>>,
     runtime: Handle,
+    until: Until,
 }
 
 impl<'a> Endpoints<'a> {
-    /// The endpoints that are allowed; calls block on `runtime`.
-    pub fn new(allowed: &'a Allowed, runtime: Handle) -> Self {
+    /// The endpoints that are allowed; calls block on `runtime`, and go on `until` a time.
+    pub fn new(allowed: &'a Allowed, runtime: Handle, until: Until) -> Self {
         Self {
             allowed,
             open: BTreeMap::new(),
             runtime,
+            until,
         }
     }
 
@@ -178,7 +180,7 @@ impl<'a> Endpoints<'a> {
                 .endpoints
                 .get(name)
                 .ok_or_else(|| SetupError::NoEndpoint(name.to_owned()))?;
-            let opened = Arc::new(Endpoint::open(endpoint.clone())?);
+            let opened = Arc::new(Endpoint::open(endpoint.clone(), self.until.clone())?);
             self.open.insert(name.to_owned(), opened);
         }
         Ok(Chat::new(
@@ -267,9 +269,14 @@ impl<'a> Endpoints<'a> {
                             endpoint,
                             model,
                             criterion,
-                            ..
+                            tries,
+                            max_tokens,
+                            schema,
+                            least_side,
+                            least_gain: _,
                         } => {
-                            let chat = self.chat(endpoint, ChatSettings::new(model))?;
+                            let counts = [*tries, *max_tokens, *least_side];
+                            let chat = self.chat(endpoint, asked(model, counts, *schema))?;
                             Box::new(ExternalScorer::<ForFilter>::new(name, criterion, chat))
                         }
                     })
@@ -300,8 +307,13 @@ impl<'a> Endpoints<'a> {
                     endpoint,
                     model,
                     criterion,
+                    tries,
+                    max_tokens,
+                    schema,
+                    least_side,
                 } => {
-                    let chat = self.chat(endpoint, ChatSettings::new(model))?;
+                    let counts = [*tries, *max_tokens, *least_side];
+                    let chat = self.chat(endpoint, asked(model, counts, *schema))?;
                     Box::new(ExternalScorer::<ForEvaluation>::new(name, criterion, chat))
                 }
             });
@@ -310,6 +322,22 @@ impl<'a> Endpoints<'a> {
             panel.push(trained.alignment_guard()?);
         }
         Ok(panel)
+    }
+}
+
+/// How a scorer's model is asked: as usual but for what the specification says.
+fn asked(
+    model: &str,
+    [tries, max_tokens, least_side]: [Option<u32>; 3],
+    schema: Option<bool>,
+) -> ChatSettings {
+    let usual = ChatSettings::new(model);
+    ChatSettings {
+        tries: tries.unwrap_or(usual.tries),
+        max_tokens: max_tokens.unwrap_or(usual.max_tokens),
+        send_schema: schema.unwrap_or(usual.send_schema),
+        least_side: least_side.unwrap_or(usual.least_side),
+        ..usual
     }
 }
 

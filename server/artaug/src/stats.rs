@@ -1,5 +1,7 @@
 //! Paired comparisons: interval of a mean difference, and win rate.
 
+use std::collections::BTreeMap;
+
 use concord_common::seed::Seed;
 use serde::{Deserialize, Serialize};
 
@@ -86,35 +88,62 @@ pub enum CompareError {
 impl Bootstrap {
     /// The percentile bootstrap interval (Efron and Tibshirani, 1993) of the mean of after - before, pairs drawn whole.
     ///
+    /// `groups` has a number for every pair. Pairs of one group, such as images of the same prompt, are drawn together (a cluster bootstrap, Davison and
+    /// Hinkley, 1997): how they differ says nothing of other prompts. Where all are of one group, each is drawn by itself, and the interval is over that group.
+    ///
     /// # Errors
     /// If the scores are no pairs, fewer than two, or not finite.
-    pub fn interval(&self, before: &[f64], after: &[f64]) -> Result<Interval, CompareError> {
+    pub fn interval(
+        &self,
+        before: &[f64],
+        after: &[f64],
+        groups: &[u32],
+    ) -> Result<Interval, CompareError> {
         let differences = differences(before, after)?;
         let pairs = differences.len();
         if pairs < 2 {
             return Err(CompareError::Few(pairs));
         }
-        let mean = |sum: f64| sum / pairs as f64;
+        let drawn = together(&differences, groups);
         let mut rng = self.seed.rng();
         let mut means: Vec<f64> = (0..self.resamples.max(1))
             .map(|_| {
-                mean(
-                    (0..pairs)
-                        .map(|_| differences[rng.below(pairs as u64) as usize])
-                        .sum(),
-                )
+                let (mut sum, mut count) = (0.0, 0);
+                for _ in 0..drawn.len() {
+                    let (more, pairs) = drawn[rng.below(drawn.len() as u64) as usize];
+                    sum += more;
+                    count += pairs;
+                }
+                sum / count as f64
             })
             .collect();
         means.sort_unstable_by(f64::total_cmp);
         let tail = (1.0 - self.confidence.clamp(0.0, 1.0)) / 2.0;
         let last = (means.len() - 1) as f64;
         Ok(Interval {
-            mean: mean(differences.iter().sum()),
+            mean: differences.iter().sum::<f64>() / pairs as f64,
             low: means[(tail * last).floor() as usize],
             high: means[((1.0 - tail) * last).ceil() as usize],
             pairs,
         })
     }
+}
+
+/// Sum and number of the differences of every group; of each difference if there is one group only.
+fn together(differences: &[f64], groups: &[u32]) -> Vec<(f64, usize)> {
+    let mut sums: BTreeMap<u32, (f64, usize)> = BTreeMap::new();
+    for (difference, group) in differences.iter().zip(groups) {
+        let (sum, count) = sums.entry(*group).or_default();
+        *sum += difference;
+        *count += 1;
+    }
+    if sums.len() < 2 {
+        return differences
+            .iter()
+            .map(|difference| (*difference, 1))
+            .collect();
+    }
+    sums.into_values().collect()
 }
 
 /// Counts the pairs by which side is better; differences up to `tie` are none.
@@ -168,11 +197,32 @@ mod tests {
         seed: Seed(1),
     };
 
+    /// Every pair in a group of its own.
+    fn interval(before: &[f64], after: &[f64]) -> Result<Interval, CompareError> {
+        let groups: Vec<u32> = (0..before.len() as u32).collect();
+        BOOTSTRAP.interval(before, after, &groups)
+    }
+
+    /// Ten images each of twenty prompts, that differ by prompt and hardly otherwise, say as much as twenty.
+    #[test]
+    fn repeated_prompts_do_not_make_an_interval_narrower() {
+        let mut rng = Seed(3).rng();
+        let gains: Vec<f64> = (0..20).map(|_| rng.normal()).collect();
+        let repeated: Vec<f64> = (0..200).map(|item| gains[item % 20]).collect();
+        let groups: Vec<u32> = (0..200).map(|item| item % 20).collect();
+        let once = interval(&[0.0; 20], &gains).unwrap();
+        let often = BOOTSTRAP.interval(&[0.0; 200], &repeated, &groups).unwrap();
+        assert!((once.low - often.low).abs() < 1e-9 && (once.high - often.high).abs() < 1e-9);
+        assert_eq!(often.pairs, 200);
+        let by_itself = interval(&[0.0; 200], &repeated).unwrap();
+        assert!(by_itself.high - by_itself.low < 0.5 * (often.high - often.low));
+        let of_one_prompt = BOOTSTRAP.interval(&[0.0; 200], &repeated, &[0; 200]);
+        assert_eq!(of_one_prompt, Ok(by_itself));
+    }
+
     #[test]
     fn a_constant_difference_has_an_interval_of_no_width() {
-        let interval = BOOTSTRAP
-            .interval(&[1.0, 2.0, 3.0], &[1.5, 2.5, 3.5])
-            .unwrap();
+        let interval = interval(&[1.0, 2.0, 3.0], &[1.5, 2.5, 3.5]).unwrap();
         assert_eq!(
             (interval.mean, interval.low, interval.high),
             (0.5, 0.5, 0.5)
@@ -188,12 +238,12 @@ mod tests {
             .iter()
             .map(|value| value + 0.1 + 0.5 * rng.normal())
             .collect();
-        let interval = BOOTSTRAP.interval(&before, &after).unwrap();
+        let made = interval(&before, &after).unwrap();
         // Standard error of the mean: 0.5 / sqrt(400) = 0.025.
-        let half = (interval.high - interval.low) / 2.0;
-        assert!((half - 1.96 * 0.025).abs() < 0.008, "{interval:?}");
-        assert!((interval.mean - 0.1).abs() < 0.08);
-        assert_eq!(BOOTSTRAP.interval(&before, &after), Ok(interval));
+        let half = (made.high - made.low) / 2.0;
+        assert!((half - 1.96 * 0.025).abs() < 0.008, "{made:?}");
+        assert!((made.mean - 0.1).abs() < 0.08);
+        assert_eq!(interval(&before, &after), Ok(made));
     }
 
     #[test]
@@ -201,7 +251,7 @@ mod tests {
         let mut rng = Seed(9).rng();
         let before: Vec<f64> = (0..200).map(|_| rng.normal()).collect();
         let after: Vec<f64> = (0..200).map(|_| rng.normal()).collect();
-        let interval = BOOTSTRAP.interval(&before, &after).unwrap();
+        let interval = interval(&before, &after).unwrap();
         assert!(
             interval.includes_zero() && !interval.is_gain(),
             "{interval:?}"
@@ -211,16 +261,13 @@ mod tests {
     #[test]
     fn scores_that_are_no_pairs_are_refused() {
         assert_eq!(
-            BOOTSTRAP.interval(&[1.0], &[]),
+            interval(&[1.0], &[]),
             Err(CompareError::Unpaired {
                 before: 1,
                 after: 0
             })
         );
-        assert_eq!(
-            BOOTSTRAP.interval(&[1.0], &[1.0]),
-            Err(CompareError::Few(1))
-        );
+        assert_eq!(interval(&[1.0], &[1.0]), Err(CompareError::Few(1)));
         assert_eq!(
             wins(&[0.0, 1.0], &[0.0, f64::NAN], 0.0),
             Err(CompareError::NotFinite(1))
@@ -250,7 +297,8 @@ mod tests {
         ) {
             let (before, after): (Vec<f64>, Vec<f64>) = pairs.into_iter().unzip();
             let bootstrap = Bootstrap { confidence: 0.99, resamples: 400, seed: Seed(seed) };
-            let interval = bootstrap.interval(&before, &after).unwrap();
+            let groups: Vec<u32> = (0..before.len() as u32).map(|pair| pair / 2).collect();
+            let interval = bootstrap.interval(&before, &after, &groups).unwrap();
             let slack = 1e-9;
             prop_assert!(interval.low <= interval.high);
             prop_assert!(interval.low <= interval.mean + slack && interval.mean <= interval.high + slack);

@@ -5,7 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use concord_common::{Digest, fsutil::write_atomic};
+use concord_common::{
+    Digest,
+    fsutil::{sweep_unfinished, write_atomic},
+};
 
 /// Largest object that is read back.
 const MAX_OBJECT: u64 = 8 << 30;
@@ -72,19 +75,16 @@ impl Store {
             source,
         };
         fs::create_dir_all(folder).map_err(failed)?;
+        sweep_unfinished(folder).map_err(failed)?;
         let mut used = 0;
         for entry in fs::read_dir(folder).map_err(failed)? {
             let entry = entry.map_err(failed)?;
-            let metadata = entry.metadata().map_err(failed)?;
             let is_object = entry
                 .file_name()
                 .to_str()
                 .is_some_and(|name| name.parse::<Digest>().is_ok());
             if is_object {
-                used += metadata.len();
-            } else if metadata.is_file() && entry.file_name().to_string_lossy().starts_with(".tmp")
-            {
-                fs::remove_file(entry.path()).map_err(failed)?;
+                used += entry.metadata().map_err(failed)?.len();
             }
         }
         Ok(Self {
@@ -100,20 +100,8 @@ impl Store {
     }
 
     /// The file of an object, whether it is there or not.
-    pub fn path(&self, digest: Digest) -> PathBuf {
+    fn path(&self, digest: Digest) -> PathBuf {
         self.folder.join(digest.to_string())
-    }
-
-    /// Whether an object is there whole.
-    ///
-    /// # Errors
-    /// If it cannot be read.
-    pub fn has(&self, digest: Digest) -> Result<bool, StoreError> {
-        match self.get(digest) {
-            Ok(_) => Ok(true),
-            Err(StoreError::Missing(_) | StoreError::Damaged(_)) => Ok(false),
-            Err(error) => Err(error),
-        }
     }
 
     /// Keeps bytes that must have this address: an object from elsewhere, or one that was made again.
@@ -214,6 +202,8 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
+    use concord_common::fsutil::UNFINISHED;
+
     use super::*;
 
     #[test]
@@ -253,7 +243,6 @@ mod tests {
             fs::write(store.path(digest), damaged).unwrap();
             let mut store = Store::open(folder.path(), 20).unwrap();
             assert!(matches!(store.get(digest), Err(StoreError::Damaged(_))));
-            assert!(!store.has(digest).unwrap());
             store.put(b"image").unwrap();
             assert_eq!(
                 (store.used(), store.get(digest).unwrap()),
@@ -272,7 +261,7 @@ mod tests {
             Err(StoreError::Different { .. })
         ));
         store.put_as(digest, b"image").unwrap();
-        assert!(store.has(digest).unwrap());
+        assert_eq!(store.get(digest).unwrap(), b"image");
     }
 
     #[test]
@@ -281,17 +270,19 @@ mod tests {
         let mut store = Store::open(folder.path(), 1000).unwrap();
         let (needed, other) = (store.put(b"needed").unwrap(), store.put(b"other").unwrap());
         assert_eq!(store.sweep(|digest| digest == needed).unwrap(), 1);
-        assert!(store.has(needed).unwrap() && !store.has(other).unwrap());
+        assert!(store.get(needed).is_ok());
+        assert!(matches!(store.get(other), Err(StoreError::Missing(_))));
         assert_eq!(store.used(), 6);
     }
 
     #[test]
     fn what_an_interrupted_write_left_is_removed() {
         let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join(".tmpAb12"), b"half").unwrap();
+        let left = folder.path().join(format!("{UNFINISHED}Ab12"));
+        fs::write(&left, b"half").unwrap();
         fs::write(folder.path().join("notes"), b"kept").unwrap();
         let store = Store::open(folder.path(), 10).unwrap();
         assert_eq!(store.used(), 0);
-        assert!(!folder.path().join(".tmpAb12").exists() && folder.path().join("notes").exists());
+        assert!(!left.exists() && folder.path().join("notes").exists());
     }
 }

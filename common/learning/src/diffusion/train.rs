@@ -170,6 +170,12 @@ impl Trainer {
         self.leaves.iter().collect()
     }
 
+    /// Forgets the gradients that were gathered since the last step. Their passes are made again, and come out the same.
+    pub fn back_to_step(&mut self) {
+        self.sums = None;
+        self.gathered = 0;
+    }
+
     /// Gives leaves that do not share the parameters' memory their values.
     fn spread(&mut self) -> Result<(), LearningError> {
         for (leaf, parameter) in self.leaves.iter_mut().zip(&self.parameters) {

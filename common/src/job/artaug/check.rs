@@ -19,6 +19,8 @@ const MAX_SCORERS: usize = 32;
 const MAX_REVIEW: u32 = 10_000;
 /// Highest rank of the joined LoRA. At rank 8192 it is larger than any layer that it could be on, and a job would keep gigabytes of it.
 const MAX_JOINED_RANK: u64 = 8192;
+/// Most draws for one interval: some seconds, in which nothing else is heard.
+const MAX_DRAWS: u64 = 500_000_000;
 /// Most pixels of a batch of images: 256 of 512 x 512.
 const MAX_BATCH_PIXELS: u64 = 1 << 26;
 const MAX_TIME: Duration = Duration::from_hours(30 * 24);
@@ -130,12 +132,27 @@ fn check_advisor(advisor: &AdvisorSpec) -> Result<(), Refusal> {
             named(endpoint, "advisor.endpoint")?;
             named(model, "advisor.model")?;
             range(max_regions, 1, 16, "advisor.max_regions")?;
-            range(tries, 1, 10, "advisor.tries")?;
             range(temperature, 0.0, 2.0, "advisor.temperature")?;
-            range(max_tokens, 16, 32_768, "advisor.max_tokens")?;
-            range(least_side, 1, 2048, "advisor.least_side")
+            check_asking([*tries, *max_tokens, *least_side].map(Some), "advisor")
         }
     }
+}
+
+/// How a model behind an endpoint is asked, be it for advice or for a score: tries, tokens of an answer, shorter side of the image.
+fn check_asking(
+    [tries, max_tokens, least_side]: [Option<u32>; 3],
+    key: &str,
+) -> Result<(), Refusal> {
+    for (value, field, low, high) in [
+        (tries, "tries", 1, 10),
+        (max_tokens, "max_tokens", 16, 32_768),
+        (least_side, "least_side", 1, 2048),
+    ] {
+        if let Some(value) = value {
+            range(&value, low, high, &format!("{key}.{field}"))?;
+        }
+    }
+    Ok(())
 }
 
 fn check_scorers(spec: &ArtaugSpec) -> Result<(), Refusal> {
@@ -175,10 +192,15 @@ fn check_scorers(spec: &ArtaugSpec) -> Result<(), Refusal> {
             endpoint,
             model,
             criterion,
-            ..
+            tries,
+            max_tokens,
+            schema: _,
+            least_side,
+            least_gain: _,
         } = scorer
         {
             check_chat([name, endpoint, model], criterion, "scorers.filter")?;
+            check_asking([*tries, *max_tokens, *least_side], "scorers.filter")?;
             models.insert((endpoint, model));
         }
     }
@@ -196,9 +218,14 @@ fn check_scorers(spec: &ArtaugSpec) -> Result<(), Refusal> {
             endpoint,
             model,
             criterion,
+            tries,
+            max_tokens,
+            schema: _,
+            least_side,
         } = scorer
         {
             check_chat([name, endpoint, model], criterion, "scorers.evaluation")?;
+            check_asking([*tries, *max_tokens, *least_side], "scorers.evaluation")?;
             require(
                 !models.contains(&(endpoint, model)),
                 "scorers.evaluation",
@@ -352,6 +379,15 @@ fn check_rest(spec: &ArtaugSpec) -> Result<(), Refusal> {
         100,
         1_000_000,
         "evaluation.resamples",
+    )?;
+    let compared = spec.counts.held_out.max(spec.counts.pairs);
+    let draws = u64::from(evaluation.resamples) * u64::from(compared);
+    require(
+        draws <= MAX_DRAWS,
+        "evaluation.resamples",
+        &format!(
+            "draws {draws} times for one interval over {compared} images, at most {MAX_DRAWS} is allowed; lower it, `counts.held_out` or `counts.pairs`"
+        ),
     )?;
     range(&evaluation.tie, 0.0, 1e6, "evaluation.tie")?;
     range(&limits.alignment_loss, 0.0, 2.0, "limits.alignment_loss")?;

@@ -56,6 +56,18 @@ pub enum FilterScorer {
         model: String,
         /// What it judges, in words.
         criterion: String,
+        /// Tries to get a score of one image. This and the three below are an advisor's defaults if absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        tries: Option<u32>,
+        /// Most tokens of an answer.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        max_tokens: Option<u32>,
+        /// Whether to send a JSON schema along.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        schema: Option<bool>,
+        /// Images are enlarged until their shorter side has this many pixels.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        least_side: Option<u32>,
         /// Least gain, of 1.
         #[serde(default)]
         least_gain: f64,
@@ -80,6 +92,18 @@ pub enum EvaluationScorer {
         model: String,
         /// What it judges, in words.
         criterion: String,
+        /// Tries to get a score of one image. This and the three below are an advisor's defaults if absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        tries: Option<u32>,
+        /// Most tokens of an answer.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        max_tokens: Option<u32>,
+        /// Whether to send a JSON schema along.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        schema: Option<bool>,
+        /// Images are enlarged until their shorter side has this many pixels.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        least_side: Option<u32>,
     },
 }
 

@@ -309,6 +309,82 @@ fn a_scorer_of_the_filter_cannot_judge() {
     assert!(refusal(&with(&shadow)).contains("built-in"));
 }
 
+/// The minimal job with a chat scorer in the filter and another as the judge, and what their tables say besides.
+fn with_chat_scorers(filter: &str, evaluation: &str) -> String {
+    let scorer = |name: &str, more: &str| {
+        format!(
+            "{{ kind = \"chat\", name = \"{name}\", endpoint = \"e\", model = \"{name}\", criterion = \"c\"{more} }}"
+        )
+    };
+    changed("{ kind = \"photometry\" }", &scorer("chooser", filter))
+        .replace("{ kind = \"statistics\" }", &scorer("judge", evaluation))
+}
+
+#[test]
+fn a_chat_scorer_may_say_how_it_is_asked() {
+    let asked = ", tries = 1, max_tokens = 32768, schema = false, least_side = 2048";
+    let spec = ArtaugSpec::parse(&with_chat_scorers(asked, asked)).unwrap();
+    assert!(matches!(
+        spec.scorers.filter.as_slice(),
+        [FilterScorer::Chat {
+            tries: Some(1),
+            max_tokens: Some(32_768),
+            schema: Some(false),
+            least_side: Some(2048),
+            ..
+        }]
+    ));
+    assert!(matches!(
+        spec.scorers.evaluation.as_slice(),
+        [EvaluationScorer::Chat {
+            tries: Some(1),
+            max_tokens: Some(32_768),
+            schema: Some(false),
+            least_side: Some(2048),
+            ..
+        }]
+    ));
+    assert_eq!(ArtaugSpec::parse(&spec.to_toml().unwrap()), Ok(spec));
+}
+
+#[test]
+fn a_chat_scorer_that_does_not_say_how_it_is_asked_is_written_as_before_it_could() {
+    let spec = ArtaugSpec::parse(&with_chat_scorers("", "")).unwrap();
+    let text = spec.to_toml().unwrap();
+    for key in ["tries", "max_tokens", "schema", "least_side"] {
+        assert!(!text.contains(key), "{key}: {text}");
+    }
+}
+
+#[test]
+fn how_a_model_is_asked_has_the_same_bounds_for_scores_as_for_advice() {
+    for asked in [
+        "tries = 0",
+        "tries = 11",
+        "max_tokens = 15",
+        "max_tokens = 32769",
+        "least_side = 0",
+        "least_side = 2049",
+    ] {
+        let (key, _) = asked.split_once(' ').unwrap();
+        let (in_table, chat) = (
+            format!(", {asked}"),
+            format!("kind = \"chat\"\nendpoint = \"e\"\nmodel = \"m\"\nboxes = \"pixel\"\n{asked}"),
+        );
+        for (text, section) in [
+            (with_chat_scorers(&in_table, ""), "scorers.filter"),
+            (with_chat_scorers("", &in_table), "scorers.evaluation"),
+            (changed("kind = \"rules\"", &chat), "advisor"),
+        ] {
+            let message = refusal(&text);
+            assert!(
+                message.contains(&format!("`{section}.{key}`: must be from")),
+                "{asked}: {message}"
+            );
+        }
+    }
+}
+
 #[test]
 fn paths_that_leave_their_folder_are_told() {
     for path in ["a", "a/b.txt", "a b/c-1"] {
@@ -330,4 +406,23 @@ proptest! {
         }
         let _ = ArtaugSpec::parse(&changed);
     }
+}
+
+#[test]
+fn an_interval_takes_seconds_at_most() {
+    let with = |resamples: &str, held_out: &str| {
+        let text = SAMPLE
+            .replace("resamples = 2000", resamples)
+            .replace("held_out = 200", held_out);
+        assert!(text.contains(resamples) && text.contains(held_out));
+        ArtaugSpec::parse(&text)
+    };
+    with("resamples = 1000000", "held_out = 200").unwrap();
+    let refusal = with("resamples = 1000000", "held_out = 10000")
+        .unwrap_err()
+        .to_string();
+    assert!(
+        refusal.contains("evaluation.resamples") && refusal.contains("10000 images"),
+        "{refusal}"
+    );
 }

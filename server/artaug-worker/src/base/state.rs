@@ -2,16 +2,16 @@
 
 use std::{
     fs::{self, File, TryLockError},
-    io::Write as _,
     path::{Path, PathBuf},
 };
 
+use concord_common::fsutil::{sweep_unfinished, write_atomic};
 use concord_learning::diffusion::{
     params::Compute,
     pipeline::TextToImage,
     pretrain::{Pretrainer, StateFacts, load_average, read_facts},
 };
-use tempfile::{NamedTempFile, TempDir};
+use tempfile::TempDir;
 
 use super::{BaseError, recipe::Recipe, vocabulary::Vocabulary};
 
@@ -32,7 +32,7 @@ pub(super) fn model_folder(folder: &Path) -> PathBuf {
 }
 
 impl RunFolder {
-    /// Makes or opens it.
+    /// Makes or opens it, and removes what a kill left of a checkpoint.
     pub(super) fn open(folder: &Path) -> Result<Self, BaseError> {
         fs::create_dir_all(folder).map_err(|error| BaseError::io(folder, error))?;
         let path = folder.join("lock");
@@ -49,6 +49,7 @@ impl RunFolder {
             }
             Err(TryLockError::Error(error)) => return Err(BaseError::io(path, error)),
         }
+        sweep_unfinished(folder).map_err(|error| BaseError::io(folder, error))?;
         Ok(Self {
             folder: folder.to_path_buf(),
             next: 0,
@@ -85,13 +86,7 @@ impl RunFolder {
     /// Writes a checkpoint; it appears whole or not at all, and the one before stays.
     pub(super) fn save(&mut self, bytes: &[u8]) -> Result<(), BaseError> {
         let path = self.folder.join(STATES[self.next]);
-        let complain = |error| BaseError::io(&path, error);
-        let mut pending = NamedTempFile::new_in(&self.folder).map_err(complain)?;
-        pending.write_all(bytes).map_err(complain)?;
-        pending.as_file().sync_all().map_err(complain)?;
-        pending
-            .persist(&path)
-            .map_err(|error| complain(error.error))?;
+        write_atomic(&path, bytes, 0o600).map_err(|error| BaseError::io(path, error))?;
         self.next = 1 - self.next;
         Ok(())
     }
@@ -166,4 +161,31 @@ fn contents(folder: &Path) -> Result<Vec<(PathBuf, Vec<u8>)>, BaseError> {
     }
     found.sort();
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use concord_common::fsutil::UNFINISHED;
+
+    use super::*;
+
+    #[test]
+    fn what_a_kill_left_of_a_checkpoint_is_removed_and_no_more() {
+        let place = tempfile::tempdir().unwrap();
+        let mut run = RunFolder::open(place.path()).unwrap();
+        run.save(b"first").unwrap();
+        run.save(b"second").unwrap();
+        drop(run);
+        let left = place.path().join(format!("{UNFINISHED}Ab12"));
+        fs::write(&left, b"half").unwrap();
+        // Not while another process writes there.
+        let writing = RunFolder::open(place.path()).unwrap();
+        assert!(!left.exists());
+        fs::write(&left, b"half").unwrap();
+        assert!(RunFolder::open(place.path()).is_err());
+        assert!(left.exists());
+        drop(writing);
+        let states = STATES.map(|name| fs::read(place.path().join(name)).unwrap());
+        assert_eq!(states, [b"first".to_vec(), b"second".to_vec()]);
+    }
 }

@@ -77,6 +77,7 @@ fn what_cannot_be_is_refused_with_its_key() {
         ("[limits]\ndisk = \"1 KiB\"", "limits.disk"),
         ("[limits]\nstop_within = \"2h\"", "limits.stop_within"),
         ("[limits]\ncores = 2", "cores"),
+        ("[log]\nfilter = \"=,=\"", "log.filter"),
         ("[models]\nfolders = []", "models"),
         ("[allowed]\nfolders = []", "folders"),
         (

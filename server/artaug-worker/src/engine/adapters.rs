@@ -1,6 +1,6 @@
 //! What was learned: joined, reduced, and in the files of other tools.
 
-use std::{collections::BTreeMap, fs};
+use std::{collections::BTreeMap, fs, io, path::Path};
 
 use concord_artaug::engine::{EngineError, Joined};
 use concord_learning::diffusion::lora::{Layout, Lora, Written};
@@ -84,11 +84,13 @@ pub(super) fn export(
     joined: &[u8],
     layers: &[Written],
     facts: &[(String, String)],
+    folder: &Path,
 ) -> Result<Vec<(String, Vec<u8>)>, EngineError> {
     let lora = read_joined(joined)?;
     let rank = lora.rank().to_string();
-    let folder = tempfile::tempdir().map_err(|error| EngineError::Failed(error.to_string()))?;
-    FILES
+    let refused = |error: io::Error| EngineError::Local(format!("{}: {error}", folder.display()));
+    fs::create_dir(folder).map_err(refused)?;
+    let files = FILES
         .iter()
         .map(|(layout, name)| {
             let mut notes: BTreeMap<&str, &str> = BTreeMap::from([("format", "pt")]);
@@ -104,11 +106,14 @@ pub(super) fn export(
                 notes.entry(key).or_insert(text);
             }
             let notes: Vec<(&str, &str)> = notes.into_iter().collect();
-            let file = folder.path().join(name);
+            let file = folder.join(name);
             lora.write(&file, *layout, layers, &notes)
                 .map_err(unusable)?;
-            let bytes = fs::read(&file).map_err(|error| EngineError::Failed(error.to_string()))?;
+            let bytes = fs::read(&file).map_err(refused)?;
+            fs::remove_file(&file).map_err(refused)?;
             Ok(((*name).to_owned(), bytes))
         })
-        .collect()
+        .collect::<Result<_, EngineError>>()?;
+    fs::remove_dir(folder).map_err(refused)?;
+    Ok(files)
 }

@@ -175,7 +175,7 @@ impl<'a> Course<'a> {
         watch: &mut dyn Watch,
         draw: &mut Draw<'_>,
     ) -> Result<Vec<u8>, EngineError> {
-        let Group { name, examples } = &self.groups[place];
+        let name = &self.groups[place].name;
         let seed = self.seed.derive(&format!("group {name}"));
         let compute: Compute = model.compute();
         if let Some(below) = self.below.get(name) {
@@ -198,7 +198,7 @@ impl<'a> Course<'a> {
         if let Some(state) = self.progress.trainer.take() {
             trainer.restore(&state).map_err(unusable)?;
         }
-        let so_far = self.progress.losses.len() as u64;
+        let so_far = self.step();
         if trainer.step() > self.steps || begun + trainer.step() != so_far {
             return Err(EngineError::Unusable(format!(
                 "a saved state has {so_far} losses for {begun} and {} steps of {}",
@@ -206,9 +206,39 @@ impl<'a> Course<'a> {
                 self.steps
             )));
         }
-        let examples = &self.examples[examples.clone()];
+        let done = self.advance(place, &mut trainer, model, watch, draw);
+        if matches!(done, Err(EngineError::Stopped)) && watch.wants_state(self.step()) {
+            trainer.back_to_step();
+            self.save(&trainer, watch)?;
+        }
+        done?;
+        let lora = lora::extract(model.sites(), NEW).map_err(failed)?;
+        lora::detach(model.sites(), NEW).map_err(failed)?;
+        if !self.below.is_empty() {
+            lora::detach(model.sites(), BELOW).map_err(failed)?;
+        }
+        lora.to_bytes().map_err(failed)
+    }
+
+    /// Does the steps of a group that are left.
+    fn advance(
+        &mut self,
+        place: usize,
+        trainer: &mut Trainer,
+        model: &mut dyn Denoiser,
+        watch: &mut dyn Watch,
+        draw: &mut Draw<'_>,
+    ) -> Result<(), EngineError> {
+        let seed = self
+            .seed
+            .derive(&format!("group {}", self.groups[place].name));
         let all = self.groups.len() as u64 * self.steps;
+        if trainer.step() > 0 {
+            // The fit may have been stopped between a step and its samples.
+            self.sample(place, model, watch, draw)?;
+        }
         while !trainer.done() {
+            let examples = &self.examples[self.groups[place].examples.clone()];
             let mut sum = 0.0;
             for pass in 0..self.spec.accumulation {
                 if pass > 0 {
@@ -220,43 +250,54 @@ impl<'a> Course<'a> {
             }
             let loss = sum / f64::from(self.spec.accumulation);
             self.progress.losses.push(loss);
-            let step = self.progress.losses.len() as u64;
-            if watch.stepped(step, loss) == Go::Stop {
-                return Err(EngineError::Stopped);
-            }
-            let samples = self
-                .samples
-                .filter(|samples| step.is_multiple_of(samples.every.max(1)));
-            if let Some(samples) = samples
-                && watch.wants_samples(step)
-            {
-                let below = self.below.get(name);
-                let drawn = sample(model, below, samples.orders, watch, draw)?;
-                if watch.sampled(step, drawn)? == Go::Stop {
-                    return Err(EngineError::Stopped);
-                }
-            }
-            let is_due = step.is_multiple_of(u64::from(self.spec.checkpoint_every.max(1)));
-            if is_due && step < all {
-                let loss = self.progress.report();
-                let state = trainer.save().map_err(failed)?;
-                let saved = Saved {
-                    step,
-                    state: self.progress.write(&self.fingerprint, state)?,
-                    finished: self.progress.finished.files.clone(),
-                    loss,
-                };
-                if watch.save(saved)? == Go::Stop {
-                    return Err(EngineError::Stopped);
-                }
+            ended(watch.stepped(self.step(), loss))?;
+            self.sample(place, model, watch, draw)?;
+            let every = u64::from(self.spec.checkpoint_every.max(1));
+            if self.step().is_multiple_of(every) && self.step() < all {
+                ended(self.save(trainer, watch)?)?;
             }
         }
-        let lora = lora::extract(model.sites(), NEW).map_err(failed)?;
-        lora::detach(model.sites(), NEW).map_err(failed)?;
-        if !self.below.is_empty() {
-            lora::detach(model.sites(), BELOW).map_err(failed)?;
+        Ok(())
+    }
+
+    /// Steps done, over all groups.
+    fn step(&self) -> u64 {
+        self.progress.losses.len() as u64
+    }
+
+    /// Draws the samples of the step that was done last, if it has some that are wanted.
+    fn sample(
+        &self,
+        place: usize,
+        model: &mut dyn Denoiser,
+        watch: &mut dyn Watch,
+        draw: &mut Draw<'_>,
+    ) -> Result<(), EngineError> {
+        let step = self.step();
+        let due = |samples: &Samples<'_>| step.is_multiple_of(samples.every.max(1));
+        let Some(samples) = self.samples.filter(due) else {
+            return Ok(());
+        };
+        if !watch.wants_samples(step) {
+            return Ok(());
         }
-        lora.to_bytes().map_err(failed)
+        let below = self.below.get(&self.groups[place].name);
+        let drawn = sample(model, below, samples.orders, watch, draw)?;
+        ended(watch.sampled(step, drawn)?)
+    }
+
+    /// Gives the state after the step that was done last to be kept.
+    fn save(&mut self, trainer: &Trainer, watch: &mut dyn Watch) -> Result<Go, EngineError> {
+        let state = trainer.save().map_err(failed)?;
+        let saved = Saved {
+            step: self.step(),
+            state: self.progress.write(&self.fingerprint, state)?,
+            finished: self.progress.finished.files.clone(),
+            loss: self.progress.unreported(),
+        };
+        let go = watch.save(saved)?;
+        self.progress.report();
+        Ok(go)
     }
 
     fn recipe(&self) -> Recipe {
@@ -303,7 +344,11 @@ fn scale_below(model: &mut dyn Denoiser, scale: impl Fn(&str) -> f64) {
 
 /// Asks in the middle of something.
 fn go_on(watch: &mut dyn Watch) -> Result<(), EngineError> {
-    match watch.within_step() {
+    ended(watch.within_step())
+}
+
+fn ended(go: Go) -> Result<(), EngineError> {
+    match go {
         Go::On => Ok(()),
         Go::Stop => Err(EngineError::Stopped),
     }

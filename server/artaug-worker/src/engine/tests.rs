@@ -101,6 +101,8 @@ struct Keeper {
     /// How often the fit asked within a step, and when it is told to stop there.
     asked: usize,
     stop_within: Option<usize>,
+    /// Whether it wants the state that it is stopped at.
+    wants_state: bool,
     /// Samples by step.
     samples: Vec<(u64, Drawn)>,
 }
@@ -131,6 +133,11 @@ impl Watch for Keeper {
     fn sampled(&mut self, step: u64, drawn: Drawn) -> Result<Go, EngineError> {
         self.samples.push((step, drawn));
         Ok(Go::On)
+    }
+
+    fn wants_state(&mut self, step: u64) -> bool {
+        let newest = self.saved.last().map_or(0, |saved| saved.step);
+        self.wants_state && step > newest
     }
 
     fn save(&mut self, saved: Saved) -> Result<Go, EngineError> {
@@ -235,11 +242,13 @@ fn an_exported_adapter_and_checkpoint_are_what_the_engine_draws_with() {
         .unwrap();
     let joined = engine.join(None, &fitted.lora).unwrap().merged;
     let facts = [("concord.job".to_owned(), "7".to_owned())];
+    let under_way = folder.path().join("exports");
     let files = TorchEngine::new(settings.clone())
         .unwrap()
-        .export(&joined, &facts)
+        .export(&joined, &facts, &under_way)
         .unwrap();
-    assert_eq!(files, engine.export(&joined, &facts).unwrap());
+    assert!(!under_way.exists());
+    assert_eq!(files, engine.export(&joined, &facts, &under_way).unwrap());
     let layers = lora::layers(engine.at_work().unwrap().model.sites());
     let known = adapters::read_joined(&joined).unwrap();
     let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
@@ -271,8 +280,43 @@ fn an_exported_adapter_and_checkpoint_are_what_the_engine_draws_with() {
     assert_eq!(draw(&mut opened(&other), &orders), drawn);
     assert!(matches!(
         engine.export_fused(&joined, &fused),
-        Err(EngineError::Failed(_))
+        Err(EngineError::Local(_))
     ));
+}
+
+#[test]
+fn what_this_machine_cannot_read_or_write_is_told_apart_from_what_no_machine_could_use() {
+    let folder = folder();
+    let settings = settings(&folder);
+    let mut engine = opened(&settings);
+    let fitted = engine.fit(&first(&lessons(0)), &mut Keeper::default());
+    let joined = engine.join(None, &fitted.unwrap().lora).unwrap().merged;
+    let is_local = |done: Result<(), EngineError>, path: &Path| {
+        let error = done.unwrap_err();
+        assert!(matches!(error, EngineError::Local(_)), "{error:?}");
+        let path = path.display().to_string();
+        assert!(error.to_string().contains(&path), "{error}");
+    };
+    // No folder can be made in a file.
+    let file = folder.path().join("file");
+    fs::write(&file, "").unwrap();
+    let nowhere = file.join("below");
+    is_local(engine.export(&joined, &[], &nowhere).map(drop), &nowhere);
+    is_local(engine.export_fused(&joined, &nowhere), &nowhere);
+    // The base is away for a while.
+    let (model, away) = (settings.folder.clone(), folder.path().join("away"));
+    fs::rename(&model, &away).unwrap();
+    is_local(engine.open(None), &model);
+    let fused = folder.path().join("fused");
+    is_local(engine.export_fused(&joined, &fused), &model);
+    fs::rename(&away, &model).unwrap();
+    engine.open(None).unwrap();
+    // It is there, and is no model.
+    let weights = model.join("unet/diffusion_pytorch_model.safetensors");
+    let bytes = fs::read(&weights).unwrap();
+    fs::write(&weights, &bytes[..bytes.len() - 1]).unwrap();
+    let error = engine.open(None).unwrap_err();
+    assert!(matches!(error, EngineError::Unusable(_)), "{error:?}");
 }
 
 /// A checkpoint is in f32: base and change are not rounded to what the job computes in, and a job in bf16 that begins from it computes what it did.
@@ -328,7 +372,7 @@ fn what_cannot_be_done_is_refused_in_words() {
         ..settings.clone()
     };
     let refusal = TorchEngine::new(missing).unwrap().open(None).unwrap_err();
-    assert!(matches!(refusal, EngineError::Unusable(_)));
+    assert!(matches!(refusal, EngineError::Local(_)));
     assert!(refusal.to_string().contains("nowhere"), "{refusal}");
 
     let mut engine = opened(&settings);

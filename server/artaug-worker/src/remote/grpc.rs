@@ -114,6 +114,7 @@ fn too_slow(limit: Duration) -> CallError {
     CallError::Unavailable {
         reason: format!("no answer within {} s", limit.as_secs()),
         retry_after: None,
+        is_fault: false,
     }
 }
 
@@ -122,9 +123,11 @@ fn call_error(status: &Status) -> CallError {
     if let Some(refusal) = Refusal::from_status(status) {
         return CallError::from_refusal(refusal);
     }
+    // Whatever stands in between may have made this up, also an INTERNAL; the server itself says more.
     let unavailable = |reason| CallError::Unavailable {
         reason,
         retry_after: None,
+        is_fault: false,
     };
     if let Some(reason) = explain_tls_error(status) {
         return unavailable(reason);

@@ -1,12 +1,15 @@
 //! A job in this worker's hands: calls that are tried again while that makes sense.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    collections::BTreeSet,
+    mem,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use bytes::Bytes;
+use concord_artaug::course::Worked;
 use concord_common::Digest;
 use concord_proto::v1;
 
@@ -15,6 +18,8 @@ use crate::brake::{Brake, Halt};
 
 /// Objects that one call may name.
 const MANY: usize = 1000;
+/// Tries in a row that run into a fault of the server before the job is given back: some three minutes at the usual pace.
+pub const FAULTS: usize = 10;
 
 /// How long to wait between two attempts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,8 +51,9 @@ impl Pace {
     }
 }
 
-/// A job with its server. Calls that fail for now are tried again until the brake is pulled: as long as the server is away, the job
-/// waits here as well as anywhere.
+/// A job with its server. Calls that fail for now are tried again until the brake is pulled: as long as the server is away or has no room, the
+/// job waits here as well as anywhere, and that takes none of its time. A server that is there and runs into a fault again and again is
+/// another matter: its operator has to hear of it, and meanwhile other jobs can go on.
 pub struct Lease {
     server: Arc<dyn Server>,
     grip: v1::JobGrip,
@@ -55,6 +61,10 @@ pub struct Lease {
     pace: Pace,
     /// Bytes that the server keeps for the job, as it last said.
     kept: Mutex<u64>,
+    /// The count of the job's time, once there is one.
+    worked: OnceLock<Arc<Worked>>,
+    /// Objects that nothing needs any more and the server may still have.
+    outdated: Mutex<Vec<Digest>>,
 }
 
 impl std::fmt::Debug for Lease {
@@ -80,7 +90,23 @@ impl Lease {
             brake,
             pace,
             kept: Mutex::default(),
+            worked: OnceLock::new(),
+            outdated: Mutex::default(),
         }
+    }
+
+    /// Has this count of the job's time stand still while a call waits.
+    pub fn time_by(&self, worked: &Arc<Worked>) {
+        self.worked.get_or_init(|| Arc::clone(worked));
+    }
+
+    /// What [`Lease::remove_outdated`] is to remove.
+    pub fn note_outdated(&self, outdated: Vec<Digest>) {
+        *self.outdated() = outdated;
+    }
+
+    fn outdated(&self) -> MutexGuard<'_, Vec<Digest>> {
+        self.outdated.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Shown with every call.
@@ -109,6 +135,7 @@ impl Lease {
         call: impl Fn(&dyn Server) -> Result<T, CallError>,
     ) -> Result<T, Halt> {
         let mut delays = self.pace.delays();
+        let (mut faults, mut wait) = (0, None);
         loop {
             // Nothing is written any more once the lease is lost, even if the server would take it.
             self.brake.check_now()?;
@@ -120,12 +147,20 @@ impl Lease {
                 CallError::Unavailable {
                     reason,
                     retry_after,
+                    is_fault,
                 } => {
-                    let own = delays.next().unwrap_or(self.pace.longest);
-                    let delay = own.max(retry_after.unwrap_or_default().min(self.pace.longest));
-                    tracing::warn!(job.id = %self.grip.job_id, call = what, reason, ?delay, "the server cannot be asked; trying again");
-                    self.pause(delay)?;
-                    continue;
+                    faults = if is_fault { faults + 1 } else { 0 };
+                    if faults < FAULTS {
+                        wait = wait.or_else(|| self.worked.get().map(|worked| worked.wait()));
+                        let own = delays.next().unwrap_or(self.pace.longest);
+                        let delay = own.max(retry_after.unwrap_or_default().min(self.pace.longest));
+                        tracing::warn!(job.id = %self.grip.job_id, call = what, reason, ?delay, "the server cannot be asked; trying again");
+                        self.pause(delay)?;
+                        continue;
+                    }
+                    Halt::Trouble(format!(
+                        "{what}: the server ran into a fault {FAULTS} times in a row: {reason}"
+                    ))
                 }
                 CallError::LeaseLost(reason) => Halt::Lost(reason),
                 // Whoever claims the job next begins from the server's lines.
@@ -206,7 +241,7 @@ impl Lease {
             let missing = self.missing(&digests)?;
             for (digest, payload) in some {
                 if missing.contains(digest) {
-                    let kept = self.call("sending an object", |server| {
+                    let kept = self.call(&format!("sending the object {digest}"), |server| {
                         server.put_object(&self.grip, *digest, payload)
                     })?;
                     self.note_kept(kept);
@@ -225,7 +260,7 @@ impl Lease {
         if !self.missing(&[digest])?.is_empty() {
             return Ok(None);
         }
-        let bytes = self.call("fetching an object", |server| {
+        let bytes = self.call(&format!("fetching the object {digest}"), |server| {
             server.get_object(&self.grip, digest)
         })?;
         if Digest::of(&bytes) == digest {
@@ -249,6 +284,23 @@ impl Lease {
             self.note_kept(kept);
         }
         Ok(())
+    }
+
+    /// Removes what was noted as outdated, as far as the server has it. To be called before something new is brought: it may take the room.
+    ///
+    /// # Errors
+    /// As all calls.
+    pub fn remove_outdated(&self) -> Result<(), Halt> {
+        let outdated = mem::take(&mut *self.outdated());
+        let missing: BTreeSet<Digest> = self.missing(&outdated)?.into_iter().collect();
+        let left: Vec<Digest> = outdated
+            .into_iter()
+            .filter(|digest| !missing.contains(digest))
+            .collect();
+        if !left.is_empty() {
+            tracing::info!(job.id = %self.grip.job_id, objects = left.len(), "outdated checkpoints removed from the server");
+        }
+        self.remove(&left)
     }
 
     /// Bytes that the server keeps for the job now.
@@ -288,6 +340,7 @@ impl Lease {
     /// # Errors
     /// As all calls.
     pub fn put_artefact(&self, name: &str, digest: Digest, payload: Payload) -> Result<(), Halt> {
+        self.remove_outdated()?;
         self.put(&[(digest, payload)])?;
         self.call("naming a result", |server| {
             server.put_artefact(&self.grip, name, digest)

@@ -12,10 +12,11 @@ use std::{
 
 use concord_artaug::{folder::JobFolder, ledger::forget_peak_memory, setup};
 use concord_common::{Digest, JobId, error_text, job::artaug::ArtaugSpec};
-use concord_proto::v1::{self, JobRelease};
+use concord_proto::v1::{self, JobRelease, WorkerCommand};
 
 use super::{PartsError, Worker, renew::renew};
 use crate::{
+    artefacts,
     brake::{Brake, Halt},
     desk::{Board, Desk, unkept},
     remote::{CallError, Lease},
@@ -70,13 +71,21 @@ pub(super) fn work(worker: &Worker, lease: &v1::WorkerLease) -> bool {
         brake.halt().unwrap_or(halt)
     });
     let held_up = matches!(outcome, Err(Halt::Trouble(_)));
-    if outcome.is_ok() || matches!(outcome, Err(Halt::Failed(_) | Halt::Cancel)) {
-        let ended = !matches!(outcome, Ok(Ending::Waits { .. }));
-        if ended && let Ok(id) = lease.job_id.parse::<JobId>() {
-            forget(&worker.habits.jobs.join(id.as_str()));
-        }
+    let is_over = matches!(
+        outcome,
+        Ok(Ending::Succeeded | Ending::Failed(_)) | Err(Halt::Failed(_))
+    );
+    // Who was told has no lease to give back.
+    let cancelled = matches!(outcome, Err(Halt::Cancel))
+        || (!release(worker, &held, &board, outcome) && is_cancelled(&held, &board));
+    if cancelled {
+        tracing::info!(job.id = %lease.job_id, "the job is cancelled; this worker's copy of it is removed");
     }
-    release(worker, &held, &board, outcome);
+    if (is_over || cancelled)
+        && let Ok(id) = lease.job_id.parse::<JobId>()
+    {
+        forget(&worker.habits.jobs.join(id.as_str()));
+    }
     held_up
 }
 
@@ -105,6 +114,7 @@ fn worked(
     );
     let job_folder = opened.map_err(|error| unkept(error, short_of_disk))?;
     drop(lines);
+    artefacts::sweep(&folder)?;
     let desk = Desk::new(
         job_folder,
         held,
@@ -115,12 +125,14 @@ fn worked(
         short_of_disk,
     );
     desk.check()?;
-    let parts = worker.workshop.parts(&spec).map_err(|error| match error {
+    let parts = worker.workshop.parts(&spec, held.brake());
+    let parts = parts.map_err(|error| match error {
+        PartsError::Halt(halt) => halt,
         // That says nothing about the job, which another worker may run as it is.
         PartsError::Limit { .. } => Halt::Trouble(error_text(&error)),
         error => lacking(lease, error_text(&error)),
     })?;
-    let mut studio = Studio::new(parts.engine, parts.opened, &desk);
+    let mut studio = Studio::new(parts.engine, parts.opened, &desk, &parts.tools);
     let job = stages::Job {
         spec: &spec,
         desk: &desk,
@@ -142,8 +154,15 @@ fn lacking(lease: &v1::WorkerLease, reason: String) -> Halt {
     }
 }
 
-/// Gives a job back. One whose lease is lost is not this worker's to give.
-fn release(worker: &Worker, held: &Lease, board: &Board, outcome: Result<Ending, Halt>) {
+/// Whether an operator has cancelled a job that is not this worker's any more, as the server says. It refuses all that is done on an ended job with
+/// these words; only a renewal is told the reason, and with that the server lets the next job begin, without waiting until the lease has run out.
+fn is_cancelled(held: &Lease, board: &Board) -> bool {
+    let renewed = held.server().renew(held.grip(), &board.progress());
+    renewed.is_ok_and(|renewed| renewed.command == WorkerCommand::Cancel)
+}
+
+/// Gives a job back; false if the server says that it is not this worker's to give.
+fn release(worker: &Worker, held: &Lease, board: &Board, outcome: Result<Ending, Halt>) -> bool {
     let held_up = matches!(outcome, Err(Halt::Trouble(_)));
     let mut request = v1::ReleaseJobRequest {
         grip: Some(held.grip().clone()),
@@ -165,11 +184,9 @@ fn release(worker: &Worker, held: &Lease, board: &Board, outcome: Result<Ending,
         Err(Halt::Pause) => (JobRelease::Paused, String::new()),
         Err(Halt::Stop) => (JobRelease::Stopped, String::new()),
         Err(Halt::Trouble(reason)) => (JobRelease::Stopped, reason),
-        // The server has ended the job; the release tells that this worker knows.
-        Err(Halt::Cancel) => (JobRelease::Stopped, "cancelled".to_owned()),
-        Err(Halt::Lost(reason)) => {
-            tracing::warn!(job.id = %held.grip().job_id, reason, "the job is another worker's; nothing more is written");
-            return;
+        Err(halt @ (Halt::Cancel | Halt::Lost(_))) => {
+            tracing::warn!(job.id = %held.grip().job_id, reason = %halt, "the job is not this worker's any more; nothing more is written");
+            return false;
         }
     };
     let reason = one_line(&reason);
@@ -185,19 +202,21 @@ fn release(worker: &Worker, held: &Lease, board: &Board, outcome: Result<Ending,
     let mut delays = worker.habits.pace.delays();
     for _ in 0..RELEASE_TRIES {
         match worker.server.release(&request) {
-            Ok(()) => return,
+            Ok(()) => return true,
             Err(CallError::Unavailable { reason, .. }) => {
                 tracing::warn!(reason, "the job cannot be given back now");
             }
             Err(error) => {
                 tracing::warn!(%error, "the server does not take the job back");
-                return;
+                return !matches!(error, CallError::LeaseLost(_));
             }
         }
         if worker.stop.wait(delays.next().unwrap_or_default()) {
-            return; // The lease runs out.
+            break;
         }
     }
+    // The lease runs out.
+    true
 }
 
 /// A sentence for operators: errors of libraries can have several lines.

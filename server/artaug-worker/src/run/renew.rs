@@ -22,7 +22,11 @@ pub(super) fn renew(lease: &Lease, board: &Board, duration: Duration) {
         match lease.server().renew(lease.grip(), &board.progress()) {
             Ok(renewed) => match renewed.command {
                 WorkerCommand::Pause => lease.brake().pull(Halt::Pause),
-                WorkerCommand::Cancel => lease.brake().pull(Halt::Cancel),
+                WorkerCommand::Cancel => {
+                    // The server has taken the lease back with that.
+                    lease.brake().pull(Halt::Cancel);
+                    return;
+                }
                 WorkerCommand::GoOn | WorkerCommand::Unspecified => {}
             },
             Err(CallError::LeaseLost(reason)) => {

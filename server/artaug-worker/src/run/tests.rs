@@ -1,11 +1,17 @@
+mod card;
+mod endpoints;
+mod faults;
 mod fused;
 mod held_up;
 mod limits;
 mod lost;
 mod method;
+mod outside;
 mod overlap;
 mod own_limits;
+mod pauses;
 mod per_pair;
+mod results;
 mod review;
 mod samples;
 mod sources;
@@ -116,6 +122,7 @@ fn a_job_runs_to_its_end_and_leaves_its_results() {
         "fused/model_index.json",
         "fused/unet/weights",
         "gallery.html",
+        "held-out-1.jsonl",
         "ledger.json",
         "lora/iteration-1/lora.diffusers.safetensors",
         "lora/iteration-2/lora.kohya.safetensors",
@@ -286,19 +293,52 @@ fn a_paused_job_is_saved_and_goes_on_when_resumed() {
     assert!(paused > 0);
 }
 
+/// The worker has dropped a cancelled job, so that the server may give out the next one.
+fn was_dropped(server: &FakeServer, folder: &Path) {
+    assert!(!server.is_held());
+    assert!(!folder.join("jobs/job-1").exists());
+    assert!(server.state().releases.is_empty());
+}
+
 #[test]
 fn a_cancelled_job_is_dropped() {
+    // Its worker hears of it by a sign of life, or first by a write that is refused: the next sign of life would come much later.
+    for lease in [Duration::from_millis(3), Duration::from_hours(1)] {
+        let server = Arc::new(FakeServer::new(SPEC));
+        {
+            let mut state = server.state();
+            state.lease = lease;
+            state.command_at = Some((1, WorkerCommand::Cancel));
+        }
+        let folder = tempfile::tempdir().unwrap();
+        worker(&server, folder.path()).run();
+        was_dropped(&server, folder.path());
+        assert_eq!(server.state().lines.len(), 1);
+    }
+}
+
+/// Has the job cancelled while it is set up, and lacks what it needs.
+struct CancelledMeanwhile(Arc<FakeServer>);
+
+impl Workshop for CancelledMeanwhile {
+    fn parts(&self, _spec: &ArtaugSpec, _brake: &Brake) -> Result<Parts, PartsError> {
+        self.0.state().command = WorkerCommand::Cancel;
+        Err(PartsError::Limit {
+            key: "limits.memory",
+            what: "too little".to_owned(),
+        })
+    }
+}
+
+#[test]
+fn a_job_that_is_cancelled_when_it_is_to_be_given_back_is_dropped() {
     let server = Arc::new(FakeServer::new(SPEC));
-    server.state().command_at = Some((1, WorkerCommand::Cancel));
+    server.state().lease = Duration::from_hours(1);
     let folder = tempfile::tempdir().unwrap();
-    worker(&server, folder.path()).run();
-    let (release, reason) = server.released();
-    assert_eq!(
-        (release, reason.as_str()),
-        (JobRelease::Stopped, "cancelled")
-    );
-    assert!(!folder.path().join("jobs/job-1").exists());
-    assert!(!server.state().artefacts.contains_key("metrics.csv"));
+    let mut late = worker(&server, folder.path());
+    late.workshop = Box::new(CancelledMeanwhile(Arc::clone(&server)));
+    late.run();
+    was_dropped(&server, folder.path());
 }
 
 #[test]
@@ -338,6 +378,7 @@ fn a_stopped_worker_gives_the_job_back() {
 #[test]
 fn a_fault_of_the_engine_ends_the_job_and_not_the_worker() {
     for (fault, word) in [
+        ("open", "open is broken"),
         ("draw", "draw is broken"),
         ("fit", "fit is broken"),
         ("export", "export is broken"),
@@ -369,46 +410,6 @@ fn what_a_job_may_not_have_fails_it_with_a_sentence() {
         assert_eq!(release, JobRelease::Failed);
         assert!(reason.contains(word), "{reason}");
     }
-}
-
-#[test]
-fn an_advisor_or_scorer_that_is_away_for_a_while_changes_nothing() {
-    let workshop = FakeWorkshop::default();
-    workshop.outage.advisor.store(3, Ordering::SeqCst);
-    workshop.outage.scorers.store(3, Ordering::SeqCst);
-    let server = run_by(SPEC, |worker| worker.workshop = Box::new(workshop));
-    succeeded(&server);
-    assert_eq!(
-        server.lasting_results(),
-        undisturbed(SPEC).lasting_results()
-    );
-}
-
-#[test]
-fn an_advisor_that_stays_away_holds_the_job_up_and_one_that_refuses_fails_it() {
-    let server = Arc::new(FakeServer::new(SPEC));
-    server.state().grants = 2;
-    let folder = tempfile::tempdir().unwrap();
-    let mut away = worker(&server, folder.path());
-    let workshop = FakeWorkshop::default();
-    workshop.outage.advisor.store(usize::MAX, Ordering::SeqCst);
-    away.workshop = Box::new(workshop);
-    away.run();
-    assert_eq!(server.state().releases.len(), 2);
-    let (release, reason) = server.released();
-    assert_eq!(release, JobRelease::Stopped);
-    assert!(reason.contains("connection refused"), "{reason}");
-    assert!(folder.path().join("jobs/job-1").exists());
-
-    server.state().grants = 1;
-    let workshop = FakeWorkshop::default();
-    workshop.outage.key.store(usize::MAX, Ordering::SeqCst);
-    let mut refused = worker(&server, folder.path());
-    refused.workshop = Box::new(workshop);
-    refused.run();
-    let (release, reason) = server.released();
-    assert_eq!(release, JobRelease::Failed);
-    assert!(reason.contains("the key is refused"), "{reason}");
 }
 
 #[test]

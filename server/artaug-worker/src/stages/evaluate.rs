@@ -9,9 +9,10 @@ use concord_artaug::{
     advisor::rewrite,
     engine::Order,
     machine::{Advised, Arm, Evaluated, Event, Machine, Work},
-    photometry::Thumbnails,
+    photometry::{Nearest, Thumbnails},
     prompts::held_out_seed,
 };
+use concord_common::Digest;
 
 use super::{
     Job, Studio, items,
@@ -38,30 +39,42 @@ pub(super) fn run(job: &Job<'_>, studio: &mut Studio<'_>, arm: Arm) -> Result<()
     line::run(job.desk, studio, &held_out, job.helpers)
 }
 
-/// Measures how unlike each other an arm's images are.
+/// Measures how unlike each other an arm's images are and, if its model was trained, how near they come to the images of training.
 pub(super) fn diversity(job: &Job<'_>, arm: Arm) -> Result<(), Halt> {
-    let (iteration, stored) = job.desk.look(|machine| {
-        let stored: Vec<_> = machine
-            .evaluated(arm)
-            .map(|(_, result)| result.image)
-            .collect();
-        (machine.iteration(), stored)
-    });
+    let desk = job.desk;
     // One image at a time: all of them together may be more than the memory holds.
-    let mut thumbnails = Thumbnails::default();
-    for digest in stored {
-        job.desk.check()?;
-        thumbnails.add(&job.desk.image(digest)?);
-    }
-    let value = thumbnails
+    let thumbnails = |images: Vec<Digest>| -> Result<Thumbnails, Halt> {
+        let mut thumbnails = Thumbnails::default();
+        for digest in images {
+            desk.check()?;
+            thumbnails.add(&desk.image(digest)?);
+        }
+        Ok(thumbnails)
+    };
+    let of = |arm: Arm| {
+        desk.look(|machine| machine.evaluated(arm).map(|(_, made)| made.image).collect())
+    };
+    let (iteration, taught) = desk.look(|machine| (machine.iteration(), machine.taught()));
+    let images = thumbnails(of(arm))?;
+    let value = images
         .diversity()
-        .ok_or_else(|| job.desk.fail("too few held-out images to compare"))?;
+        .ok_or_else(|| desk.fail("too few held-out images to compare"))?;
+    let nearest = match arm {
+        Arm::Base | Arm::Rewriting => None,
+        Arm::Enhanced | Arm::PlainLora => {
+            let taught = thumbnails(taught)?;
+            let base = thumbnails(of(Arm::Base))?;
+            let distances = |images: &Thumbnails| images.distances(&taught, || desk.check());
+            Nearest::of(&distances(&images)?, &distances(&base)?)
+        }
+    };
     let event = Event::Diversity {
         iteration,
         arm,
         value,
+        nearest,
     };
-    job.desk.record(vec![Done::plain(event)])
+    desk.record(vec![Done::plain(event)])
 }
 
 /// The prompt of a held-out item: they are gone through in order, again and again with other seeds.
@@ -145,6 +158,7 @@ impl HeldOut<'_> {
                 item,
                 result: Evaluated {
                     prompt,
+                    seed: Some(held_out_seed(self.job.seed(), item).0),
                     image: digest,
                     cut,
                     scores: judged.scores,

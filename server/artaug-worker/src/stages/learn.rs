@@ -76,7 +76,7 @@ pub(super) fn train(
         (Ok(fitted), _) => fitted,
         // The state is kept; what to do about the time is decided by the caller's loop.
         (Err(_), Some(Ended::Time)) => return Ok(()),
-        (Err(_), Some(Ended::Halt(halt))) => return Err(halt.clone()),
+        (Err(_), Some(Ended::Halt(halt) | Ended::Unkept(halt))) => return Err(halt.clone()),
         (Err(error), None) => return Err(studio.halt(error)),
     };
     let lora = Digest::of(&fitted.lora);
@@ -92,10 +92,11 @@ pub(super) fn train(
             seconds: watcher.before + watcher.start.elapsed().as_secs_f64(),
         },
     };
-    desk.record(vec![Done {
+    let done = Done {
         event,
         objects: vec![fitted.lora.into(), packed.into()],
-    }])
+    };
+    desk.brake().save_first(|| desk.record(vec![done]))
 }
 
 /// A checkpoint's state with what it has finished; none if something of it is lost.
@@ -212,6 +213,8 @@ fn lessons(job: &Job<'_>, machine: &Machine, training: Training) -> Result<Vec<L
     let kept = kept.ok_or_else(|| job.desk.fail("a kept pair lacks an image"))?;
     kept.into_iter()
         .map(|(item, prompt, image)| {
+            // They stay in memory, and may be many.
+            job.desk.check()?;
             Ok(Lesson {
                 item,
                 prompt,
@@ -244,6 +247,8 @@ struct Watcher<'a> {
 
 enum Ended {
     Halt(Halt),
+    /// Something could not be put down, because of that.
+    Unkept(Halt),
     Time,
 }
 
@@ -253,6 +258,16 @@ impl Watcher<'_> {
     fn may_begin_anew(&self) -> bool {
         !self.begun && self.ended.is_none()
     }
+
+    /// Puts down what is done. A pause or a stop waits for it, or the steps behind it would be lost.
+    fn put_down(&mut self, done: Done) -> Result<(), EngineError> {
+        let desk = self.job.desk;
+        let put = desk.brake().save_first(|| desk.record(vec![done]));
+        put.map_err(|halt| {
+            self.ended = Some(Ended::Unkept(halt));
+            EngineError::Stopped
+        })
+    }
 }
 
 impl Watch for Watcher<'_> {
@@ -261,8 +276,8 @@ impl Watch for Watcher<'_> {
         self.begun = true;
         tracing::trace!(step, loss, "trained");
         desk.stepped(step);
-        desk.check_memory();
-        if let Err(halt) = desk.brake().check_now() {
+        // A pause or a stop need not wait for the next checkpoint: the state after any step can be kept.
+        if let Err(halt) = desk.check() {
             self.ended = Some(Ended::Halt(halt));
             return Go::Stop;
         }
@@ -286,7 +301,6 @@ impl Watch for Watcher<'_> {
     }
 
     fn sampled(&mut self, step: u64, drawn: Drawn) -> Result<Go, EngineError> {
-        let desk = self.job.desk;
         let objects = stored(&drawn)?;
         let event = Event::Sampled {
             iteration: self.iteration,
@@ -297,12 +311,14 @@ impl Watch for Watcher<'_> {
                 forwards: drawn.forwards,
             },
         };
-        if let Err(halt) = desk.record(vec![Done { event, objects }]) {
-            self.ended = Some(Ended::Halt(halt));
-            return Err(EngineError::Stopped);
-        }
+        self.put_down(Done { event, objects })?;
         self.sampled = step;
         Ok(Go::On)
+    }
+
+    fn wants_state(&mut self, step: u64) -> bool {
+        let is_gentle = matches!(&self.ended, Some(Ended::Halt(halt)) if halt.is_gentle());
+        is_gentle && step > self.recorded
     }
 
     fn save(&mut self, saved: Saved) -> Result<Go, EngineError> {
@@ -327,14 +343,10 @@ impl Watch for Watcher<'_> {
                     seconds: self.before + self.start.elapsed().as_secs_f64(),
                 },
             };
-            let done = Done {
+            self.put_down(Done {
                 event,
                 objects: fresh.into_iter().chain([saved.state.into()]).collect(),
-            };
-            if let Err(halt) = desk.record(vec![done]) {
-                self.ended = Some(Ended::Halt(halt));
-                return Err(EngineError::Stopped);
-            }
+            })?;
             self.recorded = saved.step;
             self.named.clone_from(&self.finished);
         }

@@ -1,4 +1,5 @@
-//! Asking advisors and scorers, which may be models elsewhere: what says nothing of one image alone is tried again for a while.
+//! Asking advisors and scorers, which may be models elsewhere: what says nothing of one image alone is tried again for a while, and then by later
+//! leases. A refusal (a wrong key, a model that is not there) ends a job that got nothing yet, for it is most often a slip in the job.
 
 use std::{
     mem,
@@ -8,8 +9,8 @@ use std::{
 use concord_artaug::{
     advisor::{Advice, AdvisorError, Question, Usage},
     image::Image,
-    machine::Advised,
-    scorer::{Opinion, Panel, ScoreError, Use, score_all},
+    machine::{Advised, ManifestLine},
+    scorer::{Opinion, Panel, ScoreError, Use},
     setup::max_regions,
 };
 
@@ -21,9 +22,13 @@ const AWAY: Duration = Duration::from_mins(5);
 /// Longest text of an error that is kept in the journal, in bytes.
 const MAX_ERROR: usize = 2000;
 
-/// Whether an error passes.
+/// What an error says.
 enum Fault {
+    /// The same call may succeed a little later.
     Passing(String),
+    /// It may once someone has seen to the endpoint or to this worker's settings.
+    Refused(String),
+    /// It never will.
     Lasting(String),
 }
 
@@ -41,7 +46,8 @@ impl Job<'_> {
         };
         // What was answered and paid for before the advisor went away in the middle.
         let mut earlier = Advice::default();
-        let (mut advice, error) = self.persist("the advisor", || {
+        let has_begun = |line: &ManifestLine| line.advice.is_some();
+        let (mut advice, error) = self.persist("the advisor", has_begun, || {
             match self.tools.advisor.advise(&question) {
                 Ok(advice) => Ok((advice, None)),
                 Err(AdvisorError::NoUsableReply(advice)) => {
@@ -80,22 +86,30 @@ impl Job<'_> {
         image: &Image,
         prompt: &str,
     ) -> Result<(Opinion<U>, Usage), Halt> {
-        let mut usage = Usage::default();
-        let opinion = self.persist("a scorer", || {
-            score_all(panel, image, prompt, &mut usage).map_err(|error| match &error {
-                ScoreError::Unavailable { source, .. } => {
-                    fault_of(source).told_as(&error.to_string())
-                }
-                ScoreError::NoScore { .. } => Fault::Lasting(error.to_string()),
-            })
-        })?;
+        let (mut opinion, mut usage) = (Opinion::default(), Usage::default());
+        let has_begun = |line: &ManifestLine| line.scores.is_some();
+        // One by one: while one is away, the others are not asked, and paid, again.
+        for scorer in panel {
+            self.desk.brake().check_now()?;
+            self.persist("a scorer", has_begun, || {
+                let asked = opinion.ask(scorer.as_ref(), image, prompt, &mut usage);
+                asked.map_err(|error| match &error {
+                    ScoreError::Unavailable { source, .. } => {
+                        fault_of(source).told_as(&error.to_string())
+                    }
+                    ScoreError::NoScore { .. } => Fault::Lasting(error.to_string()),
+                })
+            })?;
+        }
         Ok((opinion, usage))
     }
 
-    /// Tries until it succeeds, the fault is a lasting one, the brake is pulled, or time is up.
+    /// Tries until it succeeds, the fault is no passing one, the brake is pulled, or time is up. `has_begun` finds a pair that has what an earlier
+    /// call would have given it.
     fn persist<T>(
         &self,
         what: &str,
+        has_begun: impl Fn(&ManifestLine) -> bool,
         mut call: impl FnMut() -> Result<T, Fault>,
     ) -> Result<T, Halt> {
         let start = Instant::now();
@@ -104,8 +118,19 @@ impl Job<'_> {
             let reason = match call() {
                 Ok(answer) => return Ok(answer),
                 Err(Fault::Passing(reason)) => reason,
-                Err(Fault::Lasting(reason)) => return Err(Halt::Failed(reason)),
+                // What was done and paid for is not thrown away because a key was changed or a model has another name now.
+                Err(Fault::Refused(reason)) if self.any_pair(&has_begun) => {
+                    return Err(Halt::Trouble(format!(
+                        "{what} refuses: {reason}; see to the endpoint, to its key file (read again with every lease) or to its settings (read when the \
+                         worker starts), or cancel the job"
+                    )));
+                }
+                Err(Fault::Refused(reason) | Fault::Lasting(reason)) => {
+                    return Err(Halt::Failed(reason));
+                }
             };
+            // A pulled brake is the reason, and why a call was broken off.
+            self.desk.brake().check()?;
             if start.elapsed() >= AWAY.min(10 * self.pace.longest) {
                 return Err(Halt::Trouble(format!("{what} cannot be asked: {reason}")));
             }
@@ -114,12 +139,20 @@ impl Job<'_> {
             self.desk.brake().wait(delay)?;
         }
     }
+
+    /// Whether something is true of a pair. Those of the iterations before had all.
+    fn any_pair(&self, is_true: impl Fn(&ManifestLine) -> bool) -> bool {
+        self.desk.look(|machine| {
+            machine.iteration() > 1 || machine.manifest().any(|line| is_true(&line))
+        })
+    }
 }
 
 impl Fault {
     fn told_as(self, text: &str) -> Self {
         match self {
             Self::Passing(_) => Self::Passing(text.to_owned()),
+            Self::Refused(_) => Self::Refused(text.to_owned()),
             Self::Lasting(_) => Self::Lasting(text.to_owned()),
         }
     }
@@ -130,6 +163,7 @@ fn fault_of(error: &AdvisorError) -> Fault {
         AdvisorError::Unavailable { source, .. } if source.is_passing() => {
             Fault::Passing(error.to_string())
         }
+        AdvisorError::Unavailable { .. } => Fault::Refused(error.to_string()),
         _ => Fault::Lasting(error.to_string()),
     }
 }

@@ -3,9 +3,9 @@
 use std::time::Instant;
 
 use concord_artaug::engine::{Drawn, Engine, EngineError, Fit, Fitted, Joined, Order, Watch};
-use concord_common::Digest;
+use concord_common::{Digest, error_text};
 
-use super::Opened;
+use super::{Opened, Tools};
 use crate::{brake::Halt, desk::Desk};
 
 /// The engine of a job. One thread has it.
@@ -13,15 +13,22 @@ pub(crate) struct Studio<'a> {
     engine: Box<dyn Engine>,
     desk: &'a Desk<'a>,
     opened: Opened,
+    tools: &'a Tools,
 }
 
 impl<'a> Studio<'a> {
     /// An engine with what it has open.
-    pub(crate) fn new(engine: Box<dyn Engine>, opened: Opened, desk: &'a Desk<'a>) -> Self {
+    pub(crate) fn new(
+        engine: Box<dyn Engine>,
+        opened: Opened,
+        desk: &'a Desk<'a>,
+        tools: &'a Tools,
+    ) -> Self {
         Self {
             engine,
             desk,
             opened,
+            tools,
         }
     }
 
@@ -33,9 +40,31 @@ impl<'a> Studio<'a> {
         let bytes = joined.map(|digest| self.desk.object(digest)).transpose()?;
         self.opened = Opened::Nothing;
         let opened = self.engine.open(bytes.as_deref());
+        // Afterwards, so that what came in between is seen, and before the engine is blamed.
+        if !(self.tools.untouched)() {
+            self.check_base()?;
+        }
         opened.map_err(|error| self.halt(error))?;
         self.opened = Opened::Model(joined);
         Ok(())
+    }
+
+    /// Makes sure that the base model's folder holds what it held when this worker took the job up: the engine opens its files by name, images of
+    /// different models must not be compared, and some of the files become part of a result.
+    pub(crate) fn check_base(&self) -> Result<(), Halt> {
+        let desk = self.desk;
+        desk.check()?;
+        let (known, found) = (&self.tools.card.base_files, (self.tools.base)());
+        let found = found.map_err(|error| desk.trouble(error_text(&error)))?;
+        let gone = known.iter().filter(|file| !found.contains(file));
+        let strange = found.iter().filter(|file| !known.contains(file));
+        match gone.chain(strange).next() {
+            None => Ok(()),
+            Some((name, _)) => Err(desk.trouble(format!(
+                "{name} in the model's folder is not what it was when this worker took the job up, so nothing is made with it; put back what the job \
+                 began with, or start the job anew"
+            ))),
+        }
     }
 
     /// Draws a batch with the model that is open; gives the seconds that it took too.

@@ -2,11 +2,18 @@
 //!
 //! As with a real one, every image depends on which others are in its batch, and what is trained on every image and on what is open.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    thread,
+};
 
 use bytes::Bytes;
 use concord_artaug::{
-    engine::{Drawn, Engine, EngineError, Fit, Fitted, Go, Joined, Lesson, Order, Saved, Watch},
+    engine::{
+        Drawn, Engine, EngineError, Fit, Fitted, Go, Joined, Lesson, Order, Samples, Saved, Watch,
+    },
     image::Image,
     machine::Training,
 };
@@ -15,8 +22,9 @@ use concord_common::{
     job::artaug::{ArtaugSpec, LoraMode},
     seed::Seed,
 };
+use concord_proto::v1::WorkerCommand;
 
-use super::{FakeWorkshop, Outage, Overlap};
+use super::{FakeServer, FakeWorkshop, Outage, Overlap};
 
 /// Side of its images.
 const SIDE: u32 = 8;
@@ -28,6 +36,8 @@ pub(crate) const WINDOW: usize = 19;
 pub(crate) struct Told {
     pub(crate) drawings: Vec<Drawing>,
     pub(crate) fits: Vec<Fitting>,
+    /// Where files were put together.
+    pub(crate) folders: Vec<PathBuf>,
 }
 
 /// A batch, with the joined adapter that was open (nothing for the base alone) and what came out.
@@ -59,6 +69,7 @@ pub(crate) struct FakeEngine {
     outage: Arc<Outage>,
     overlap: Option<Arc<Overlap>>,
     told: Arc<Mutex<Told>>,
+    pause_at: Option<(u64, Arc<FakeServer>)>,
     opened: Option<Vec<u8>>,
 }
 
@@ -74,6 +85,7 @@ impl FakeEngine {
             outage: Arc::clone(&workshop.outage),
             overlap: workshop.overlap.clone(),
             told: Arc::clone(&workshop.told),
+            pause_at: workshop.pause_at.clone(),
             opened: None,
         }
     }
@@ -83,9 +95,15 @@ impl FakeEngine {
     }
 
     fn fail(&self, at: &str) -> Result<(), EngineError> {
-        match self.fault {
-            Some("panic") if at == "fit" => panic!("out of cheese"),
-            Some(fault) if fault == at => Err(EngineError::Failed(format!("{at} is broken"))),
+        match (self.fault, at) {
+            (Some("panic"), "fit") => panic!("out of cheese"),
+            (Some("no room for exports"), "export") | (Some("no room for all"), "fused") => {
+                Err(local(io::ErrorKind::StorageFull.into()))
+            }
+            (Some("away"), "open again") => {
+                Err(local(io::ErrorKind::StaleNetworkFileHandle.into()))
+            }
+            (Some(fault), at) if fault == at => Err(EngineError::Failed(format!("{at} is broken"))),
             _ => Ok(()),
         }
     }
@@ -99,6 +117,18 @@ impl FakeEngine {
         }
     }
 
+    /// Has the job paused at a step, and waits until its worker has heard of that and will wait no longer.
+    fn pause(&self, step: u64, watch: &mut dyn Watch) {
+        if let Some((at, server)) = &self.pause_at
+            && *at == step
+        {
+            server.state().command = WorkerCommand::Pause;
+            while watch.within_step() == Go::On {
+                thread::yield_now();
+            }
+        }
+    }
+
     /// Whether what a fit is given can be used.
     fn look_at(&self, fit: &Fit<'_>) -> Result<(), EngineError> {
         self.outage.fits.fetch_add(1, Ordering::SeqCst);
@@ -107,6 +137,21 @@ impl FakeEngine {
             (Some("states"), Some(_)) => Err(unusable("a state of another version")),
             _ => Ok(()),
         }
+    }
+}
+
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the shape that `map_err` wants"
+)]
+fn local(error: io::Error) -> EngineError {
+    EngineError::Local(format!("a file: {error}"))
+}
+
+fn ended(go: Go) -> Result<(), EngineError> {
+    match go {
+        Go::On => Ok(()),
+        Go::Stop => Err(EngineError::Stopped),
     }
 }
 
@@ -147,6 +192,19 @@ fn draw(order: &Order, opened: &[u8], all: &Digest) -> Image {
     Image::new(SIDE, SIDE, pixels).unwrap()
 }
 
+/// With what a fit has trained after so many steps.
+fn draw_samples(orders: &[Order], done: u64, own: &Digest) -> Drawn {
+    let trained = format!("+{done} {own}");
+    let images = orders
+        .iter()
+        .map(|order| draw(order, trained.as_bytes(), own));
+    Drawn {
+        images: images.collect(),
+        cut: orders.iter().map(cut).collect(),
+        forwards: 4 * orders.len() as u64,
+    }
+}
+
 /// How many of an order's texts are longer than [`WINDOW`].
 fn cut(order: &Order) -> usize {
     let regions = order.regions.iter().map(|region| region.prompt.as_str());
@@ -157,6 +215,9 @@ fn cut(order: &Order) -> usize {
 impl Engine for FakeEngine {
     fn open(&mut self, joined: Option<&[u8]>) -> Result<(), EngineError> {
         self.fail("open")?;
+        if joined.is_some() {
+            self.fail("open again")?;
+        }
         self.opened = Some(joined.unwrap_or_default().to_vec());
         Ok(())
     }
@@ -235,42 +296,39 @@ impl Engine for FakeEngine {
             assert_eq!(kept.finished, finished(done));
         }
         let loss = |step: u64| 1.0 / (step + 1) as f64;
+        let sample = |done: u64, watch: &mut dyn Watch| -> Result<(), EngineError> {
+            let is_due = |samples: &Samples<'_>| done > 0 && done.is_multiple_of(samples.every);
+            match fit.samples.filter(is_due) {
+                Some(samples) if watch.wants_samples(done) => {
+                    let drawn = draw_samples(samples.orders, done, &own);
+                    ended(watch.sampled(done, drawn)?)
+                }
+                _ => Ok(()),
+            }
+        };
+        let saved = |done: u64| Saved {
+            step: done,
+            state: format!("{done} {own}").into_bytes(),
+            finished: finished(done),
+            loss: loss(done),
+        };
+        // As the real one, which may have been stopped before the samples of the step that it goes on from.
+        sample(done, watch)?;
         while done < all {
             done += 1;
+            self.pause(done, watch);
             if watch.stepped(done, loss(done)) == Go::Stop {
+                if watch.wants_state(done) {
+                    watch.save(saved(done))?;
+                }
                 return Err(EngineError::Stopped);
             }
             if self.fault == Some("steps") {
                 return Err(unusable("no number"));
             }
-            if let Some(samples) = fit.samples
-                && done.is_multiple_of(samples.every)
-                && watch.wants_samples(done)
-            {
-                let trained = format!("+{done} {own}");
-                let images = samples
-                    .orders
-                    .iter()
-                    .map(|order| draw(order, trained.as_bytes(), &own));
-                let drawn = Drawn {
-                    images: images.collect(),
-                    cut: samples.orders.iter().map(cut).collect(),
-                    forwards: 4 * samples.orders.len() as u64,
-                };
-                if watch.sampled(done, drawn)? == Go::Stop {
-                    return Err(EngineError::Stopped);
-                }
-            }
+            sample(done, watch)?;
             if done.is_multiple_of(self.every) && done < all {
-                let saved = Saved {
-                    step: done,
-                    state: format!("{done} {own}").into_bytes(),
-                    finished: finished(done),
-                    loss: loss(done),
-                };
-                if watch.save(saved)? == Go::Stop {
-                    return Err(EngineError::Stopped);
-                }
+                ended(watch.save(saved(done))?)?;
             }
         }
         let gain = match fit.training {
@@ -304,8 +362,12 @@ impl Engine for FakeEngine {
         &mut self,
         joined: &[u8],
         facts: &[(String, String)],
+        folder: &Path,
     ) -> Result<Vec<(String, Vec<u8>)>, EngineError> {
+        self.told().folders.push(folder.to_owned());
+        fs::create_dir(folder).map_err(local)?;
         self.fail("export")?;
+        fs::remove_dir(folder).map_err(local)?;
         let file = |layout: &str| {
             let bytes = format!("{layout} {facts:?}\n").into_bytes();
             (
@@ -316,11 +378,12 @@ impl Engine for FakeEngine {
         Ok(vec![file("diffusers"), file("kohya")])
     }
 
-    fn export_fused(&mut self, joined: &[u8], folder: &std::path::Path) -> Result<(), EngineError> {
-        let failed = |error: std::io::Error| EngineError::Failed(error.to_string());
-        std::fs::create_dir(folder).map_err(failed)?;
-        std::fs::create_dir(folder.join("unet")).map_err(failed)?;
-        std::fs::write(folder.join("model_index.json"), b"{}").map_err(failed)?;
+    fn export_fused(&mut self, joined: &[u8], folder: &Path) -> Result<(), EngineError> {
+        self.told().folders.push(folder.to_owned());
+        fs::create_dir(folder).map_err(local)?;
+        fs::create_dir(folder.join("unet")).map_err(local)?;
+        fs::write(folder.join("model_index.json"), b"{}").map_err(local)?;
+        self.fail("fused")?;
         let ballast = vec![
             0;
             if self.fault == Some("heavy") {
@@ -329,6 +392,6 @@ impl Engine for FakeEngine {
                 0
             }
         ];
-        std::fs::write(folder.join("unet/weights"), [joined, &ballast].concat()).map_err(failed)
+        fs::write(folder.join("unet/weights"), [joined, &ballast].concat()).map_err(local)
     }
 }

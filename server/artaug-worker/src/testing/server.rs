@@ -13,7 +13,10 @@ use concord_common::{
 use concord_proto::v1::{self, JobRelease, WorkerCommand};
 
 use super::Overlap;
-use crate::remote::{CallError, Claim, Payload, Renewed, Server};
+use crate::{
+    brake::Stop,
+    remote::{CallError, Claim, Payload, Renewed, Server},
+};
 
 /// When a worker loses its lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,9 +40,12 @@ pub(crate) struct State {
     pub(crate) artefacts: BTreeMap<String, Digest>,
     pub(crate) releases: Vec<v1::ReleaseJobRequest>,
     pub(crate) words: Vec<v1::PairReview>,
+    /// What a renewal is told. A job that is cancelled has ended: the first renewal hears of it, all else is refused.
     pub(crate) command: WorkerCommand,
-    /// Says `PAUSE` or `CANCEL` as soon as the journal has so many lines.
+    /// The command is this one as soon as the journal has so many lines.
     pub(crate) command_at: Option<(usize, WorkerCommand)>,
+    /// How long a lease lasts, so the worker says, and how often it is renewed follows from it.
+    pub(crate) lease: Duration,
     pub(crate) progress: Vec<v1::ArtaugProgress>,
     pub(crate) loss: Loss,
     /// How often a job is still given out.
@@ -50,10 +56,16 @@ pub(crate) struct State {
     pub(crate) busy: usize,
     /// Calls named in these are refused for good.
     pub(crate) refused: Option<&'static str>,
+    /// Calls of this name are refused with this code so many times more.
+    pub(crate) faults: Option<(&'static str, ErrorCode, usize)>,
     /// Bytes of objects that it takes.
     pub(crate) most: u64,
     /// Who has to be at work while the first object is brought, if so.
     pub(crate) overlap: Option<Arc<Overlap>>,
+    /// Objects that were fetched.
+    pub(crate) fetched: usize,
+    /// Whose worker is told to stop when an object is fetched.
+    pub(crate) stop: Option<Arc<Stop>>,
     attempts: u32,
     token: Option<Vec<u8>>,
     writes: usize,
@@ -82,14 +94,18 @@ impl FakeServer {
             words: Vec::new(),
             command: WorkerCommand::GoOn,
             command_at: None,
+            lease: Duration::from_millis(3),
             progress: Vec::new(),
             loss: Loss::Never,
             grants: usize::MAX,
             fenced: 0,
             busy: 0,
             refused: None,
+            faults: None,
             most: u64::MAX,
             overlap: None,
+            fetched: 0,
+            stop: None,
             attempts: 0,
             token: None,
             writes: 0,
@@ -100,6 +116,11 @@ impl FakeServer {
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a worker has the job, so that no other could begin.
+    pub(crate) fn is_held(&self) -> bool {
+        self.state().token.is_some()
     }
 
     /// The last release.
@@ -146,13 +167,23 @@ impl FakeServer {
             return Err(CallError::Unavailable {
                 reason: "busy".to_owned(),
                 retry_after: None,
+                is_fault: false,
             });
         }
-        if grip.job_id != "job-1" || state.token.as_ref() != Some(&grip.token) {
+        let is_cancelled = state.command == WorkerCommand::Cancel && call != "renew";
+        if grip.job_id != "job-1" || state.token.as_ref() != Some(&grip.token) || is_cancelled {
             return Err(lost());
         }
         if state.refused == Some(call) {
             let refusal = Refusal::new(ErrorCode::InvalidRequest, format!("no {call}"));
+            return Err(CallError::from_refusal(refusal));
+        }
+        if let Some((name, code, left)) = &mut state.faults
+            && *name == call
+            && *left > 0
+        {
+            *left -= 1;
+            let refusal = Refusal::new(*code, format!("no {call} now"));
             return Err(CallError::from_refusal(refusal));
         }
         Ok(state)
@@ -204,7 +235,7 @@ fn lost() -> CallError {
 impl Server for FakeServer {
     fn claim(&self) -> Result<Claim, CallError> {
         let mut state = self.state();
-        let held_back = state.command == WorkerCommand::Pause
+        let held_back = matches!(state.command, WorkerCommand::Pause | WorkerCommand::Cancel)
             || state
                 .waits_beyond
                 .is_some_and(|beyond| state.words.iter().all(|word| word.number <= beyond));
@@ -219,7 +250,7 @@ impl Server for FakeServer {
         Ok(Claim::Job(v1::WorkerLease {
             job_id: "job-1".to_owned(),
             token,
-            duration: prost_types::Duration::try_from(Duration::from_millis(3)).ok(),
+            duration: prost_types::Duration::try_from(state.lease).ok(),
             spec_toml: state.spec.clone(),
             attempt: state.attempts,
             journal_lines: state.lines.len() as u64,
@@ -232,12 +263,10 @@ impl Server for FakeServer {
         progress: &v1::ArtaugProgress,
     ) -> Result<Renewed, CallError> {
         let mut state = self.held(grip, "renew")?;
-        if let Some((lines, command)) = state.command_at
-            && state.lines.len() >= lines
-        {
-            state.command = command;
-        }
         state.progress.push(progress.clone());
+        if state.command == WorkerCommand::Cancel {
+            state.token = None;
+        }
         Ok(Renewed {
             command: state.command,
             reviews: state.words.len() as u64,
@@ -258,6 +287,11 @@ impl Server for FakeServer {
                     Some(known) => assert_eq!(known, line, "another line"),
                     None => state.lines.push(line.clone()),
                 }
+            }
+            if let Some((lines, command)) = state.command_at
+                && state.lines.len() >= lines
+            {
+                state.command = command;
             }
             state.lines.len() as u64
         })
@@ -307,7 +341,11 @@ impl Server for FakeServer {
     }
 
     fn get_object(&self, grip: &v1::JobGrip, digest: Digest) -> Result<Vec<u8>, CallError> {
-        let state = self.held(grip, "get_object")?;
+        let mut state = self.held(grip, "get_object")?;
+        state.fetched += 1;
+        if let Some(stop) = &state.stop {
+            stop.tell();
+        }
         Ok(state.objects[&digest].clone())
     }
 
@@ -346,7 +384,6 @@ impl Server for FakeServer {
         match request.release() {
             JobRelease::Succeeded | JobRelease::Failed => state.ended = true,
             JobRelease::WaitsForReview => state.waits_beyond = Some(request.reviews),
-            _ if state.command == WorkerCommand::Cancel => state.ended = true,
             _ => {}
         }
         state.releases.push(request.clone());

@@ -36,8 +36,9 @@ pub(crate) struct Outage {
     pub(crate) scorers: AtomicUsize,
     /// Of the advisor, after an answer that cannot be used but was paid for.
     pub(crate) paid: AtomicUsize,
-    /// Of the advisor, for ever: its key is refused.
+    /// Of the advisor and of the scorers, for ever: the key is refused.
     pub(crate) key: AtomicUsize,
+    pub(crate) scorers_key: AtomicUsize,
     /// How often the judge was asked, which is an outage of none.
     pub(crate) judged: AtomicUsize,
     /// How often the engine was told to train, which is none either.
@@ -59,7 +60,7 @@ fn away() -> EndpointError {
     }
 }
 
-fn refused() -> EndpointError {
+pub(crate) fn refused() -> EndpointError {
     EndpointError::Setting {
         key: "key_file",
         what: "the key is refused".to_owned(),
@@ -149,6 +150,12 @@ impl<U: Use> Scorer for Light<U> {
                 source: away().into(),
             });
         }
+        if taken(&self.outage.scorers_key) {
+            return Err(ScoreError::Unavailable {
+                scorer: self.name.to_owned(),
+                source: refused().into(),
+            });
+        }
         if self.name == JUDGE {
             self.outage.judged.fetch_add(1, Ordering::SeqCst);
         }
@@ -189,5 +196,7 @@ pub(crate) fn tools(
         threads: Some(1),
         card: CardFacts::default(),
         base: Box::new(|| Ok(Vec::new())),
+        // So that every look is one at the files themselves.
+        untouched: Box::new(|| false),
     }
 }

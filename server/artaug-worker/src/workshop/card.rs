@@ -13,19 +13,18 @@ use concord_common::{
 };
 
 use super::{files::ModelFile, measures};
-use crate::run::PartsError;
+use crate::{brake::Halt, run::PartsError};
 
 /// The key by which a model folder says that it is the embedded one.
 const EMBEDDED: &str = "_concord_patches";
 
-/// What is to be said of a job but for its data: the same whenever they are made from the same files.
+/// What is to be said of a job but for its model's files and its data.
 pub(super) fn facts(
     spec: &ArtaugSpec,
     folder: &Path,
-    files: &[ModelFile],
     threads: usize,
     advisor: &dyn Advisor,
-) -> Result<CardFacts, PartsError> {
+) -> CardFacts {
     let version = |what: &str, version: String| (what.to_owned(), version);
     let mut versions = vec![
         version("worker", env!("CARGO_PKG_VERSION").to_owned()),
@@ -55,14 +54,12 @@ pub(super) fn facts(
             "Clean looks were measured on Fluent Emoji (MIT), Noto Emoji (Apache-2.0) and Twemoji (CC BY 4.0).".to_owned(),
         );
     }
-    Ok(CardFacts {
-        base_files: digests_of(files)?,
-        data_files: Vec::new(),
+    CardFacts {
         licences,
         versions,
         limits: limits(spec, is_embedded(folder)),
-        results: Vec::new(),
-    })
+        ..CardFacts::default()
+    }
 }
 
 /// Whether a scorer asks a model elsewhere.
@@ -105,11 +102,15 @@ pub(super) fn limits(spec: &ArtaugSpec, embedded: bool) -> Vec<String> {
     limits
 }
 
-/// Digests of the files of a model, by name.
-pub(super) fn digests_of(files: &[ModelFile]) -> Result<Vec<(String, Digest)>, PartsError> {
+/// Digests of the files of a model, by name. They may be large, so `check` is asked before each.
+pub(super) fn digests_of(
+    files: &[ModelFile],
+    check: &dyn Fn() -> Result<(), Halt>,
+) -> Result<Vec<(String, Digest)>, PartsError> {
     files
         .iter()
-        .map(|ModelFile { name, path }| {
+        .map(|ModelFile { name, path, .. }| {
+            check()?;
             let digest = digest_of(path).map_err(|error| PartsError::Model {
                 key: "model.folder",
                 what: format!("{name}: {error}"),
@@ -123,4 +124,34 @@ fn digest_of(file: &Path) -> io::Result<Digest> {
     let mut hasher = blake3::Hasher::new();
     hasher.update_reader(File::open(file)?)?;
     Ok(hasher.finalize().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::workshop::files::files_of;
+
+    #[test]
+    fn a_halt_is_noticed_between_two_files() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["a", "b", "c"] {
+            fs::write(folder.path().join(name), name).unwrap();
+        }
+        let files = files_of(folder.path(), &[folder.path().to_owned()]).unwrap();
+        let asked = Cell::new(0);
+        let check = || {
+            asked.set(asked.get() + 1);
+            if asked.get() == 2 {
+                Err(Halt::Stop)
+            } else {
+                Ok(())
+            }
+        };
+        let stopped = digests_of(&files, &check);
+        assert!(matches!(stopped, Err(PartsError::Halt(Halt::Stop))));
+        assert_eq!(asked.get(), 2);
+        assert_eq!(digests_of(&files, &check).unwrap().len(), 3);
+    }
 }

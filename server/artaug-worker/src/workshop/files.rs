@@ -1,7 +1,9 @@
 //! The files of a model's folder, looked at before any is opened: a folder that was fetched from elsewhere is not taken on trust.
 
 use std::{
-    fs, io,
+    fs::{self, Metadata},
+    io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -19,6 +21,31 @@ pub(super) struct ModelFile {
     pub(super) name: String,
     /// Where its bytes are, without links.
     pub(super) path: PathBuf,
+    /// As it was then.
+    stamp: Stamp,
+}
+
+/// What is another one after a file was written, or another one took its place; seen without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    /// When its bytes changed last, and when anything of it did: seconds and nanoseconds.
+    written: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(found: &Metadata) -> Self {
+        Self {
+            device: found.dev(),
+            inode: found.ino(),
+            bytes: found.len(),
+            written: (found.mtime(), found.mtime_nsec()),
+            changed: (found.ctime(), found.ctime_nsec()),
+        }
+    }
 }
 
 /// All files of a model, by name. Links are followed, for a snapshot in the cache of Hugging Face consists of them, and must end at files and
@@ -67,7 +94,8 @@ pub(super) fn files_of(folder: &Path, allowed: &[PathBuf]) -> Result<Vec<ModelFi
                 folders.push((below, depth + 1));
             } else if found.is_file() {
                 let name = below.display().to_string();
-                files.push(ModelFile { name, path });
+                let stamp = Stamp::of(&found);
+                files.push(ModelFile { name, path, stamp });
             } else {
                 return Err(refused(
                     &below,

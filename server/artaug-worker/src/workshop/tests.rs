@@ -1,6 +1,7 @@
 use std::{
     os::unix::fs::symlink,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use concord_artaug::{
@@ -90,7 +91,7 @@ fn a_model_outside_the_allowed_folders_is_refused() {
     for name in ["link", "other"] {
         let mut spec = spec();
         spec.model.folder = name.to_owned();
-        let refused = workshop.parts(&spec);
+        let refused = workshop.parts(&spec, &Brake::new(Duration::ZERO));
         let text = refused.unwrap_err().to_string();
         assert!(text.contains("not below"), "{text}");
     }
@@ -131,6 +132,7 @@ struct Place {
     root: tempfile::TempDir,
     runtime: tokio::runtime::Runtime,
     limits: LimitsSection,
+    brake: Brake,
 }
 
 impl Place {
@@ -156,6 +158,7 @@ impl Place {
             root,
             runtime: tokio::runtime::Runtime::new().unwrap(),
             limits: LimitsSection::default(),
+            brake: Brake::new(Duration::ZERO),
         }
     }
 
@@ -177,13 +180,21 @@ impl Place {
                 text.replace(from, to)
             });
         let spec = ArtaugSpec::parse(&text).unwrap();
-        TorchWorkshop::new(config, self.runtime.handle().clone()).parts(&spec)
+        let workshop = TorchWorkshop::new(config, self.runtime.handle().clone());
+        workshop.parts(&spec, &self.brake)
     }
 
     /// Why the worker does not set a job up.
     fn refusal(&self, changes: &[(&str, &str)]) -> String {
         self.parts(changes).unwrap_err().to_string()
     }
+}
+
+#[test]
+fn nothing_more_is_set_up_once_the_worker_is_told_to_stop() {
+    let place = Place::new();
+    place.brake.pull(crate::brake::Halt::Stop);
+    assert_eq!(place.refusal(&[]), "the worker stops");
 }
 
 #[test]
@@ -342,6 +353,22 @@ fn what_is_exchanged_after_the_parts_were_made_is_found_by_the_next_look() {
             "tokenizer/special_tokens_map.json"
         ]
     );
+}
+
+#[test]
+fn a_file_that_took_anothers_place_is_seen_without_reading_it() {
+    let place = Place::new();
+    let tools = place.parts(&[]).unwrap().tools;
+    assert!((tools.untouched)());
+    let index = place.model().join("model_index.json");
+    let copy = place.root.path().join("copy");
+    fs::copy(&index, &copy).unwrap();
+    fs::rename(&copy, &index).unwrap();
+    assert!(!(tools.untouched)());
+    // Who reads it finds that it is the same.
+    assert_eq!((tools.base)().unwrap(), tools.card.base_files);
+    fs::remove_file(&index).unwrap();
+    assert!(!(tools.untouched)());
 }
 
 #[test]

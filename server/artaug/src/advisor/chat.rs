@@ -109,7 +109,7 @@ impl Chat {
     /// Asks once. An answer without usable text is no error: it is returned to be kept. What it costs is added to `usage`, whatever comes of it.
     ///
     /// # Errors
-    /// If the endpoint cannot be asked at all.
+    /// If the endpoint cannot be asked at all, or no longer.
     pub fn ask(
         &self,
         question: &ChatQuestion<'_>,
@@ -122,7 +122,7 @@ impl Chat {
         match answer {
             Ok(answer) => {
                 *usage += tokens_of(&answer);
-                Ok(text_of(&answer))
+                Ok(self.text_of(&answer))
             }
             Err(error) if error.is_about_the_request() => {
                 Ok(Err(rejected("", &error.code(), &error.to_string())))
@@ -155,6 +155,35 @@ impl Chat {
             });
         }
         Ok(body)
+    }
+
+    /// The text of the first choice: a string, or a list of parts with text.
+    fn text_of(&self, body: &Value) -> ChatText {
+        let choice = &body["choices"][0];
+        let content = &choice["message"]["content"];
+        let text = match content {
+            Value::String(text) => text.clone(),
+            Value::Array(parts) => parts
+                .iter()
+                .filter_map(|part| part["text"].as_str())
+                .collect(),
+            _ => String::new(),
+        };
+        if text.trim().is_empty() {
+            return Err(rejected(
+                &self.endpoint.without_key(&body.to_string()),
+                "no-text",
+                "the answer's first choice holds no text",
+            ));
+        }
+        if choice["finish_reason"] == "length" {
+            return Err(rejected(
+                &text,
+                "cut-short",
+                "the answer was cut at the limit of tokens",
+            ));
+        }
+        Ok(text)
     }
 }
 
@@ -239,35 +268,6 @@ pub(crate) fn rejected(raw: &str, code: &str, reason: &str) -> RejectedReply {
         code: code.to_owned(),
         reason: reason.to_owned(),
     }
-}
-
-/// The text of the first choice: a string, or a list of parts with text.
-fn text_of(body: &Value) -> ChatText {
-    let choice = &body["choices"][0];
-    let content = &choice["message"]["content"];
-    let text = match content {
-        Value::String(text) => text.clone(),
-        Value::Array(parts) => parts
-            .iter()
-            .filter_map(|part| part["text"].as_str())
-            .collect(),
-        _ => String::new(),
-    };
-    if text.trim().is_empty() {
-        return Err(rejected(
-            &body.to_string(),
-            "no-text",
-            "the answer's first choice holds no text",
-        ));
-    }
-    if choice["finish_reason"] == "length" {
-        return Err(rejected(
-            &text,
-            "cut-short",
-            "the answer was cut at the limit of tokens",
-        ));
-    }
-    Ok(text)
 }
 
 fn tokens_of(body: &Value) -> Usage {

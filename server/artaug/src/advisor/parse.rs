@@ -141,13 +141,21 @@ pub fn parse_reply(
             break; // A list of thousands of wrong regions says no more than one of a few.
         }
         match read_region(&value, full) {
-            Ok(_) if parsed.regions.len() >= max_regions.min(MAX_REGIONS) => {
-                parsed.rejected.push(RejectedRegion::TooMany);
-            }
             Ok(region) => parsed.regions.push(region),
             Err(rejected) => parsed.rejected.push(rejected),
         }
     }
+    // Models write them in any order. Equally sure ones stay in theirs.
+    parsed
+        .regions
+        .sort_by(|first, second| second.confidence.total_cmp(&first.confidence));
+    let wanted = max_regions.min(MAX_REGIONS).min(parsed.regions.len());
+    let surplus = parsed
+        .regions
+        .drain(wanted..)
+        .map(|_| RejectedRegion::TooMany);
+    let room = MAX_REGIONS - parsed.rejected.len();
+    parsed.rejected.extend(surplus.take(room));
     if parsed.regions.is_empty()
         && let Some(first) = parsed.rejected.first()
     {
@@ -156,14 +164,14 @@ pub fn parse_reply(
             first: first.clone(),
         });
     }
-    parsed
-        .regions
-        .sort_by(|first, second| second.confidence.total_cmp(&first.confidence));
     Ok(parsed)
 }
 
 /// The last list of regions in the text, whatever stands around it: models that think aloud write drafts first.
 fn find_list(text: &str) -> Result<Vec<Value>, ReplyError> {
+    if is_empty_list(text) {
+        return Ok(Vec::new());
+    }
     let mut found_json = false;
     json_values(text, |value| {
         found_json = true;
@@ -174,6 +182,24 @@ fn find_list(text: &str) -> Result<Vec<Value>, ReplyError> {
     } else {
         ReplyError::NoJson
     })
+}
+
+/// Whether a text is `[]` and nothing else, be it in a code fence: so models that were sent no schema say that nothing is to be improved.
+/// With prose around it may mean anything.
+fn is_empty_list(text: &str) -> bool {
+    let text = text.trim();
+    let fenced = text
+        .strip_prefix("```")
+        .and_then(|rest| rest.strip_suffix("```"));
+    fenced
+        .map_or(text, |inside| {
+            // The language, which most models name.
+            inside.trim_start_matches(|character: char| character.is_ascii_alphanumeric())
+        })
+        .trim()
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+        .is_some_and(|inside| inside.trim().is_empty())
 }
 
 /// What `read` makes of the last JSON value in the text that it can use. Values inside one that it cannot use are tried too.

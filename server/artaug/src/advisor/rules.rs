@@ -7,6 +7,10 @@ use crate::{
     words::{Dimension, Level, Place, Statement, describe},
 };
 
+/// Version of the rules, and of the measures and words that they speak of. Other advice on the same image is a new version, which stands in
+/// every model card; a job does not go on with another one than it began with.
+const RULES_VERSION: &str = "rules v1";
+
 /// How the rules read the measures.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct RuleSettings {
@@ -149,7 +153,7 @@ fn largest_box(faulty: &[bool; GRID * GRID]) -> Option<(Area, usize)> {
 
 impl Advisor for RuleAdvisor {
     fn name(&self) -> String {
-        format!("rules v1 on {} clean images", self.looks.images())
+        format!("{RULES_VERSION} on {} clean images", self.looks.images())
     }
 
     fn advise(&self, question: &Question<'_>) -> Result<Advice, AdvisorError> {
@@ -198,4 +202,126 @@ impl Advisor for RuleAdvisor {
 fn wishes_alone(wishes: &[Statement]) -> String {
     let words: Vec<String> = wishes.iter().map(ToString::to_string).collect();
     words.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use concord_common::Digest;
+
+    use super::*;
+    use crate::image::Image;
+
+    /// What becomes of a pixel, by its place.
+    type Damage = fn(u32, u32, [u8; 3]) -> [u8; 3];
+
+    /// A square on a ground that is pale or dark by turns, both grainy.
+    fn picture(number: u32, left: u32) -> Image {
+        let ground = if number.is_multiple_of(2) {
+            [90, 130, 170]
+        } else {
+            [50, 70, 100]
+        };
+        let mut image = Image::filled(32, 32, [0; 3]).unwrap();
+        for y in 0..32_u32 {
+            for x in 0..32_u32 {
+                let grain = (3 * x * x + 5 * y * y + x * y + 7 * number) % 24;
+                let square = left..left + 12;
+                let colour = if square.contains(&x) && square.contains(&y) {
+                    [190, 60, 50]
+                } else {
+                    ground
+                };
+                let shade = grain + number % 9;
+                image.put(x, y, colour.map(|value: u32| (value + shade) as u8));
+            }
+        }
+        image
+    }
+
+    /// A pale one with damage in the cells of a mask, whose lowest bit is the first cell.
+    fn damaged(left: u32, cells: u16, damage: Damage) -> Image {
+        let mut image = picture(100, left);
+        for y in 0..32_u32 {
+            for x in 0..32_u32 {
+                let cell = y / 8 * 4 + x / 8;
+                if (cells >> cell) & 1 == 1 {
+                    image.put(x, y, damage(x, y, image.at(x, y)));
+                }
+            }
+        }
+        image
+    }
+
+    fn rules() -> RuleAdvisor {
+        let clean: Vec<(String, Survey)> = (0..48)
+            .map(|number| {
+                let ground = ["pale ground", "dark ground"][number as usize % 2];
+                (ground.to_owned(), survey(&picture(number, 10)))
+            })
+            .collect();
+        let looks = CleanLooks::measure(&clean, 0.05).unwrap();
+        RuleAdvisor::new(looks, RuleSettings::default())
+    }
+
+    #[test]
+    fn other_advice_by_the_rules_is_another_version() {
+        let keep: Damage = |_, _, pixel| pixel;
+        let dim: Damage = |_, _, pixel| pixel.map(|value| value / 4);
+        let glare: Damage = |_, _, pixel| pixel.map(|value| 255 - (255 - value) / 5);
+        let flat: Damage = |_, _, pixel| pixel.map(|value| 100 + value / 6);
+        let fade: Damage = |_, _, pixel| [(pixel.map(u32::from).iter().sum::<u32>() / 3) as u8; 3];
+        let smooth: Damage = |x, y, _| [(60 + 2 * x + 3 * y) as u8; 3];
+        let (pale, dark) = ("red square, pale ground", "red square, dark ground");
+        let questions = [
+            (pale, damaged(10, 0, keep)),
+            // A whole image, a quarter, halves, and the upper half.
+            (pale, damaged(10, 0xFFFF, dim)),
+            (pale, damaged(10, 0xCC00, glare)),
+            (pale, damaged(10, 0xCCCC, flat)),
+            (pale, damaged(10, 0x3333, fade)),
+            (pale, damaged(10, 0x00FF, smooth)),
+            // One cell and two, eleven and twelve, and every other one.
+            (pale, damaged(10, 0x0001, dim)),
+            (pale, damaged(10, 0x0003, dim)),
+            (pale, damaged(10, 0x07FF, dim)),
+            (pale, damaged(10, 0x0FFF, dim)),
+            (pale, damaged(10, 0xA5A5, dim)),
+            // A square in the corner, another ground than there is, and a prompt that may not pass.
+            (pale, damaged(2, 0, keep)),
+            (dark, damaged(10, 0x3333, fade)),
+            ("a|b", damaged(10, 0x3333, fade)),
+        ];
+        let rules = rules();
+        let mut said = Vec::new();
+        for (number, (prompt, image)) in questions.iter().enumerate() {
+            let question = Question {
+                image,
+                prompt,
+                max_regions: 3,
+            };
+            for region in rules.advise(&question).unwrap().regions {
+                // Three digits: the last bits of a root are the machine's own.
+                said.push(format!(
+                    "{number} {:?} {} {:.3}",
+                    region.area.edges(),
+                    region.prompt.as_str(),
+                    region.confidence
+                ));
+            }
+        }
+        let said = said.join("\n");
+        for dimension in Dimension::ALL {
+            assert!(said.contains(dimension.word(Level::Good)), "{said}");
+        }
+        assert_eq!(rules.name(), format!("{RULES_VERSION} on 48 clean images"));
+        let digest = Digest::of(said.as_bytes()).to_string();
+        assert_eq!(
+            (RULES_VERSION, digest.as_str()),
+            (
+                "rules v1",
+                "8733e925255b01add189feb61f2a47790d96522aa7cacb6c7774c8ad91477a8f"
+            ),
+            "the advice has changed: give the rules a new version\n{said}"
+        );
+    }
 }

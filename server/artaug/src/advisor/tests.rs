@@ -71,6 +71,23 @@ fn an_empty_list_means_nothing_to_improve() {
 }
 
 #[test]
+fn an_answer_that_is_an_empty_list_as_a_whole_means_nothing_to_improve() {
+    for text in ["[]", " [ ]\n", "```json\n[]\n```", "```\n[\n]\n```\n"] {
+        assert_eq!(read(text), Ok(ParsedReply::default()), "{text}");
+    }
+    for text in [
+        "The list [] is empty",
+        "[] []",
+        "[[]]",
+        "[0]",
+        "{}",
+        "```json\n{}\n```",
+    ] {
+        assert_eq!(read(text), Err(ReplyError::NoRegions), "{text}");
+    }
+}
+
+#[test]
 fn boxes_are_read_in_the_declared_convention_only() {
     let area = |convention, numbers: &str| {
         let text = format!(r#"{{"regions": [{{"box": {numbers}, "prompt": "a"}}]}}"#);
@@ -158,7 +175,7 @@ fn each_fault_of_a_region_is_told_apart() {
 }
 
 #[test]
-fn good_regions_pass_beside_bad_ones_and_no_more_than_asked_for() {
+fn good_regions_pass_beside_bad_ones_and_the_surest_if_there_are_too_many() {
     let good = |confidence: f64| {
         format!(r#"{{"box": [0, 0, 1, 1], "prompt": "a", "confidence": {confidence}}}"#)
     };
@@ -176,11 +193,35 @@ fn good_regions_pass_beside_bad_ones_and_no_more_than_asked_for() {
         .iter()
         .map(|region| region.confidence)
         .collect();
-    assert_eq!(confidences, [0.9, 0.3, 0.2, 0.1]);
+    assert_eq!(confidences, [0.9, 0.4, 0.3, 0.2]);
     assert_eq!(
         parsed.rejected,
         [RejectedRegion::NoBox, RejectedRegion::TooMany]
     );
+}
+
+#[test]
+fn of_a_long_list_the_surest_stay_and_equally_sure_ones_in_their_order() {
+    let region = |number: usize| {
+        let sure = if number % 100 == 99 { 0.8 } else { 0.3 };
+        format!(r#"{{"box": [0, 0, 1, 1], "prompt": "wish {number}", "confidence": {sure}}}"#)
+    };
+    let listed: Vec<String> = (0..500).map(region).collect();
+    let text = format!(r#"{{"regions": [{}]}}"#, listed.join(", "));
+    let parsed = parse_reply(&text, BoxConvention::Fraction, SIDES, 7).unwrap();
+    let prompts: Vec<&str> = parsed
+        .regions
+        .iter()
+        .map(|region| region.prompt.as_str())
+        .collect();
+    assert_eq!(
+        prompts,
+        [
+            "wish 99", "wish 199", "wish 299", "wish 399", "wish 499", "wish 0", "wish 1"
+        ]
+    );
+    // What is left out of hundreds is told a few times.
+    assert_eq!(parsed.rejected, vec![RejectedRegion::TooMany; MAX_REGIONS]);
 }
 
 #[test]

@@ -14,6 +14,8 @@ use serde::Deserialize;
 
 use super::EndpointError;
 
+/// What stands before the key in the header.
+pub(super) const SCHEME: &str = "Bearer ";
 /// Longest key file.
 const MAX_KEY_BYTES: u64 = 4096;
 
@@ -137,7 +139,7 @@ impl EndpointSettings {
         }
         let text = read_private(path).map_err(refuse)?;
         let key = text.trim();
-        let mut header = HeaderValue::from_str(&format!("Bearer {key}"))
+        let mut header = HeaderValue::from_str(&format!("{SCHEME}{key}"))
             .ok()
             .filter(|_| !key.is_empty() && key.chars().all(|c| c.is_ascii_graphic()))
             .ok_or_else(|| refuse("must hold one line of visible characters".to_owned()))?;

@@ -6,19 +6,35 @@ pub(crate) mod bodies;
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener},
+    os::unix::fs::PermissionsExt as _,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
-use super::EndpointSettings;
+use super::{EndpointSettings, Until};
+
+/// A time that never comes.
+pub(crate) fn never() -> Until {
+    Until::new(watch::channel(None).1)
+}
+
+pub(crate) fn key_file(text: &str, mode: u32) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+    file
+}
 
 /// What the server does with one connection, after it has read the request.
 #[derive(Debug, Clone)]
 pub(crate) enum Play {
     /// A proper answer with a status line such as "200 OK", more headers, and a body.
     Answer(&'static str, &'static str, String),
+    /// An answer with this status line that repeats the request's head, the key in it.
+    Echo(&'static str),
     /// These bytes, then the end of the connection.
     Raw(Vec<u8>),
     /// These bytes, then the given ones again and again until the client has had enough.
@@ -114,6 +130,7 @@ fn converse(stream: &mut (impl Read + Write), play: Play, received: &Mutex<Vec<R
     let Some(request) = read_request(stream) else {
         return;
     };
+    let head = request.head.clone();
     received.lock().unwrap().push(request);
     let mut send = |bytes: &[u8]| {
         stream
@@ -123,13 +140,11 @@ fn converse(stream: &mut (impl Read + Write), play: Play, received: &Mutex<Vec<R
     };
     match play {
         Play::Answer(status, headers, body) => {
-            send(
-                format!(
-                    "HTTP/1.1 {status}\r\ncontent-length: {}\r\n{headers}\r\n{body}",
-                    body.len()
-                )
-                .as_bytes(),
-            );
+            send(&answer(status, headers, &body));
+        }
+        Play::Echo(status) => {
+            let body = json!({"error": {"message": head}}).to_string();
+            send(&answer(status, "", &body));
         }
         Play::Raw(bytes) => {
             send(&bytes);
@@ -143,6 +158,11 @@ fn converse(stream: &mut (impl Read + Write), play: Play, received: &Mutex<Vec<R
             let _ = stream.read(&mut [0]);
         }
     }
+}
+
+fn answer(status: &str, headers: &str, body: &str) -> Vec<u8> {
+    let length = body.len();
+    format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\n{headers}\r\n{body}").into_bytes()
 }
 
 fn read_request(stream: &mut impl Read) -> Option<Request> {

@@ -1,10 +1,11 @@
-use std::os::unix::fs::PermissionsExt as _;
+use std::pin::pin;
 
 use concord_common::config::ByteSize;
 use serde_json::json;
+use tokio::{sync::watch, time::timeout};
 
 use super::{
-    testing::{Play, TestServer},
+    testing::{Play, TestServer, key_file, never},
     *,
 };
 
@@ -17,21 +18,20 @@ struct Answer {
 
 async fn post(settings: EndpointSettings) -> Result<Answer, EndpointError> {
     let mut calls = 0;
-    let body = Endpoint::open(settings)?
+    let body = Endpoint::open(settings, never())?
         .post("chat/completions", &json!({"a": 1}), &mut calls)
         .await?;
     Ok(Answer { body, calls })
 }
 
 fn setting_error(settings: EndpointSettings) -> String {
-    Endpoint::open(settings).unwrap_err().to_string()
+    Endpoint::open(settings, never()).unwrap_err().to_string()
 }
 
-fn key_file(text: &str, mode: u32) -> tempfile::NamedTempFile {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), text).unwrap();
-    std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(mode)).unwrap();
-    file
+/// An endpoint whose calls go on until the time that is put into the other end.
+fn timed(settings: EndpointSettings) -> (watch::Sender<Option<Instant>>, Endpoint) {
+    let (time, until) = watch::channel(None);
+    (time, Endpoint::open(settings, Until::new(until)).unwrap())
 }
 
 #[tokio::test]
@@ -123,7 +123,7 @@ async fn a_redirect_is_not_followed() {
 
 #[test]
 fn waits_are_doubled_and_what_an_endpoint_asks_for_is_bounded() {
-    let endpoint = Endpoint::open(EndpointSettings::new("http://127.0.0.1/v1")).unwrap();
+    let endpoint = Endpoint::open(EndpointSettings::new("http://127.0.0.1/v1"), never()).unwrap();
     let busy = |seconds: Option<u64>| EndpointError::Status {
         url: String::new(),
         status: StatusCode::TOO_MANY_REQUESTS,
@@ -246,7 +246,7 @@ async fn the_key_is_read_from_a_private_file_and_never_shown() {
         key_file: Some(key.path().into()),
         ..server.settings()
     };
-    let endpoint = Endpoint::open(settings).unwrap();
+    let endpoint = Endpoint::open(settings, never()).unwrap();
     endpoint.post("x", &json!(1), &mut 0).await.unwrap();
     assert!(
         server.requests()[0]
@@ -254,6 +254,35 @@ async fn the_key_is_read_from_a_private_file_and_never_shown() {
             .contains("authorization: Bearer sk-secret")
     );
     assert!(!format!("{endpoint:?}").contains("secret"));
+}
+
+#[tokio::test]
+async fn a_key_that_an_endpoint_repeats_stands_in_no_error() {
+    let key = key_file("sk-secret", 0o600);
+    let error = async |play: Play| {
+        let server = TestServer::start(vec![play]);
+        let settings = EndpointSettings {
+            key_file: Some(key.path().into()),
+            attempts: 1,
+            ..server.settings()
+        };
+        post(settings).await.unwrap_err().to_string()
+    };
+    for status in [
+        "400 Bad Request",
+        "401 Unauthorized",
+        "500 Internal Server Error",
+    ] {
+        let text = error(Play::Echo(status)).await;
+        assert!(
+            text.contains("Bearer …") && !text.contains("secret"),
+            "{text}"
+        );
+    }
+    // Nor does its beginning, where what is kept of the answer ends.
+    let long = format!("{}sk-secret", "x".repeat(KEPT_ERROR_TEXT - 4));
+    let text = error(Play::Answer("401 Unauthorized", "", long)).await;
+    assert!(text.contains("xxx…") && !text.contains("sk-"), "{text}");
 }
 
 #[test]
@@ -336,16 +365,67 @@ fn a_setting_that_cannot_be_is_named() {
 
 #[tokio::test(start_paused = true)]
 async fn the_rate_limit_spaces_calls() {
-    let endpoint = Endpoint::open(EndpointSettings {
+    let (_time, endpoint) = timed(EndpointSettings {
         requests_per_minute: Some(30),
         ..EndpointSettings::new("http://127.0.0.1:1/v1")
-    })
-    .unwrap();
+    });
     let start = Instant::now();
     for turn in 0..4 {
         endpoint.wait_for_turn().await;
         assert_eq!(start.elapsed().as_secs(), 2 * turn);
     }
+}
+
+#[tokio::test]
+async fn a_call_without_an_answer_is_broken_off_when_its_time_ends_and_none_is_begun_after() {
+    let server = TestServer::start(vec![Play::Silence]);
+    let (time, endpoint) = timed(server.settings());
+    let (body, mut calls) = (json!(1), 0);
+    let call = endpoint.post("x", &body, &mut calls);
+    let end = async {
+        while server.requests().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        time.send_replace(Some(Instant::now()));
+    };
+    let (answer, ()) = tokio::join!(call, end);
+    let error = answer.unwrap_err();
+    assert!(error.is_passing() && !error.is_about_the_request());
+    assert_eq!((error.code().as_str(), calls), ("stopped", 1));
+    let error = endpoint.post("x", &body, &mut calls).await.unwrap_err();
+    assert_eq!((error.code().as_str(), calls), ("stopped", 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_for_a_turn_or_between_two_tries_ends_with_the_time_too() {
+    let nobody = TestServer::start(Vec::new()).address;
+    for (requests_per_minute, sent) in [(Some(1), 0), (None, 1)] {
+        let (time, endpoint) = timed(EndpointSettings {
+            requests_per_minute,
+            backoff: Duration::from_mins(1),
+            ..EndpointSettings::new(&format!("http://{nobody}"))
+        });
+        // The first turn is another call's.
+        endpoint.wait_for_turn().await;
+        let (start, mut calls) = (Instant::now(), 0);
+        time.send_replace(Some(start + Duration::from_secs(20)));
+        let error = endpoint.post("x", &json!(1), &mut calls).await.unwrap_err();
+        assert_eq!((error.code().as_str(), calls), ("stopped", sent));
+        assert_eq!(start.elapsed().as_secs(), 20);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_time_that_is_named_anew_counts() {
+    let start = Instant::now();
+    let (time, until) = watch::channel(Some(start + Duration::from_hours(1)));
+    let until = Until::new(until);
+    let mut come = pin!(until.come());
+    let soon = timeout(Duration::from_mins(10), come.as_mut());
+    assert!(soon.await.is_err());
+    time.send_replace(Some(Instant::now()));
+    come.await;
+    assert_eq!(start.elapsed().as_secs(), 600);
 }
 
 #[tokio::test]

@@ -7,14 +7,14 @@ use crate::{gallery::arm_name, machine::Summary};
 /// One row for every arm of every iteration.
 pub(super) fn table(history: &[Summary]) -> String {
     let mut text =
-        "iteration,arm,score,gain,gain_low,gain_high,pairs,left_out,win_rate,alignment,diversity,raw_gain,kept,cut,ties\n".to_owned();
+        "iteration,arm,score,gain,gain_low,gain_high,pairs,left_out,win_rate,alignment,diversity,raw_gain,kept,cut,ties,nearest,nearest_base,near\n".to_owned();
     let number = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:.6}"));
     for summary in history {
         let raw_gain = number(summary.raw_gain.map(|gain| gain.mean));
         for (arm, result) in &summary.arms {
             let _ = writeln!(
                 text,
-                "{},{},{:.6},{:.6},{:.6},{:.6},{},{},{:.4},{},{},{raw_gain},{},{},{}",
+                "{},{},{:.6},{:.6},{:.6},{:.6},{},{},{:.4},{},{},{raw_gain},{},{},{},{},{},{}",
                 summary.iteration,
                 arm_name(*arm),
                 result.score,
@@ -29,6 +29,9 @@ pub(super) fn table(history: &[Summary]) -> String {
                 summary.kept,
                 result.cut,
                 result.wins.ties,
+                number(result.nearest.map(|it| it.arm)),
+                number(result.nearest.map(|it| it.base)),
+                number(result.nearest.map(|it| it.near)),
             );
         }
     }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 
-use super::{HeldOutView, PairView, arm_cells, arm_name, escape};
+use super::{HeldOutView, PairView, arm_cells, arm_name, escape, interval, other_scores};
 use crate::{
     image::{Image, ImageError},
     machine::{Decision, Summary},
@@ -44,10 +44,9 @@ pub(super) fn heading(page: &mut String, title: &str, notes: &[String]) {
 pub(super) fn iterations(page: &mut String, summaries: &[Summary]) {
     page.push_str("<h2>Iterations</h2>\n<table><tr><th>iteration</th><th>raw gain</th><th>kept</th><th>rejected</th><th>unusable answers</th><th>then</th></tr>\n");
     for summary in summaries {
-        let gain = summary.raw_gain.map_or_else(
-            || "not measured".to_owned(),
-            |gain| format!("{:+.3} ({:+.3} to {:+.3})", gain.mean, gain.low, gain.high),
-        );
+        let gain = summary
+            .raw_gain
+            .map_or_else(|| "not measured".to_owned(), |gain| interval(&gain));
         let rejected: Vec<String> = summary
             .rejected
             .iter()
@@ -71,7 +70,7 @@ pub(super) fn iterations(page: &mut String, summaries: &[Summary]) {
         "</table>\n<h2>Held-out prompts, against the base at equal seeds, solver and steps</h2>\n<p class=\"small\">Prompt rewriting needs the base's image and \
          an answer about it first.</p>\n",
     );
-    page.push_str("<table><tr><th>iteration</th><th>arm</th><th>score</th><th>gain (interval)</th><th>win rate</th><th>ties</th><th>pairs left out</th><th>alignment</th><th>diversity</th></tr>\n");
+    page.push_str("<table><tr><th>iteration</th><th>arm</th><th>score</th><th>gain (interval)</th><th>win rate</th><th>ties</th><th>pairs left out</th><th>alignment</th><th>diversity</th><th>nearest X' (the base's; near)</th></tr>\n");
     for summary in summaries {
         for (arm, result) in &summary.arms {
             let _ = write!(
@@ -85,6 +84,20 @@ pub(super) fn iterations(page: &mut String, summaries: &[Summary]) {
             }
             page.push_str("</tr>\n");
         }
+    }
+    page.push_str("</table>\n");
+    others(page, summaries);
+}
+
+fn others(page: &mut String, summaries: &[Summary]) {
+    let rows = other_scores(summaries);
+    if rows.is_empty() {
+        return;
+    }
+    page.push_str("<p class=\"small\">Evaluation scorers that decide nothing:</p>\n<table><tr><th>iteration</th><th>arm</th><th>scorer</th><th>score</th><th>gain (interval)</th></tr>\n");
+    for row in rows {
+        let cells = row.map(|cell| format!("<td>{}</td>", escape(&cell)));
+        let _ = writeln!(page, "<tr>{}</tr>", cells.concat());
     }
     page.push_str("</table>\n");
 }

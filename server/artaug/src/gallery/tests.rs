@@ -11,7 +11,7 @@ use crate::{
     advisor::RegionPrompt,
     folder::JobFolder,
     losses,
-    machine::{Decision, Event, Machine, Plan, StopReason, Work, testing},
+    machine::{Decision, Event, Machine, OtherScore, Plan, StopReason, Work, testing},
     region::Area,
     stats::{Interval, Wins},
 };
@@ -72,6 +72,15 @@ fn summary(iteration: u32) -> Summary {
         cut: 0,
         alignment: Some(0.31),
         diversity: Some(0.28),
+        nearest: None,
+        behind: None,
+        others: BTreeMap::from([(
+            "grace <b>".to_owned(),
+            OtherScore {
+                score: 0.625,
+                gain: interval,
+            },
+        )]),
     };
     Summary {
         iteration,
@@ -167,6 +176,7 @@ fn the_page_shows_every_part_and_stands_alone() {
         "well lit",
         "held-out image 7",
         "+0.120 (+0.080 to +0.160)",
+        "<td>grace &lt;b&gt;</td><td>0.625</td><td>+0.120 (+0.080 to +0.160)</td>",
         "showing 2 of 48<",
         "showing 1 of 200<",
         "samples: showing 2 of 9<",

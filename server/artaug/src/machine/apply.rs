@@ -69,8 +69,15 @@ impl Machine {
             } => {
                 self.arms.entry(arm).or_default().items.insert(item, result);
             }
-            Event::Diversity { arm, value, .. } => {
-                self.arms.entry(arm).or_default().diversity = Some(value);
+            Event::Diversity {
+                arm,
+                value,
+                nearest,
+                ..
+            } => {
+                let judged = self.arms.entry(arm).or_default();
+                judged.diversity = Some(value);
+                judged.nearest = nearest;
             }
             Event::Decided { decision, .. } => self.close(decision),
         }
@@ -183,6 +190,7 @@ impl Machine {
         let summary = self.summary(decision);
         self.history.push(summary);
         self.made.push(Made {
+            taught: self.taught_now().collect(),
             trained: self.trained.clone(),
             samples: std::mem::take(&mut self.samples),
             fused: self.fused.clone(),

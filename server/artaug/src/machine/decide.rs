@@ -1,19 +1,9 @@
 //! Whether the job goes on, stops, or rolls back to the last good iteration.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
-use super::{Arm, ArmSummary, Judged, Machine, Plan};
-use crate::{
-    filter::Candidate,
-    photometry::moments,
-    stats::{Bootstrap, Interval, wins},
-};
-
-/// Least part of the held-out prompts, in hundredths, that must have a score under both models for a decision by it. A few missing
-/// answers of a judge elsewhere are left out of the comparison; many would make it another comparison.
-const LEAST_PAIRED: usize = 90;
+use super::{Arm, Judged, Machine};
+use crate::{filter::Candidate, stats::Interval};
 
 /// When a job stops.
 #[derive(Debug, Clone, PartialEq)]
@@ -146,106 +136,12 @@ impl StopReason {
     }
 }
 
-/// The gain of the enhanced images over the base images of all pairs that were advised on, changed and have every score: each scorer's gain in spreads of its base scores,
-/// averaged over the scorers.
-pub(super) fn raw_gain(candidates: &[Candidate], plan: &Plan) -> Option<Interval> {
-    let scorers: Vec<&String> = plan.filter.least_gain.keys().collect();
-    let scored: Vec<Vec<(f64, f64)>> = candidates
-        .iter()
-        .filter_map(|candidate| {
-            scorers
-                .iter()
-                .map(|name| Some((candidate.base.get(name)?, candidate.enhanced.get(name)?)))
-                .collect()
-        })
-        .collect();
-    let spreads: Vec<f64> = (0..scorers.len())
-        .map(|scorer| {
-            moments(scored.iter().map(|pair| pair[scorer].0))
-                .1
-                .max(1e-9)
-        })
-        .collect();
-    let gains: Vec<f64> = scored
-        .iter()
-        .map(|pair| {
-            let sum: f64 = pair
-                .iter()
-                .zip(&spreads)
-                .map(|((before, after), spread)| (after - before) / spread)
-                .sum();
-            sum / spreads.len().max(1) as f64
-        })
-        .collect();
-    interval(&plan.bootstrap, "raw gain", &vec![0.0; gains.len()], &gains)
-}
-
-fn interval(
-    bootstrap: &Bootstrap,
-    purpose: &str,
-    before: &[f64],
-    after: &[f64],
-) -> Option<Interval> {
-    let own = Bootstrap {
-        seed: bootstrap.seed.derive(purpose),
-        ..*bootstrap
-    };
-    own.interval(before, after).ok()
-}
-
-/// Scores of the same prompts under two models.
-struct Paired {
-    before: Vec<f64>,
-    after: Vec<f64>,
-    left_out: usize,
-}
-
-impl Paired {
-    /// The prompts that have both scores, and how many do not.
-    fn of(
-        held_out: u32,
-        before: impl Fn(u32) -> Option<f64>,
-        after: impl Fn(u32) -> Option<f64>,
-    ) -> Self {
-        let (before, after): (Vec<f64>, Vec<f64>) = (0..held_out)
-            .filter_map(|item| before(item).zip(after(item)))
-            .unzip();
-        Self {
-            left_out: held_out as usize - before.len(),
-            before,
-            after,
-        }
-    }
-
-    /// Whether there are enough for a decision; if not, why.
-    fn enough(self, what: &str) -> Result<Self, StopReason> {
-        let (pairs, all) = (self.before.len(), self.before.len() + self.left_out);
-        if pairs >= 2 && pairs * 100 >= all * LEAST_PAIRED {
-            return Ok(self);
-        }
-        Err(StopReason::NoEvaluation {
-            what: format!(
-                "{what} is there for {pairs} of {all} held-out prompts under both models, at least {LEAST_PAIRED} % are needed"
-            ),
-        })
-    }
-
-    fn means(&self) -> Option<(f64, f64)> {
-        let mean = |scores: &[f64]| scores.iter().sum::<f64>() / scores.len() as f64;
-        (!self.before.is_empty()).then(|| (mean(&self.before), mean(&self.after)))
-    }
-
-    fn interval(&self, bootstrap: &Bootstrap, purpose: &str) -> Option<Interval> {
-        interval(bootstrap, purpose, &self.before, &self.after)
-    }
-}
-
 impl Judged {
-    fn score(&self, item: u32, name: &str) -> Option<f64> {
+    pub(super) fn score(&self, item: u32, name: &str) -> Option<f64> {
         self.items.get(&item)?.scores.get(name)
     }
 
-    fn filter_score(&self, item: u32, name: &str) -> Option<f64> {
+    pub(super) fn filter_score(&self, item: u32, name: &str) -> Option<f64> {
         self.items.get(&item)?.filter_scores.get(name)
     }
 }
@@ -368,69 +264,5 @@ impl Machine {
             return Err(StopReason::RewardHacking { filter, evaluation });
         }
         Ok(())
-    }
-
-    fn paired(&self, before: &Judged, after: &Judged, name: &str) -> Paired {
-        Paired::of(
-            self.plan.held_out,
-            |item| before.score(item, name),
-            |item| after.score(item, name),
-        )
-    }
-
-    /// The filter's scores of held-out images, in spreads of those of `reference`, averaged over the scorers.
-    fn paired_by_filter(&self, reference: &Judged, before: &Judged, after: &Judged) -> Paired {
-        let scorers: Vec<(&String, f64)> = self
-            .plan
-            .filter
-            .least_gain
-            .keys()
-            .map(|name| {
-                let scores =
-                    (0..self.plan.held_out).filter_map(|item| reference.filter_score(item, name));
-                (name, moments(scores).1.max(1e-9))
-            })
-            .collect();
-        let scaled = |judged: &Judged, item: u32| -> Option<f64> {
-            let scores: Option<Vec<f64>> = scorers
-                .iter()
-                .map(|(name, spread)| Some(judged.filter_score(item, name)? / spread))
-                .collect();
-            Some(scores?.iter().sum::<f64>() / scorers.len().max(1) as f64)
-        };
-        Paired::of(
-            self.plan.held_out,
-            |item| scaled(before, item),
-            |item| scaled(after, item),
-        )
-    }
-
-    /// Every arm against the base, by the prompts that have the judging score under both.
-    pub(super) fn arm_summaries(&self) -> BTreeMap<Arm, ArmSummary> {
-        let Some(base) = self.arms.get(&Arm::Base) else {
-            return BTreeMap::new();
-        };
-        self.arms
-            .iter()
-            .filter_map(|(arm, judged)| Some((*arm, self.arm_summary(base, judged)?)))
-            .collect()
-    }
-
-    fn arm_summary(&self, base: &Judged, judged: &Judged) -> Option<ArmSummary> {
-        let rules = &self.plan.stop;
-        let paired = self.paired(base, judged, &rules.judge);
-        let alignment = rules
-            .alignment
-            .as_ref()
-            .and_then(|name| self.paired(base, judged, name).means());
-        Some(ArmSummary {
-            score: paired.means()?.1,
-            gain: paired.interval(&self.plan.bootstrap, "evaluation gain")?,
-            wins: wins(&paired.before, &paired.after, rules.tie).ok()?,
-            left_out: paired.left_out,
-            cut: judged.items.values().filter(|made| made.cut > 0).count(),
-            alignment: alignment.map(|(_, after)| after),
-            diversity: judged.diversity,
-        })
     }
 }

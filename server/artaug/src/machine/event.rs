@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{Arm, Decision, Ingredients, Training};
 use crate::{
     advisor::{Advice, Usage},
+    photometry::Nearest,
     scorer::{Failure, ForEvaluation, ForFilter, Scores},
     stats::Interval,
 };
@@ -123,7 +124,7 @@ pub enum Event {
         /// What came out.
         result: Evaluated,
     },
-    /// The diversity of an arm's images was measured.
+    /// An arm's images were compared with each other and with those of training.
     Diversity {
         /// The iteration.
         iteration: u32,
@@ -131,6 +132,9 @@ pub enum Event {
         arm: Arm,
         /// See [`crate::photometry::Thumbnails::diversity`].
         value: f64,
+        /// How near they come to the images of training; none where nothing was trained.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        nearest: Option<Nearest>,
     },
     /// The iteration was judged.
     Decided {
@@ -307,6 +311,9 @@ pub struct Fused {
 pub struct Evaluated {
     /// The prompt as used (rewritten for [`Arm::Rewriting`]).
     pub prompt: String,
+    /// Seed of the noise; none in the journals of older workers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
     /// The stored PNG file.
     pub image: Digest,
     /// How many of the texts that it was drawn from are longer than the model reads of them.
@@ -372,7 +379,10 @@ impl Event {
                     && result.scores.iter().all(|(_, value)| finite(&value))
                     && result.filter_scores.iter().all(|(_, value)| finite(&value))
             }
-            Self::Diversity { value, .. } => finite(value),
+            Self::Diversity { value, nearest, .. } => {
+                let numbers = nearest.map(|it| [it.arm, it.base, it.near]);
+                finite(value) && numbers.is_none_or(|numbers| numbers.iter().all(finite))
+            }
             Self::Began { .. }
             | Self::Filtered { .. }
             | Self::Reviewed { .. }

@@ -1,8 +1,8 @@
-//! The manifest: one JSON line for every item of an iteration, with all that is known of it.
+//! The manifest: one JSON line for every item of an iteration, with all that is known of it; and the same for its held-out images.
 
 use serde::{Deserialize, Serialize};
 
-use super::{Advised, Generated, Machine, Regenerated, Scored};
+use super::{Advised, Arm, Evaluated, Generated, Machine, Regenerated, Scored};
 use crate::filter::Verdict;
 
 /// One item.
@@ -25,7 +25,36 @@ pub struct ManifestLine {
     pub verdict: Option<Verdict>,
 }
 
+/// A held-out image of an arm, with what it was drawn from and all its scores.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct HeldOutLine<'a> {
+    /// The iteration, from 1.
+    pub iteration: u32,
+    /// Which model and prompt.
+    pub arm: Arm,
+    /// The held-out prompt, from 0.
+    pub item: u32,
+    /// What came out.
+    #[serde(flatten)]
+    pub result: &'a Evaluated,
+}
+
 impl Machine {
+    /// The held-out images that were drawn in the iteration under way. Those of the base and of prompt rewriting are drawn in the first one and stay.
+    pub fn held_out(&self) -> impl Iterator<Item = HeldOutLine<'_>> {
+        let is_drawn_now =
+            |arm: Arm| self.iteration == 1 || matches!(arm, Arm::Enhanced | Arm::PlainLora);
+        let arms = self.arms.iter().filter(move |(arm, _)| is_drawn_now(**arm));
+        arms.flat_map(|(arm, judged)| {
+            judged.items.iter().map(|(item, result)| HeldOutLine {
+                iteration: self.iteration,
+                arm: *arm,
+                item: *item,
+                result,
+            })
+        })
+    }
+
     /// The manifest of the iteration under way, complete once the filter (and the review) are through. It is rewritten from the
     /// journal, so it cannot be torn.
     pub fn manifest(&self) -> impl Iterator<Item = ManifestLine> {

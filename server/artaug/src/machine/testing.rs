@@ -6,6 +6,7 @@ use concord_common::seed::Seed;
 use super::*;
 use crate::{
     advisor::{Advice, Region, RegionPrompt, Usage},
+    photometry::Nearest,
     region::Area,
     scorer::Scores,
 };
@@ -166,6 +167,11 @@ impl World {
                 iteration,
                 arm,
                 value: 0.3 + steps(machine, arm) * self.diversity,
+                nearest: matches!(arm, Arm::Enhanced | Arm::PlainLora).then_some(Nearest {
+                    arm: 0.1,
+                    base: 0.2,
+                    near: 0.3,
+                }),
             }],
             Work::Decide => vec![machine.decided()],
             Work::Done => vec![],
@@ -179,6 +185,10 @@ impl World {
         if self.unjudged == 0 || !item.is_multiple_of(self.unjudged) {
             scores.insert("judge", judge);
         }
+        // Half of the prompts have a second opinion.
+        if item.is_multiple_of(2) {
+            scores.insert("second", f64::from(item) - steps);
+        }
         let image = drawn(
             &format!("{arm:?}"),
             machine.lora_of(arm),
@@ -191,6 +201,7 @@ impl World {
             item,
             result: Evaluated {
                 prompt: format!("held out {item}"),
+                seed: Some(u64::from(item)),
                 image: object(&image),
                 // Some rewritten prompts are too long.
                 cut: usize::from(arm == Arm::Rewriting && item < 3),

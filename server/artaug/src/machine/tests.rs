@@ -1,4 +1,5 @@
 mod fitting;
+mod others;
 
 use proptest::prelude::*;
 

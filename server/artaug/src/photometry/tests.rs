@@ -98,17 +98,53 @@ fn the_subject_is_found_where_it_stands() {
     close(aside.placement(), 0.2);
 }
 
+fn thumbnails(images: &[&Image]) -> Thumbnails {
+    let mut thumbnails = Thumbnails::default();
+    for image in images {
+        thumbnails.add(image);
+    }
+    thumbnails
+}
+
+#[test]
+fn a_copy_is_at_no_distance_and_of_several_images_the_nearest_counts() {
+    let [black, grey, white] = [0, 51, 255].map(|level| Image::filled(9, 9, [level; 3]).unwrap());
+    let distances = |images: &[&Image], others: &[&Image]| {
+        thumbnails(images)
+            .distances(&thumbnails(others), || Ok::<_, ()>(()))
+            .unwrap()
+    };
+    assert_eq!(distances(&[&black], &[&white, &black]), [0.0]);
+    let both = distances(&[&grey, &white], &[&white, &black]);
+    close(both[0], 0.2);
+    close(both[1], 0.0);
+    assert!(distances(&[&black], &[]).is_empty());
+    let stopped = thumbnails(&[&black]).distances(&thumbnails(&[&white]), || Err("stop"));
+    assert_eq!(stopped, Err("stop"));
+}
+
+#[test]
+fn a_few_copies_among_many_images_stand_out() {
+    let base: Vec<f64> = (1..=100).map(f64::from).collect();
+    let same = Nearest::of(&base, &base).unwrap();
+    close(same.near, 0.05);
+    close(same.arm, 50.5);
+    // Ten of a hundred are copies, the others as far as the base's images.
+    let mut copies = base.clone();
+    copies[90..].fill(0.0);
+    let nearest = Nearest::of(&copies, &base).unwrap();
+    close(nearest.near, 0.15);
+    assert_eq!(nearest.base, same.base);
+    assert!(nearest.arm < same.arm);
+    assert_eq!(Nearest::of(&[], &base), None);
+    assert_eq!(Nearest::of(&base, &[]), None);
+}
+
 #[test]
 fn equal_images_have_no_diversity_and_black_and_white_all_of_it() {
     let black = Image::filled(9, 9, [0; 3]).unwrap();
     let white = Image::filled(9, 9, [255; 3]).unwrap();
-    let diversity = |images: &[&Image]| {
-        let mut thumbnails = Thumbnails::default();
-        for image in images {
-            thumbnails.add(image);
-        }
-        thumbnails.diversity()
-    };
+    let diversity = |images: &[&Image]| thumbnails(images).diversity();
     assert_eq!(diversity(&[&black]), None);
     assert_eq!(diversity(&[&black, &black]), Some(0.0));
     assert_eq!(diversity(&[&black, &white]), Some(1.0));

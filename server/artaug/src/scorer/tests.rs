@@ -6,7 +6,7 @@ use crate::{
     data::apply,
     endpoint::{
         Endpoint,
-        testing::{Play, TestServer},
+        testing::{Play, TestServer, never},
     },
     photometry::{CleanRanges, survey},
     words::{Dimension, Level, Place, Statement},
@@ -41,6 +41,20 @@ fn clean_images() -> Vec<Image> {
 fn ranges() -> CleanRanges {
     let surveys: Vec<_> = clean_images().iter().map(survey).collect();
     CleanRanges::measure(&surveys, 0.02).unwrap()
+}
+
+/// Asks a whole panel, once.
+fn score_all<U: Use>(
+    panel: &Panel<U>,
+    image: &Image,
+    prompt: &str,
+    usage: &mut Usage,
+) -> Result<Opinion<U>, ScoreError> {
+    let mut opinion = Opinion::default();
+    for scorer in panel {
+        opinion.ask(scorer.as_ref(), image, prompt, usage)?;
+    }
+    Ok(opinion)
 }
 
 fn damaged(dimension: Dimension, level: Level, place: Place) -> Image {
@@ -235,7 +249,7 @@ fn external(
 ) {
     let server = TestServer::start(plays);
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let endpoint = Arc::new(Endpoint::open(server.settings()).unwrap());
+    let endpoint = Arc::new(Endpoint::open(server.settings(), never()).unwrap());
     let chat = Chat::new(
         endpoint,
         ChatSettings::new("judge"),

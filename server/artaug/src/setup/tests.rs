@@ -1,7 +1,9 @@
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+
 use super::*;
 use crate::{
     advisor::{AdvisorError, Question},
-    endpoint::testing::{Play, TestServer},
+    endpoint::testing::{Play, TestServer, never},
     image::Image,
     photometry::{CleanRanges, survey},
     scorer::Discriminant,
@@ -158,7 +160,7 @@ fn an_advisor_elsewhere_is_asked_as_the_specification_says() {
         allowed
             .endpoints
             .insert("vision".to_owned(), server.settings());
-        let advisor = Endpoints::new(&allowed, runtime.handle().clone())
+        let advisor = Endpoints::new(&allowed, runtime.handle().clone(), never())
             .advisor(&spec.advisor, &clean().looks)
             .unwrap();
         let question = Question {
@@ -186,6 +188,83 @@ fn an_advisor_elsewhere_is_asked_as_the_specification_says() {
 }
 
 #[test]
+fn a_scorer_elsewhere_is_asked_as_the_specification_says() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let server = TestServer::start(vec![Play::says("none"); 4]);
+    let asked = "endpoint = \"vision\", criterion = \"c\", tries = 2, max_tokens = 77, schema = false, least_side = 40";
+    let chat = |name: &str| {
+        format!("{{ kind = \"chat\", name = \"{name}\", model = \"{name}\", {asked} }}")
+    };
+    let spec = spec(&[
+        NO_ALIGNMENT[0],
+        NO_ALIGNMENT[1],
+        (
+            "{ kind = \"photometry\", least_gain = 0.0 }",
+            &chat("chooser"),
+        ),
+        ("{ kind = \"statistics\" }", &chat("taste")),
+        ("judge = \"statistics\"", "judge = \"taste\""),
+    ]);
+    let mut allowed = Allowed::default();
+    allowed
+        .endpoints
+        .insert("vision".to_owned(), server.settings());
+    let mut endpoints = Endpoints::new(&allowed, runtime.handle().clone(), never());
+    let filter = endpoints.filter_panel(&spec, &clean(), &Bare).unwrap();
+    let evaluation = endpoints.evaluation_panel(&spec, &clean(), &Bare).unwrap();
+    let image = Image::filled(16, 16, [90, 90, 90]).unwrap();
+    filter[0].score(&image, "red apple").unwrap_err();
+    evaluation[0].score(&image, "red apple").unwrap_err();
+    let requests = server.requests();
+    let models: Vec<&str> = requests
+        .iter()
+        .filter_map(|request| request.body["model"].as_str())
+        .collect();
+    assert_eq!(models, ["chooser", "chooser", "taste", "taste"]);
+    for body in requests.iter().map(|request| &request.body) {
+        assert_eq!(body["max_tokens"], 77);
+        assert!(body.get("response_format").is_none());
+        // 16 pixels, enlarged by a whole factor to 40 at least, are 48.
+        let url = body["messages"][1]["content"][0]["image_url"]["url"]
+            .as_str()
+            .unwrap();
+        let (_, png) = url.split_once(',').unwrap();
+        let sent = Image::from_png(&STANDARD.decode(png).unwrap()).unwrap();
+        assert_eq!((sent.width(), sent.height()), (48, 48));
+    }
+}
+
+#[test]
+fn a_scorer_that_does_not_say_how_it_is_asked_is_asked_as_an_advisor_that_does_not() {
+    let chat = "kind = \"chat\"\nendpoint = \"vision\"\nmodel = \"m\"\nboxes = \"pixel\"\n";
+    let spec = spec(&[
+        ("kind = \"rules\"\n", chat),
+        ("tail = 0.02\n", ""),
+        ("least_excess = 0.5\n", ""),
+    ]);
+    let AdvisorSpec::Chat {
+        tries,
+        temperature,
+        max_tokens,
+        schema,
+        least_side,
+        ..
+    } = spec.advisor
+    else {
+        panic!("{:?}", spec.advisor)
+    };
+    let of_an_advisor = ChatSettings {
+        model: "m".to_owned(),
+        tries,
+        temperature,
+        max_tokens,
+        send_schema: schema,
+        least_side,
+    };
+    assert_eq!(asked("m", [None; 3], None), of_an_advisor);
+}
+
+#[test]
 fn advisor_and_panels_are_those_of_the_specification() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let chat = "kind = \"chat\"\nendpoint = \"vision\"\nmodel = \"m\"\nboxes = \"pixel\"\n";
@@ -199,7 +278,7 @@ fn advisor_and_panels_are_those_of_the_specification() {
     ));
     let spec = spec(&changes);
     let mut allowed = Allowed::default();
-    let error = Endpoints::new(&allowed, runtime.handle().clone())
+    let error = Endpoints::new(&allowed, runtime.handle().clone(), never())
         .advisor(&spec.advisor, &clean().looks)
         .err()
         .unwrap();
@@ -211,7 +290,7 @@ fn advisor_and_panels_are_those_of_the_specification() {
         "vision".to_owned(),
         EndpointSettings::new("http://127.0.0.1:1/v1"),
     );
-    let mut endpoints = Endpoints::new(&allowed, runtime.handle().clone());
+    let mut endpoints = Endpoints::new(&allowed, runtime.handle().clone(), never());
     assert!(
         endpoints
             .advisor(&spec.advisor, &clean().looks)
@@ -242,7 +321,7 @@ fn advisor_and_panels_are_those_of_the_specification() {
 fn a_scorer_without_its_model_is_an_error_and_no_silent_gap() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let allowed = Allowed::default();
-    let mut endpoints = Endpoints::new(&allowed, runtime.handle().clone());
+    let mut endpoints = Endpoints::new(&allowed, runtime.handle().clone(), never());
     let spec = spec(&[]);
     assert!(matches!(
         endpoints.filter_panel(&spec, &clean(), &Bare),

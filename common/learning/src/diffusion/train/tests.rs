@@ -91,6 +91,22 @@ fn an_interrupted_fit_ends_in_the_same_bytes() {
 }
 
 #[test]
+fn a_fit_can_go_back_from_the_middle_of_a_step_to_its_beginning() {
+    let (_folder, mut model) = model();
+    let mut trainer = trainer(&mut model, "one");
+    let examples = examples(&model, "x");
+    let pass = |trainer: &mut Trainer| trainer.pass(&model, &examples, Seed(9)).unwrap();
+    pass(&mut trainer);
+    pass(&mut trainer);
+    let saved = trainer.save().unwrap();
+    let loss = pass(&mut trainer);
+    assert_ne!(trainer.save().unwrap(), saved);
+    trainer.back_to_step();
+    assert_eq!(trainer.save().unwrap(), saved);
+    assert_eq!(pass(&mut trainer).to_bits(), loss.to_bits());
+}
+
+#[test]
 fn a_state_of_another_fit_is_refused() {
     let (_folder, mut model) = model();
     let one = trainer(&mut model, "one");

@@ -57,11 +57,14 @@ impl Finished {
 
 impl Progress {
     /// The mean of the losses that no state has told of yet.
-    pub(super) fn report(&mut self) -> f64 {
+    pub(super) fn unreported(&self) -> f64 {
         let new = &self.losses[self.reported..];
-        let mean = new.iter().sum::<f64>() / new.len() as f64;
+        new.iter().sum::<f64>() / new.len() as f64
+    }
+
+    /// A state that was kept has told of all losses so far.
+    pub(super) fn report(&mut self) {
         self.reported = self.losses.len();
-        mean
     }
 
     /// The state to keep, with the trainer's own.

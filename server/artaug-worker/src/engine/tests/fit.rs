@@ -118,7 +118,8 @@ fn samples_change_nothing_and_show_what_is_trained_so_far() {
         assert_eq!(keeper.saved, without.saved);
         let at: Vec<u64> = keeper.samples.iter().map(|(step, _)| *step).collect();
         assert_eq!(at, steps);
-        let late = &keeper.samples[2..];
+        // This keeper has none yet of the step that it begins at.
+        let late = &keeper.samples[1..];
         let from = Fit {
             from: Some(keeper.saved[0].kept()),
             ..sampled
@@ -244,4 +245,56 @@ fn a_fit_can_be_stopped_within_a_step() {
         assert_eq!(keeper.losses.len(), steps, "{stop_within}");
     }
     assert_eq!(trained(&mut engine, &first(&lessons)), fitted);
+}
+
+/// By the keeper's word after a step, in the middle of one, whose passes so far are made again, and before the first of a pair.
+#[test]
+fn a_fit_that_is_stopped_gives_its_last_step_and_goes_on_from_it_to_the_same_bytes() {
+    let folder = folder();
+    for (settings, stops) in [
+        (
+            settings(&folder),
+            [
+                (Some(3), None, 3),
+                (Some(5), None, 5),
+                (None, Some(4), 1),
+                (None, Some(6), 3),
+            ],
+        ),
+        // Seven questions belong to the first pair.
+        (
+            per_pair(&folder),
+            [
+                (Some(5), None, 5),
+                (Some(7), None, 7),
+                (None, Some(8), 5),
+                (None, Some(9), 6),
+            ],
+        ),
+    ] {
+        let lessons = lessons(0);
+        let fitted = trained(&mut opened(&settings), &first(&lessons));
+        for (stop_after, stop_within, step) in stops {
+            let mut keeper = Keeper {
+                stop_after,
+                stop_within,
+                wants_state: true,
+                ..Keeper::default()
+            };
+            let stopped = opened(&settings).fit(&first(&lessons), &mut keeper);
+            assert!(matches!(stopped, Err(EngineError::Stopped)));
+            let last = keeper.saved.last().unwrap();
+            assert_eq!(last.step, step);
+            assert!(last.loss.is_finite());
+            let resumed = Fit {
+                from: Some(last.kept()),
+                ..first(&lessons)
+            };
+            let (again, later) = watched(&mut opened(&settings), &resumed);
+            assert_eq!(again, fitted, "from step {step}");
+            let told: Vec<u64> = later.losses.iter().map(|(step, _)| *step).collect();
+            let rest: Vec<u64> = (step + 1..=fitted.losses.len() as u64).collect();
+            assert_eq!(told, rest);
+        }
+    }
 }

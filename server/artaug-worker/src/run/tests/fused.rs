@@ -1,4 +1,4 @@
-//! The fused model, which is made of the base model's folder at the very end, and the card beside it.
+//! The base model's folder, of which every model is made, the fused one at the very end; and the card beside that.
 
 use std::sync::atomic::AtomicUsize;
 
@@ -8,28 +8,83 @@ use super::*;
 use crate::stages::Parts;
 
 /// A folder whose file is another one from a certain look on.
-#[derive(Default)]
-struct Exchanged {
+pub(super) struct Exchanged {
     inner: FakeWorkshop,
-    /// Looks that still find what the card says.
+    server: Arc<FakeServer>,
+    /// When looks begin to count.
+    when: fn(&FakeServer) -> bool,
+    /// Looks from then on that still find what the card says.
     same: usize,
+}
+
+impl Exchanged {
+    /// The workshop of a server's job.
+    pub(super) fn of(server: &Arc<FakeServer>, when: fn(&FakeServer) -> bool, same: usize) -> Self {
+        Self {
+            inner: FakeWorkshop::default(),
+            server: Arc::clone(server),
+            when,
+            same,
+        }
+    }
 }
 
 const FILE: &str = "tokenizer/added_tokens.json";
 
 impl Workshop for Exchanged {
-    fn parts(&self, spec: &ArtaugSpec) -> Result<Parts, PartsError> {
-        let mut parts = self.inner.parts(spec)?;
+    fn parts(&self, spec: &ArtaugSpec, brake: &Brake) -> Result<Parts, PartsError> {
+        let mut parts = self.inner.parts(spec, brake)?;
         let file = |bytes: &[u8]| vec![(FILE.to_owned(), Digest::of(bytes))];
         parts.tools.card.base_files = file(b"tokens");
+        let (server, when) = (Arc::clone(&self.server), self.when);
         let (same, looks) = (self.same, AtomicUsize::new(0));
         parts.tools.base = Box::new(move || {
-            let is_same = looks.fetch_add(1, Ordering::SeqCst) < same;
+            let is_same = !when(&server) || looks.fetch_add(1, Ordering::SeqCst) < same;
             let bytes: &[u8] = if is_same { b"tokens" } else { b"a key" };
             Ok(file(bytes))
         });
         Ok(parts)
     }
+}
+
+/// All but the results is done.
+fn is_over(server: &FakeServer) -> bool {
+    events(server, "decided").len() == 2
+}
+
+#[test]
+fn a_base_that_is_exchanged_under_the_job_is_noticed_at_the_next_model_that_is_made_of_it() {
+    // Without a fused model nobody looks at the end.
+    let spec = spec_with(&[("[output]\nfused = true\n", "")]);
+    let server = Arc::new(FakeServer::new(&spec));
+    server.state().grants = 1;
+    let folder = tempfile::tempdir().unwrap();
+    let mut deceived = worker(&server, folder.path());
+    let is_joined = |server: &FakeServer| !events(server, "fused").is_empty();
+    deceived.workshop = Box::new(Exchanged::of(&server, is_joined, 0));
+    deceived.run();
+    // These are drawn with the model that was open already.
+    let evaluated = events(&server, "evaluated");
+    let arms = evaluated.iter().map(|event| event["arm"].as_str().unwrap());
+    let arms: BTreeSet<&str> = arms.collect();
+    assert_eq!(arms, BTreeSet::from(["base", "rewriting"]));
+    let (release, reason) = server.released();
+    assert_eq!(release, JobRelease::Stopped, "{reason}");
+    assert!(reason.contains(FILE), "{reason}");
+    goes_on_with_the_files_of_the_beginning(&server, folder.path());
+}
+
+fn goes_on_with_the_files_of_the_beginning(server: &Arc<FakeServer>, folder: &Path) {
+    server.state().grants = 1;
+    let mut sound = worker(server, folder);
+    sound.workshop = Box::new(Exchanged::of(server, is_over, usize::MAX));
+    sound.run();
+    succeeded(server);
+    let spec = server.state().spec.clone();
+    assert_eq!(
+        server.lasting_results(),
+        undisturbed(&spec).lasting_results()
+    );
 }
 
 #[test]
@@ -40,10 +95,7 @@ fn a_model_whose_files_were_exchanged_under_the_job_is_not_published() {
     for same in [0, 1] {
         server.state().grants = 1;
         let mut deceived = worker(&server, folder.path());
-        deceived.workshop = Box::new(Exchanged {
-            same,
-            ..Exchanged::default()
-        });
+        deceived.workshop = Box::new(Exchanged::of(&server, is_over, same));
         deceived.run();
         assert_eq!(server.state().releases.len(), same + 1);
         let (release, reason) = server.released();
@@ -54,17 +106,7 @@ fn a_model_whose_files_were_exchanged_under_the_job_is_not_published() {
         assert!(names.all(|name| !name.starts_with("fused/")));
         assert!(!folder.path().join("jobs/job-1/fused").exists());
     }
-    // With the files of the beginning it goes on.
-    server.state().grants = 1;
-    let mut sound = worker(&server, folder.path());
-    sound.workshop = Box::new(Exchanged {
-        same: usize::MAX,
-        ..Exchanged::default()
-    });
-    sound.run();
-    succeeded(&server);
-    let wanted = undisturbed(SPEC).lasting_results();
-    assert_eq!(server.lasting_results(), wanted);
+    goes_on_with_the_files_of_the_beginning(&server, folder.path());
 }
 
 #[test]
@@ -99,6 +141,6 @@ fn a_job_without_room_for_one_more_card_succeeds() {
     // All other results have room, and half of the last card.
     let kept = roomy.state().kept();
     let tight = run(kept - last.len() as u64 / 2);
-    assert!(card(&tight).contains("The job is not over"));
+    assert!(card(&tight).contains("The job was not over when"));
     assert!(roomy.results().keys().eq(tight.results().keys()));
 }

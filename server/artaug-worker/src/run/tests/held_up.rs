@@ -85,6 +85,19 @@ fn a_worker_that_lacks_what_a_begun_job_needs_holds_it_up() {
 }
 
 #[test]
+fn a_base_that_cannot_be_read_in_the_middle_of_a_job_holds_it_up() {
+    let server = Arc::new(FakeServer::new(SPEC));
+    server.state().grants = 1;
+    let folder = tempfile::tempdir().unwrap();
+    let mut away = worker(&server, folder.path());
+    away.workshop = faulty("away");
+    away.run();
+    // The first model of the job was there.
+    assert_eq!(events(&server, "fused").len(), 1);
+    was_held_up(&server, "stale network file handle");
+}
+
+#[test]
 fn a_worker_whose_file_system_refuses_holds_the_job_up() {
     let server = begun(30);
     let folder = tempfile::tempdir().unwrap();

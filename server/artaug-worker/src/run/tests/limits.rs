@@ -1,5 +1,9 @@
 //! Disk and time that a job may not have.
 
+use std::sync::atomic::AtomicI64;
+
+use concord_common::{Timestamp, clock::MockClock, code::ErrorCode};
+
 use super::*;
 
 #[test]
@@ -40,12 +44,78 @@ fn a_training_whose_time_is_up_ends_at_once() {
     assert!(!has("checkpointed") && !has("trained"));
 }
 
+/// The results of a job during which no time passes.
+fn in_no_time(spec: &str) -> BTreeMap<String, Vec<u8>> {
+    let server = run_by(spec, |worker| {
+        worker.clock = Arc::new(MockClock::new(Timestamp(0)));
+    });
+    succeeded(&server);
+    server.lasting_results()
+}
+
+#[test]
+fn waiting_for_a_server_without_room_takes_none_of_the_time() {
+    let spec = limited("time = \"1h\"");
+    let server = Arc::new(FakeServer::new(&spec));
+    server.state().faults = Some(("append", ErrorCode::Busy, REFUSALS));
+    let folder = tempfile::tempdir().unwrap();
+    let mut patient = worker(&server, folder.path());
+    patient.clock = Arc::new(GoesOnWhileRefused(Arc::clone(&server)));
+    patient.run();
+    succeeded(&server);
+    assert_eq!(server.lasting_results(), in_no_time(&spec));
+    assert!(patient.clock.now() > Timestamp(0) + Duration::from_hours(1));
+    let state = server.state();
+    let line = |line: &Vec<u8>| serde_json::from_slice::<Value>(line).unwrap();
+    let mut lines = state.lines.iter().map(line);
+    assert!(lines.all(|line| line["worked"] == 0));
+}
+
+#[test]
+fn a_clock_that_is_set_forward_takes_none_of_the_time() {
+    let spec = limited("time = \"1s\"");
+    let server = run_by(&spec, |worker| {
+        worker.clock = Arc::new(SetAgainAndAgain(AtomicI64::new(0)));
+    });
+    succeeded(&server);
+    assert_eq!(server.lasting_results(), in_no_time(&spec));
+}
+
+/// How often the server says that it has no room.
+const REFUSALS: usize = 5;
+
+/// A clock that goes on by ten hours with every refusal but the first: with that one the wait begins.
+#[derive(Debug)]
+struct GoesOnWhileRefused(Arc<FakeServer>);
+
+impl Clock for GoesOnWhileRefused {
+    fn now(&self) -> Timestamp {
+        let left = self.0.state().faults.map_or(0, |(_, _, left)| left);
+        let passed = (REFUSALS - 1).saturating_sub(left) as u32;
+        Timestamp(0) + Duration::from_hours(10) * passed
+    }
+}
+
+/// A clock that somebody sets forward by an hour before every look, and no time passes.
+#[derive(Debug)]
+struct SetAgainAndAgain(AtomicI64);
+
+impl Clock for SetAgainAndAgain {
+    fn now(&self) -> Timestamp {
+        Timestamp(self.0.fetch_add(3_600_000, Ordering::SeqCst))
+    }
+
+    fn steady(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
 /// A clock that stands still until the pairs are filtered.
 #[derive(Debug)]
 struct HurriedInTraining(Arc<FakeServer>, Hurried);
 
 impl Clock for HurriedInTraining {
-    fn now(&self) -> concord_common::Timestamp {
+    fn now(&self) -> Timestamp {
         let is_filtered = {
             let state = self.0.state();
             let last = state.lines.last();
@@ -54,17 +124,17 @@ impl Clock for HurriedInTraining {
         if is_filtered {
             self.1.now()
         } else {
-            concord_common::Timestamp(0)
+            Timestamp(0)
         }
     }
 }
 
 /// A clock that goes on by 20 ms with every look.
 #[derive(Debug, Default)]
-struct Hurried(std::sync::atomic::AtomicI64);
+struct Hurried(AtomicI64);
 
 impl Clock for Hurried {
-    fn now(&self) -> concord_common::Timestamp {
-        concord_common::Timestamp(self.0.fetch_add(20, Ordering::SeqCst))
+    fn now(&self) -> Timestamp {
+        Timestamp(self.0.fetch_add(20, Ordering::SeqCst))
     }
 }

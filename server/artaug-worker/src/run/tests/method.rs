@@ -1,6 +1,11 @@
 //! What each stage trains and draws, as the method has it: what the engine was told, held against the journal.
 
-use concord_artaug::{engine::Order, image::Image, machine::Training};
+use concord_artaug::{
+    engine::Order,
+    image::Image,
+    machine::Training,
+    photometry::{Nearest, Thumbnails},
+};
 
 use super::*;
 use crate::testing::{Fitting, HELD_OUT, Told, WINDOW};
@@ -209,6 +214,66 @@ fn arms_differ_in_the_model_or_in_the_prompt_and_in_nothing_else() {
     let mut wanted = arms(1, &["base", "enhanced", "plain-lora", "rewriting"]);
     wanted.extend(arms(2, &["enhanced", "plain-lora"]));
     assert_eq!(drawn.into_iter().collect::<Vec<_>>(), wanted);
+}
+
+/// The images of training are X' of all iterations up to the arm's, and of no other pair.
+#[test]
+fn how_near_an_arm_comes_to_its_images_of_training_is_measured_beside_the_base() {
+    let job = Job::done();
+    let thumbnails = |images: &[Digest]| {
+        let mut thumbnails = Thumbnails::default();
+        for name in images {
+            let png = job.server.state().objects[name].clone();
+            thumbnails.add(&Image::from_png(&png).unwrap());
+        }
+        thumbnails
+    };
+    let drawn = |iteration: u64, arm: &str| {
+        let mut events = job.events("evaluated", iteration);
+        events.retain(|event| event["arm"] == arm);
+        // In the order of the prompts, so that sums are the same to the last bit.
+        events.sort_by_key(|event| event["item"].as_u64());
+        let images = events.iter().map(|event| digest(&event["result"]["image"]));
+        thumbnails(&images.collect::<Vec<_>>())
+    };
+    let base = drawn(1, "base");
+    let metrics = text_of(&job.server, "metrics.jsonl");
+    let mut taught = Vec::new();
+    for (iteration, summary) in (1..).zip(metrics.lines()) {
+        let summary: Value = serde_json::from_str(summary).unwrap();
+        let enhanced = job.items("regenerated", iteration);
+        let filtered = job.events("filtered", iteration);
+        for item in filtered[0]["kept"].as_array().unwrap() {
+            taught.push(digest(&enhanced[&item.as_u64().unwrap()]["image"]));
+        }
+        let x = thumbnails(&taught);
+        for arm in ["enhanced", "plain-lora"] {
+            let measured = &summary["arms"][arm]["nearest"];
+            let [images, base] = [&drawn(iteration, arm), &base]
+                .map(|drawn| drawn.distances(&x, || Ok::<_, ()>(())).unwrap());
+            let wanted = Nearest::of(&images, &base).unwrap();
+            assert_eq!(
+                *measured,
+                serde_json::to_value(wanted).unwrap(),
+                "{arm} {iteration}"
+            );
+            assert_ne!(images, base);
+        }
+        for arm in ["base", "rewriting"] {
+            assert!(summary["arms"][arm]["nearest"].is_null(), "{arm}");
+        }
+    }
+    assert!(taught.len() >= 4, "{}", taught.len());
+    assert!(text_of(&job.server, "MODEL_CARD.md").contains("nearest X' (the base's; near)"));
+    assert!(text_of(&job.server, "gallery.html").contains("nearest X' (the base's; near)"));
+    let table = text_of(&job.server, "metrics.csv");
+    assert!(
+        table
+            .lines()
+            .next()
+            .unwrap()
+            .ends_with(",nearest,nearest_base,near")
+    );
 }
 
 #[test]

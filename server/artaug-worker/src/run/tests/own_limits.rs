@@ -2,14 +2,14 @@
 
 use concord_common::job::artaug::ArtaugSpec;
 
-use super::*;
+use super::{held_up::stopped_when, *};
 use crate::{limits::MemoryLimit, stages::Parts};
 
 /// Gives no job what it wants.
 struct Little;
 
 impl Workshop for Little {
-    fn parts(&self, _spec: &ArtaugSpec) -> Result<Parts, PartsError> {
+    fn parts(&self, _spec: &ArtaugSpec, _brake: &Brake) -> Result<Parts, PartsError> {
         Err(PartsError::Limit {
             key: "limits.threads",
             what: "the job wants 2 threads, and this worker gives 1".to_owned(),
@@ -54,4 +54,26 @@ fn a_job_that_holds_more_memory_than_this_worker_may_runs_elsewhere() {
         // What the process holds does not come back, so it would give back every other job too.
         (1, Ended::Heavy),
     );
+}
+
+#[test]
+fn a_worker_looks_at_its_limits_between_two_images_that_it_reads_to_learn_from() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = stopped_when(SPEC, folder.path(), |server| {
+        !events(server, "filtered").is_empty()
+    });
+    let kept = events(&server, "filtered")[0]["kept"].take();
+    assert!(kept.as_array().unwrap().len() > 1, "{kept}");
+    // A worker without a copy, which is told to stop while it fetches the first: that is seen where the memory is looked at.
+    let folder = tempfile::tempdir().unwrap();
+    let stopped = worker(&server, folder.path());
+    {
+        let mut state = server.state();
+        state.fetched = 0;
+        state.stop = Some(Arc::clone(&stopped.stop));
+    }
+    stopped.run();
+    assert_eq!(server.state().fetched, 1);
+    server.state().stop = None;
+    ends_as_undisturbed(&server);
 }

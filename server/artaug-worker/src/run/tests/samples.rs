@@ -2,6 +2,7 @@
 
 use super::{
     held_up::{begun_of, stopped_when},
+    pauses::paused_at,
     *,
 };
 
@@ -57,6 +58,19 @@ fn samples_of_a_job_killed_after_every_single_write_are_drawn_once() {
         let server = killed_again_and_again(&spec(), Loss::After(1), same_folder);
         assert_eq!(samples(&server), samples(&whole));
     }
+}
+
+#[test]
+fn samples_that_a_pause_came_before_are_drawn_when_the_training_goes_on() {
+    let server = paused_at(&spec(), 8);
+    let drawn: Vec<u64> = samples(&server)
+        .into_values()
+        .flatten()
+        .map(|(step, _)| step)
+        .collect();
+    assert_eq!(drawn, [4]);
+    ends_as_undisturbed(&server);
+    assert_eq!(samples(&server), samples(&undisturbed(&spec())));
 }
 
 #[test]

@@ -1,5 +1,12 @@
+use std::path::PathBuf;
+
+use tokio::{sync::watch, time::Instant};
+
 use super::*;
-use crate::endpoint::testing::{Play, TestServer, bodies};
+use crate::endpoint::{
+    EndpointSettings, Until,
+    testing::{Play, TestServer, bodies, key_file, never},
+};
 
 const GOOD: &str = r#"{"regions": [{"box": [0, 0, 500, 1000], "prompt": "red apple, well lit", "confidence": 0.9}]}"#;
 
@@ -11,13 +18,21 @@ struct Set {
 }
 
 fn set_up(plays: Vec<Play>) -> Set {
+    set_up_as(plays, never(), None)
+}
+
+fn set_up_as(plays: Vec<Play>, until: Until, key_file: Option<PathBuf>) -> Set {
     let server = TestServer::start(plays);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
         .build()
         .unwrap();
-    let endpoint = Arc::new(Endpoint::open(server.settings()).unwrap());
+    let settings = EndpointSettings {
+        key_file,
+        ..server.settings()
+    };
+    let endpoint = Arc::new(Endpoint::open(settings, until).unwrap());
     let chat = Chat::new(
         endpoint,
         ChatSettings::new("qwen-vl"),
@@ -130,6 +145,15 @@ fn unusable_answers_are_kept_counted_and_asked_again_with_another_seed() {
         .map(|r| r.body["seed"].as_u64().unwrap())
         .collect();
     assert_eq!(seeds, [0, 1, 2]);
+}
+
+#[test]
+fn a_bare_empty_list_is_advice_at_the_first_try() {
+    let set = set_up(vec![Play::says("```json\n[]\n```")]);
+    let advice = set.advise().unwrap();
+    assert_eq!((advice.regions.len(), advice.usage.calls), (0, 1));
+    assert_eq!(advice.raw.as_deref(), Some("```json\n[]\n```"));
+    assert!(advice.rejected_replies.is_empty());
 }
 
 #[test]
@@ -261,6 +285,48 @@ fn answers_that_were_paid_for_before_the_endpoint_went_away_are_handed_over() {
     advice.add_before(*so_far);
     assert_eq!((advice.regions.len(), advice.usage), (1, cost(7, 3)));
     assert!(advice.rejected_replies[1].raw.contains("So am I"));
+}
+
+#[test]
+fn advice_that_is_broken_off_is_no_useless_answer_and_is_not_tried_again() {
+    let (time, until) = watch::channel(None);
+    let plays = vec![Play::says("I am sorry."), Play::Silence, Play::says(GOOD)];
+    let set = set_up_as(plays, Until::new(until), None);
+    let advised = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while set.server.requests().len() < 2 {
+                std::thread::yield_now();
+            }
+            time.send_replace(Some(Instant::now()));
+        });
+        set.advise()
+    });
+    let Err(AdvisorError::Unavailable { source, so_far }) = advised else {
+        panic!("it was broken off")
+    };
+    assert!(source.is_passing());
+    assert_eq!(source.code(), "stopped");
+    assert_eq!((so_far.rejected_replies.len(), so_far.usage.calls), (1, 2));
+    assert_eq!(set.server.requests().len(), 2);
+}
+
+#[test]
+fn a_key_that_an_endpoint_repeats_is_not_kept() {
+    let key = key_file("sk-secret", 0o600);
+    let plays = vec![
+        Play::Echo("200 OK"),
+        Play::Echo("400 Bad Request"),
+        Play::says(GOOD),
+    ];
+    let set = set_up_as(plays, never(), Some(key.path().into()));
+    let advice = set.advise().unwrap();
+    let [answer, refusal] = advice.rejected_replies.as_slice() else {
+        panic!("{:?}", advice.rejected_replies)
+    };
+    assert!(answer.raw.contains("Bearer …"), "{}", answer.raw);
+    assert!(refusal.reason.contains("Bearer …"), "{}", refusal.reason);
+    let line = serde_json::to_string(&advice).unwrap();
+    assert!(!line.contains("secret"), "{line}");
 }
 
 #[test]
