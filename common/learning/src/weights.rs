@@ -92,11 +92,9 @@ impl WeightsFile {
     /// # Errors
     /// [`LearningError::Io`] if it cannot be read, [`LearningError::Weights`] if it is no whole safetensors file.
     pub fn open(path: &Path) -> Result<Self, LearningError> {
-        let file = File::open(path).map_err(|source| LearningError::io(path, source))?;
-        let length = file
-            .metadata()
-            .map_err(|source| LearningError::io(path, source))?
-            .len();
+        let failed = |source| LearningError::io(path, source);
+        let file = File::open(path).map_err(failed)?;
+        let length = file.metadata().map_err(failed)?.len();
         if length == 0 {
             return Err(LearningError::weights(path, "the file is empty"));
         }
@@ -105,7 +103,7 @@ impl WeightsFile {
             reason = "mapping is the way to read weights without a second copy in memory; the file is only read, and every \
                       tensor is copied out before the map is dropped"
         )]
-        let map = unsafe { Mmap::map(&file) }.map_err(|source| LearningError::io(path, source))?;
+        let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
         if let Some(announced) = map
             .first_chunk::<8>()
             .map(|bytes| u64::from_le_bytes(*bytes))
@@ -119,7 +117,10 @@ impl WeightsFile {
         let (header_bytes, metadata) = SafeTensors::read_metadata(&map).map_err(|error| {
             LearningError::weights(path, format!("not a whole safetensors file: {error}"))
         })?;
-        let digest = Digest::of(&map);
+        // By reading: what a file system cannot give is an error here and, where the map is touched, the end of the process.
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(&file).map_err(failed)?;
+        let digest = hasher.finalize().into();
         Ok(Self {
             path: path.to_path_buf(),
             map,

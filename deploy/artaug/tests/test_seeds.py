@@ -49,6 +49,12 @@ class Counted(unittest.TestCase):
         text = "\n".join(json.dumps(row) for row in (last(0.4, 0.2, iteration=1), stopped))
         self.assertEqual(seeds.counted(text), last(0.4, 0.2, iteration=1))
 
+    def test_an_iteration_whose_control_the_time_ran_out_for_does_not_count(self):
+        cut_short = last(0.5, 0.1, iteration=2)
+        del cut_short["arms"]["plain-lora"]
+        text = "\n".join(json.dumps(row) for row in (last(0.4, 0.2, iteration=1), cut_short))
+        self.assertEqual(seeds.counted(text), last(0.4, 0.2, iteration=1))
+
     def test_a_seed_that_never_trained_counts_as_the_base(self):
         stopped = {"iteration": 1, "arms": {"base": arm(0.0, 0, 10, 0), "rewriting": arm(0.3)}}
         found = seeds.counted(json.dumps(stopped))

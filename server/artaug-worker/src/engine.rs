@@ -283,11 +283,26 @@ fn nothing_open() -> EngineError {
 fn unusable(error: LearningError) -> EngineError {
     match error {
         LearningError::Cancelled => EngineError::Stopped,
-        LearningError::Io { .. } => EngineError::Local(error.to_string()),
+        ref lacking if is_local(lacking) => EngineError::Local(error.to_string()),
         LearningError::Torch(_) | LearningError::Panicked { .. } | LearningError::Stopped(_) => {
             EngineError::Failed(error.to_string())
         }
         _ => EngineError::Unusable(error.to_string()),
+    }
+}
+
+/// Whether it is this machine that lacks something: a file that cannot be read or written, or memory.
+fn is_local(error: &LearningError) -> bool {
+    match error {
+        LearningError::Io { .. } => true,
+        // libtorch says so in words alone.
+        LearningError::Torch(_) => {
+            let text = error.to_string();
+            ["can't allocate memory", "out of memory"]
+                .iter()
+                .any(|words| text.contains(words))
+        }
+        _ => false,
     }
 }
 
@@ -298,7 +313,7 @@ fn unusable(error: LearningError) -> EngineError {
 )]
 fn failed(error: LearningError) -> EngineError {
     match error {
-        LearningError::Io { .. } => EngineError::Local(error.to_string()),
+        ref lacking if is_local(lacking) => EngineError::Local(error.to_string()),
         _ => EngineError::Failed(error.to_string()),
     }
 }

@@ -5,7 +5,11 @@ mod files;
 #[cfg(test)]
 mod tests;
 
-use std::{fmt::Display, fs, sync::Arc};
+use std::{
+    fmt::Display,
+    fs,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use concord_artaug::{
     advisor::Advisor,
@@ -28,7 +32,7 @@ use tokio::runtime::Handle;
 
 use crate::{
     base::corpus::Corpus,
-    brake::Brake,
+    brake::{Brake, Halt},
     config::{DataSection, LimitsSection, WorkerConfig},
     engine::{Settings, TorchEngine},
     imagetext::{ImageText, SubjectAdvisor, TrainedModels},
@@ -110,17 +114,31 @@ impl Workshop for TorchWorkshop {
         let filter = endpoints.filter_panel(spec, &clean, &trained)?;
         let evaluation = endpoints.evaluation_panel(spec, &clean, &trained)?;
         data_files.extend(trained_files(&trained, spec)?);
+        let base_files = card::digests_of(&files, &|| brake.check())?;
+        if files::files_of(&folder, &allowed.model_folders)? != files {
+            return Err(PartsError::Halt(Halt::Trouble(
+                "the model's folder changed while it was opened; the job is taken up again by itself".to_owned(),
+            )));
+        }
         let card = CardFacts {
             data_files,
-            base_files: card::digests_of(&files, &|| brake.check())?,
+            base_files,
             ..card::facts(spec, &folder, threads, advisor.as_ref())
         };
         let roots = allowed.model_folders.clone();
         let look = move || files::files_of(&folder, &roots);
         let again = look.clone();
+        let stamps = Arc::new(Mutex::new(files));
+        let known = Arc::clone(&stamps);
         // A look that does not come about says nothing good.
-        let untouched = move || again().is_ok_and(|found| found == files);
-        let base = move || card::digests_of(&look()?, &|| Ok(()));
+        let untouched = move || again().is_ok_and(|found| found == *stamped(&known));
+        let base = move || {
+            let found = look()?;
+            let digests = card::digests_of(&found, &|| Ok(()))?;
+            // Touched files with the same bytes are read once; other bytes end the lease.
+            *stamped(&stamps) = found;
+            Ok(digests)
+        };
         Ok(Parts {
             engine: Box::new(engine),
             opened: Opened::Model(None),
@@ -385,4 +403,9 @@ fn subjects(models: &TrainedModels, spec: &ArtaugSpec) -> Result<Option<Subjects
             Ok(Some((model, Some(low))))
         }
     }
+}
+
+/// What the files of a model's folder were stamped with when they were read last.
+fn stamped(files: &Mutex<Vec<files::ModelFile>>) -> MutexGuard<'_, Vec<files::ModelFile>> {
+    files.lock().unwrap_or_else(PoisonError::into_inner)
 }

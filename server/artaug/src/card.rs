@@ -146,11 +146,11 @@ fn held_out(card: &mut String, spec: &ArtaugSpec, history: &[Summary]) {
     card.push('\n');
     let others = other_scores(history);
     if !others.is_empty() {
-        card.push_str("Evaluation scorers that decide nothing:\n\n| iteration | arm | scorer | score | gain (interval) |\n|---|---|---|---|---|\n");
-        for [iteration, arm, name, score, gain] in others {
+        card.push_str("Evaluation scorers that decide nothing:\n\n| iteration | arm | scorer | score | gain (interval) | prompts |\n|---|---|---|---|---|---|\n");
+        for [iteration, arm, name, score, gain, prompts] in others {
             let _ = writeln!(
                 card,
-                "| {iteration} | {arm} | {} | {score} | {gain} |",
+                "| {iteration} | {arm} | {} | {score} | {gain} | {prompts} |",
                 code(&name)
             );
         }
@@ -178,22 +178,29 @@ fn cut_prompts(card: &mut String, spec: &ArtaugSpec, history: &[Summary]) {
 
 /// What the control arms say of the last evaluated iteration, in words that do not say more than the numbers.
 fn controls(history: &[Summary]) -> String {
-    let mut evaluated = history.iter().rev().map(|summary| &summary.arms);
-    let Some(arms) = evaluated.find(|arms| arms.contains_key(&Arm::Enhanced)) else {
-        return String::new();
+    let with = |wanted: &[Arm]| {
+        let mut arms = history.iter().rev().map(|summary| &summary.arms);
+        arms.find(|arms| wanted.iter().all(|arm| arms.contains_key(arm)))
     };
-    let [plain, rewriting] = [Arm::PlainLora, Arm::Rewriting].map(|arm| arms.get(&arm));
+    let Some(arms) = with(&[Arm::Enhanced, Arm::PlainLora, Arm::Rewriting]) else {
+        return if with(&[Arm::Enhanced]).is_some() {
+            "Control arms were not all evaluated, so it is not shown that the differential step is what helps.\n\n".to_owned()
+        } else {
+            String::new()
+        };
+    };
+    let [plain, rewriting] = [Arm::PlainLora, Arm::Rewriting].map(|arm| arms[&arm].behind);
     let (Some(plain), Some(rewriting)) = (plain, rewriting) else {
-        return "Control arms were not all evaluated, so it is not shown that the differential step is what helps.\n\n".to_owned();
-    };
-    let (Some(plain), Some(rewriting)) = (plain.behind, rewriting.behind) else {
         return "Too few held-out prompts have a score under the enhanced model and under both control arms, so it is not shown that the \
                 differential step is what helps.\n\n"
             .to_owned();
     };
-    let verdict = if plain.mean > 0.0 && rewriting.mean > 0.0 {
+    let verdict = if plain.low > 0.0 && rewriting.low > 0.0 {
         "Both control arms (plain LoRA on the same enhanced images without the differential step, in a chain of its own; prompt \
          rewriting alone) are below the enhanced model in the last evaluated iteration"
+    } else if plain.mean > 0.0 && rewriting.mean > 0.0 {
+        "Both control arms (plain LoRA on the same enhanced images, and prompt rewriting alone) are below the enhanced model on average in the \
+         last evaluated iteration, one of them not by more than chance would allow"
     } else {
         "**A control arm (plain LoRA on the same enhanced images, or prompt rewriting alone) is not below the enhanced model in the \
          last evaluated iteration: the differential step is not shown to be what helps**"

@@ -183,8 +183,8 @@ pub(crate) fn nearest(nearest: Option<Nearest>) -> String {
     )
 }
 
-/// What the evaluation scorers say that decide nothing: iteration, arm, scorer, score and gain, for people.
-pub(crate) fn other_scores(summaries: &[Summary]) -> Vec<[String; 5]> {
+/// What the evaluation scorers say that decide nothing: iteration, arm, scorer, score, gain and the prompts behind it, for people.
+pub(crate) fn other_scores(summaries: &[Summary]) -> Vec<[String; 6]> {
     let mut rows = Vec::new();
     for summary in summaries {
         for (arm, result) in &summary.arms {
@@ -195,6 +195,7 @@ pub(crate) fn other_scores(summaries: &[Summary]) -> Vec<[String; 5]> {
                     name.clone(),
                     format!("{:.3}", other.score),
                     interval(&other.gain),
+                    other.gain.pairs.to_string(),
                 ]);
             }
         }

@@ -88,8 +88,9 @@ pub enum CompareError {
 impl Bootstrap {
     /// The percentile bootstrap interval (Efron and Tibshirani, 1993) of the mean of after - before, pairs drawn whole.
     ///
-    /// `groups` has a number for every pair. Pairs of one group, such as images of the same prompt, are drawn together (a cluster bootstrap, Davison and
-    /// Hinkley, 1997): how they differ says nothing of other prompts. Where all are of one group, each is drawn by itself, and the interval is over that group.
+    /// `groups` has a number for every pair. Pairs of one group, such as images of the same prompt, say less of other prompts than pairs of as many groups.
+    /// So where groups have several pairs, the ends are the outer ones of two draws: of pairs, and of groups with all their pairs (a cluster bootstrap,
+    /// Davison and Hinkley, 1997), which by itself is far too narrow for few groups.
     ///
     /// # Errors
     /// If the scores are no pairs, fewer than two, or not finite.
@@ -104,13 +105,30 @@ impl Bootstrap {
         if pairs < 2 {
             return Err(CompareError::Few(pairs));
         }
-        let drawn = together(&differences, groups);
+        let alone: Vec<(f64, usize)> = differences.iter().map(|one| (*one, 1)).collect();
+        let (mut low, mut high) = self.ends(&alone);
+        let together = together(&differences, groups);
+        if together.len() < pairs {
+            let (outer_low, outer_high) = self.ends(&together);
+            low = low.min(outer_low);
+            high = high.max(outer_high);
+        }
+        Ok(Interval {
+            mean: differences.iter().sum::<f64>() / pairs as f64,
+            low,
+            high,
+            pairs,
+        })
+    }
+
+    /// The ends of the interval of a mean whose parts (sum and number) are drawn with replacement.
+    fn ends(&self, parts: &[(f64, usize)]) -> (f64, f64) {
         let mut rng = self.seed.rng();
         let mut means: Vec<f64> = (0..self.resamples.max(1))
             .map(|_| {
                 let (mut sum, mut count) = (0.0, 0);
-                for _ in 0..drawn.len() {
-                    let (more, pairs) = drawn[rng.below(drawn.len() as u64) as usize];
+                for _ in 0..parts.len() {
+                    let (more, pairs) = parts[rng.below(parts.len() as u64) as usize];
                     sum += more;
                     count += pairs;
                 }
@@ -120,28 +138,20 @@ impl Bootstrap {
         means.sort_unstable_by(f64::total_cmp);
         let tail = (1.0 - self.confidence.clamp(0.0, 1.0)) / 2.0;
         let last = (means.len() - 1) as f64;
-        Ok(Interval {
-            mean: differences.iter().sum::<f64>() / pairs as f64,
-            low: means[(tail * last).floor() as usize],
-            high: means[((1.0 - tail) * last).ceil() as usize],
-            pairs,
-        })
+        (
+            means[(tail * last).floor() as usize],
+            means[((1.0 - tail) * last).ceil() as usize],
+        )
     }
 }
 
-/// Sum and number of the differences of every group; of each difference if there is one group only.
+/// Sum and number of the differences of every group.
 fn together(differences: &[f64], groups: &[u32]) -> Vec<(f64, usize)> {
     let mut sums: BTreeMap<u32, (f64, usize)> = BTreeMap::new();
     for (difference, group) in differences.iter().zip(groups) {
         let (sum, count) = sums.entry(*group).or_default();
         *sum += difference;
         *count += 1;
-    }
-    if sums.len() < 2 {
-        return differences
-            .iter()
-            .map(|difference| (*difference, 1))
-            .collect();
     }
     sums.into_values().collect()
 }
@@ -218,6 +228,12 @@ mod tests {
         assert!(by_itself.high - by_itself.low < 0.5 * (often.high - often.low));
         let of_one_prompt = BOOTSTRAP.interval(&[0.0; 200], &repeated, &[0; 200]);
         assert_eq!(of_one_prompt, Ok(by_itself));
+        // Two prompts that happen to agree give no interval of no width.
+        let two: Vec<u32> = (0..200).map(|item| item % 2).collect();
+        let agreeing: Vec<f64> = (0..200).map(|_| rng.normal()).collect();
+        let few = BOOTSTRAP.interval(&[0.0; 200], &agreeing, &two).unwrap();
+        let each = interval(&[0.0; 200], &agreeing).unwrap();
+        assert!(few.low <= each.low && few.high >= each.high);
     }
 
     #[test]

@@ -51,6 +51,16 @@ pub(super) fn diversity(job: &Job<'_>, arm: Arm) -> Result<(), Halt> {
         }
         Ok(thumbnails)
     };
+    // Images of training are needed for no decision: without one that is lost for good the job goes on unmeasured.
+    let found = |images: &[Digest]| -> Result<bool, Halt> {
+        for digest in images {
+            if desk.find(*digest)?.is_none() {
+                tracing::warn!(image = %digest, "an image of training is lost; how near the held-out images come to it is not measured");
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    };
     let of = |arm: Arm| {
         desk.look(|machine| machine.evaluated(arm).map(|(_, made)| made.image).collect())
     };
@@ -60,13 +70,13 @@ pub(super) fn diversity(job: &Job<'_>, arm: Arm) -> Result<(), Halt> {
         .diversity()
         .ok_or_else(|| desk.fail("too few held-out images to compare"))?;
     let nearest = match arm {
-        Arm::Base | Arm::Rewriting => None,
-        Arm::Enhanced | Arm::PlainLora => {
+        Arm::Enhanced | Arm::PlainLora if found(&taught)? => {
             let taught = thumbnails(taught)?;
             let base = thumbnails(of(Arm::Base))?;
             let distances = |images: &Thumbnails| images.distances(&taught, || desk.check());
             Nearest::of(&distances(&images)?, &distances(&base)?)
         }
+        _ => None,
     };
     let event = Event::Diversity {
         iteration,

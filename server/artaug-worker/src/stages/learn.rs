@@ -1,10 +1,11 @@
 //! Training of the adapters, and joining them.
 
-use std::time::Instant;
+use std::time::Duration;
 
 use bytes::Bytes;
 use concord_artaug::{
     engine::{Drawn, EngineError, Fit, Go, Joined, Kept, Lesson, Order, Samples, Saved, Watch},
+    folder::JobFolder,
     image::Image,
     losses,
     machine::{Checkpoint, Event, Fused, Machine, Sampled, Stage, Trained, Training},
@@ -53,7 +54,7 @@ pub(super) fn train(
         },
         sampled: machine.sampled(training),
         before: from.map_or(0.0, |checkpoint| checkpoint.seconds),
-        start: Instant::now(),
+        start: desk.look_at_folder(JobFolder::worked),
         begun: false,
         ended: None,
     };
@@ -89,7 +90,7 @@ pub(super) fn train(
             losses: Digest::of(&packed),
             steps: machine.steps_of(training),
             final_loss: losses::final_mean(&fitted.losses),
-            seconds: watcher.before + watcher.start.elapsed().as_secs_f64(),
+            seconds: watcher.seconds(),
         },
     };
     let done = Done {
@@ -238,7 +239,8 @@ struct Watcher<'a> {
     sampled: u64,
     /// Seconds spent before this resumption.
     before: f64,
-    start: Instant,
+    /// Time worked on the job at the start: waiting for the server counts neither there nor here.
+    start: Duration,
     /// Whether a step was done here.
     begun: bool,
     /// Why the fit was ended from here.
@@ -253,6 +255,12 @@ enum Ended {
 }
 
 impl Watcher<'_> {
+    /// Seconds spent on the training, over all resumptions.
+    fn seconds(&self) -> f64 {
+        let now = self.job.desk.look_at_folder(JobFolder::worked);
+        self.before + now.saturating_sub(self.start).as_secs_f64()
+    }
+
     /// Whether a fit that ended with [`EngineError::Unusable`] can have done so for the state that it was given: that is read before the first
     /// step.
     fn may_begin_anew(&self) -> bool {
@@ -340,7 +348,7 @@ impl Watch for Watcher<'_> {
                     before,
                     finished: self.finished[before..].to_vec(),
                     loss: saved.loss,
-                    seconds: self.before + self.start.elapsed().as_secs_f64(),
+                    seconds: self.seconds(),
                 },
             };
             self.put_down(Done {

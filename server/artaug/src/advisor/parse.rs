@@ -194,6 +194,7 @@ fn is_empty_list(text: &str) -> bool {
     fenced
         .map_or(text, |inside| {
             // The language, which most models name.
+            let inside = inside.trim_start();
             inside.trim_start_matches(|character: char| character.is_ascii_alphanumeric())
         })
         .trim()

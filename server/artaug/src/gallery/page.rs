@@ -94,7 +94,7 @@ fn others(page: &mut String, summaries: &[Summary]) {
     if rows.is_empty() {
         return;
     }
-    page.push_str("<p class=\"small\">Evaluation scorers that decide nothing:</p>\n<table><tr><th>iteration</th><th>arm</th><th>scorer</th><th>score</th><th>gain (interval)</th></tr>\n");
+    page.push_str("<p class=\"small\">Evaluation scorers that decide nothing:</p>\n<table><tr><th>iteration</th><th>arm</th><th>scorer</th><th>score</th><th>gain (interval)</th><th>prompts</th></tr>\n");
     for row in rows {
         let cells = row.map(|cell| format!("<td>{}</td>", escape(&cell)));
         let _ = writeln!(page, "<tr>{}</tr>", cells.concat());

@@ -176,7 +176,7 @@ fn the_page_shows_every_part_and_stands_alone() {
         "well lit",
         "held-out image 7",
         "+0.120 (+0.080 to +0.160)",
-        "<td>grace &lt;b&gt;</td><td>0.625</td><td>+0.120 (+0.080 to +0.160)</td>",
+        "<td>grace &lt;b&gt;</td><td>0.625</td><td>+0.120 (+0.080 to +0.160)</td><td>200</td>",
         "showing 2 of 48<",
         "showing 1 of 200<",
         "samples: showing 2 of 9<",

@@ -61,8 +61,8 @@ pub struct Nearest {
     pub arm: f64,
     /// The same of the base's images.
     pub base: f64,
-    /// Share of the arm's images that are nearer than all but a twentieth of the base's: about 0.05 if they are like the base's, more if
-    /// there are copies among them.
+    /// Share of the arm's images that are nearer than all but a twentieth of the base's (of fewer than twenty: than all of them): about 0.05
+    /// if they are like the base's, more if there are copies among them.
     pub near: f64,
 }
 
