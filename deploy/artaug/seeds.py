@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Runs the ArtAug demo on several seeds and says whether the differential step helped; `make artaug-seeds` calls it.
 
-The seeds are independent runs: other prompts, images and weights of the LoRAs. Of each, the last iteration with an enhanced model
-counts; a seed that stops before it has one counts with no gain of the enhanced model and of the plain LoRA, for its result is the base.
+The seeds are independent runs: other prompts, images and weights of the LoRAs. Of each, the last iteration that was evaluated with
+all arms counts; a seed that stops before it has one counts with no gain of the enhanced model and of the plain LoRA: its result is the base.
 The rule was written before the first run and stands in docs/artaug.md. A seed that has run is not run again as long as its folder is
 there, and its job, base model and worker program are the same.
 
@@ -36,14 +36,15 @@ def win_rate(arm: Mapping[str, Any]) -> float:
 
 
 def counted(metrics: str) -> dict[str, Any]:
-    """Of a metrics.jsonl the last iteration with an enhanced model; of one without any the last, with the base's figures for what it lacks."""
+    """Of a metrics.jsonl the last iteration with all arms; of one without any the last, with the base's figures for both models that are trained."""
     rows = [json.loads(row) for row in metrics.splitlines()]
     for row in reversed(rows):
         # One that the time ran out for has no plain LoRA beside its enhanced model.
         if all(arm in row["arms"] for arm, _ in demo.ARMS):
             return row
     arms = rows[-1]["arms"]
-    return {**rows[-1], "iteration": 0, "arms": {arm: arms.get(arm, arms["base"]) for arm, _ in demo.ARMS}}
+    untrained = {arm: arms["base"] for arm, _ in demo.ARMS}
+    return {**rows[-1], "iteration": 0, "arms": {**untrained, "rewriting": arms.get("rewriting", arms["base"])}}
 
 
 def mean_and_interval(values: Sequence[float]) -> tuple[float, float, float]:

@@ -98,6 +98,10 @@ impl WeightsFile {
         if length == 0 {
             return Err(LearningError::weights(path, "the file is empty"));
         }
+        // By reading, and before it is mapped: what a file system cannot give is an error here and, where the map is touched, the end of the process.
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(&file).map_err(failed)?;
+        let digest = hasher.finalize().into();
         #[expect(
             unsafe_code,
             reason = "mapping is the way to read weights without a second copy in memory; the file is only read, and every \
@@ -117,10 +121,6 @@ impl WeightsFile {
         let (header_bytes, metadata) = SafeTensors::read_metadata(&map).map_err(|error| {
             LearningError::weights(path, format!("not a whole safetensors file: {error}"))
         })?;
-        // By reading: what a file system cannot give is an error here and, where the map is touched, the end of the process.
-        let mut hasher = blake3::Hasher::new();
-        hasher.update_reader(&file).map_err(failed)?;
-        let digest = hasher.finalize().into();
         Ok(Self {
             path: path.to_path_buf(),
             map,
@@ -178,8 +178,7 @@ impl WeightsFile {
             ))
         })?;
         // `TensorView::new` has checked that the bytes are as many as shape and dtype ask for.
-        Tensor::f_from_data_size(view.data(), &shape, kind)
-            .map_err(|error| self.complaint(format!("tensor {name} cannot be made: {error}")))
+        Ok(Tensor::f_from_data_size(view.data(), &shape, kind)?)
     }
 
     /// All tensors as they are stored, by name.

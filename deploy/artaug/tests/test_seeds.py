@@ -54,6 +54,10 @@ class Counted(unittest.TestCase):
         del cut_short["arms"]["plain-lora"]
         text = "\n".join(json.dumps(row) for row in (last(0.4, 0.2, iteration=1), cut_short))
         self.assertEqual(seeds.counted(text), last(0.4, 0.2, iteration=1))
+        alone = seeds.counted(json.dumps(cut_short))
+        self.assertEqual(alone["iteration"], 0)
+        for name in ("enhanced", "plain-lora"):
+            self.assertEqual(alone["arms"][name], cut_short["arms"]["base"])
 
     def test_a_seed_that_never_trained_counts_as_the_base(self):
         stopped = {"iteration": 1, "arms": {"base": arm(0.0, 0, 10, 0), "rewriting": arm(0.3)}}

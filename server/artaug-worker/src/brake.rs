@@ -161,7 +161,7 @@ impl Brake {
                 .halt()
                 .unwrap_or_else(|| Halt::failed("the engine stopped by itself")),
             EngineError::Local(what) => Halt::Trouble(format!(
-                "{what}; see to the disk or the file system of this worker, or let another one take the job"
+                "{what}; see to the disk, the file system or the memory of this worker, or let another one take the job"
             )),
             error @ (EngineError::Unusable(_) | EngineError::Failed(_)) => Halt::failed(error),
         }
@@ -344,7 +344,7 @@ mod tests {
         assert!(reason.starts_with(&stale), "{reason}");
         for error in [
             EngineError::Unusable("no number".to_owned()),
-            EngineError::Failed("no memory".to_owned()),
+            EngineError::Failed("no convergence".to_owned()),
         ] {
             let text = error.to_string();
             assert_eq!(brake.of_engine(error), Halt::Failed(text));

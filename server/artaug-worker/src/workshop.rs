@@ -85,7 +85,10 @@ impl Workshop for TorchWorkshop {
         // What is too large is told before it is loaded, and a model or a sampler that does not fit before anything is drawn.
         let weights = TextToImage::count(&folder).map_err(refused("model.folder"))?;
         check_size(spec, limits, weights)?;
-        engine.open(None).map_err(refused("model.folder"))?;
+        engine.open(None).map_err(|error| match error {
+            EngineError::Local(what) => PartsError::Halt(Halt::Trouble(what)),
+            error => refused("model.folder")(error),
+        })?;
         brake.check()?;
         for (key, texts) in [("prompts", &prompts), ("held_out", &held_out)] {
             warn_of_cut(&engine, key, texts).map_err(refused(key))?;

@@ -179,10 +179,13 @@ fn cut_prompts(card: &mut String, spec: &ArtaugSpec, history: &[Summary]) {
 /// What the control arms say of the last evaluated iteration, in words that do not say more than the numbers.
 fn controls(history: &[Summary]) -> String {
     let with = |wanted: &[Arm]| {
-        let mut arms = history.iter().rev().map(|summary| &summary.arms);
-        arms.find(|arms| wanted.iter().all(|arm| arms.contains_key(arm)))
+        let mut summaries = history.iter().rev();
+        summaries.find(|summary| wanted.iter().all(|arm| summary.arms.contains_key(arm)))
     };
-    let Some(arms) = with(&[Arm::Enhanced, Arm::PlainLora, Arm::Rewriting]) else {
+    let Some(Summary {
+        iteration, arms, ..
+    }) = with(&[Arm::Enhanced, Arm::PlainLora, Arm::Rewriting])
+    else {
         return if with(&[Arm::Enhanced]).is_some() {
             "Control arms were not all evaluated, so it is not shown that the differential step is what helps.\n\n".to_owned()
         } else {
@@ -197,16 +200,16 @@ fn controls(history: &[Summary]) -> String {
     };
     let verdict = if plain.low > 0.0 && rewriting.low > 0.0 {
         "Both control arms (plain LoRA on the same enhanced images without the differential step, in a chain of its own; prompt \
-         rewriting alone) are below the enhanced model in the last evaluated iteration"
+         rewriting alone) are below the enhanced model"
     } else if plain.mean > 0.0 && rewriting.mean > 0.0 {
-        "Both control arms (plain LoRA on the same enhanced images, and prompt rewriting alone) are below the enhanced model on average in the \
-         last evaluated iteration, one of them not by more than chance would allow"
+        "Both control arms (plain LoRA on the same enhanced images, and prompt rewriting alone) are below the enhanced model on average, at \
+         least one of them not by more than chance would allow"
     } else {
-        "**A control arm (plain LoRA on the same enhanced images, or prompt rewriting alone) is not below the enhanced model in the \
-         last evaluated iteration: the differential step is not shown to be what helps**"
+        "**A control arm (plain LoRA on the same enhanced images, or prompt rewriting alone) is not below the enhanced model: the \
+         differential step is not shown to be what helps**"
     };
     format!(
-        "{verdict}. The enhanced model's score less theirs, prompt by prompt: plain LoRA {}, prompt rewriting {}.\n\n",
+        "In iteration {iteration}, the last that was evaluated with all arms: {verdict}. The enhanced model's score less theirs, prompt by prompt: plain LoRA {}, prompt rewriting {}.\n\n",
         interval(&plain),
         interval(&rewriting)
     )
@@ -440,7 +443,8 @@ mod tests {
         let limit = std::time::Duration::from_mins(1);
         job.record(&job.machine().out_of_time(limit)).unwrap();
         let card = model_card(&ArtaugSpec::parse(SAMPLE).unwrap(), &job, &facts());
-        assert!(card.contains("Both control arms"), "{card}");
+        let said = "In iteration 1, the last that was evaluated with all arms: Both control arms";
+        assert!(card.contains(said), "{card}");
         assert!(
             card.contains("because the job's time of 60 s is used up"),
             "{card}"

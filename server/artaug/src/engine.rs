@@ -21,11 +21,11 @@ pub enum EngineError {
     /// [`Watch`] said so.
     #[error("the engine was told to stop")]
     Stopped,
-    /// The engine itself failed, for example for want of memory.
+    /// The engine itself failed.
     #[error("the engine failed: {0}")]
     Failed(String),
-    /// This machine cannot read or write a file now (a full disk, a file system that is away), which says nothing about the job. The text names the
-    /// file.
+    /// This machine cannot read or write a file now (a full disk, a file system that is away) or lacks memory, which says nothing about the job. The
+    /// text names the file.
     #[error("{0}")]
     Local(String),
 }

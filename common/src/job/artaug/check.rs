@@ -19,7 +19,7 @@ const MAX_SCORERS: usize = 32;
 const MAX_REVIEW: u32 = 10_000;
 /// Highest rank of the joined LoRA. At rank 8192 it is larger than any layer that it could be on, and a job would keep gigabytes of it.
 const MAX_JOINED_RANK: u64 = 8192;
-/// Most draws for the intervals of an arm: some seconds, in which nothing else is heard.
+/// Most draws for the intervals of an arm, so that an iteration is summed up in minutes at most.
 const MAX_DRAWS: u64 = 500_000_000;
 /// Most pixels of a batch of images: 256 of 512 x 512.
 const MAX_BATCH_PIXELS: u64 = 1 << 26;
@@ -380,15 +380,16 @@ fn check_rest(spec: &ArtaugSpec) -> Result<(), Refusal> {
         1_000_000,
         "evaluation.resamples",
     )?;
-    let compared = u64::from(spec.counts.held_out.max(spec.counts.pairs));
+    // The raw gain is over all pairs, each evaluation scorer's gain over all held-out images.
     let scorers = spec.scorers.evaluation.len() as u64;
-    let draws = u64::from(evaluation.resamples) * compared * scorers;
+    let compared = (u64::from(spec.counts.held_out) * scorers).max(u64::from(spec.counts.pairs));
+    let draws = u64::from(evaluation.resamples) * compared;
     require(
         draws <= MAX_DRAWS,
         "evaluation.resamples",
         &format!(
-            "draws {draws} times for the intervals of {scorers} evaluation scorers over {compared} images, at most {MAX_DRAWS} is allowed; lower it, \
-             `counts.held_out` or `counts.pairs`"
+            "is drawn for {compared} scores (`counts.pairs`, or `counts.held_out` times the evaluation scorers), which is {draws} draws, and at most \
+             {MAX_DRAWS} are allowed; lower one of them"
         ),
     )?;
     range(&evaluation.tie, 0.0, 1e6, "evaluation.tie")?;

@@ -422,7 +422,7 @@ fn an_interval_takes_seconds_at_most() {
         .unwrap_err()
         .to_string();
     assert!(
-        refusal.contains("evaluation.resamples") && refusal.contains("10000 images"),
+        refusal.contains("evaluation.resamples") && refusal.contains("10000 scores"),
         "{refusal}"
     );
 }

@@ -131,8 +131,12 @@ impl<'a> Course<'a> {
                     height: lesson.image.height(),
                     pixels: lesson.image.pixels().to_vec(),
                 };
-                Example::of(model, &lesson.prompt, &picture).map_err(|error| {
-                    EngineError::Unusable(format!("the pair {}: {error}", lesson.item))
+                let example = Example::of(model, &lesson.prompt, &picture);
+                example.map_err(|error| match unusable(error) {
+                    EngineError::Unusable(what) => {
+                        EngineError::Unusable(format!("the pair {}: {what}", lesson.item))
+                    }
+                    other => other,
                 })
             })
             .collect::<Result<_, _>>()?;

@@ -54,6 +54,7 @@ pub(super) fn diversity(job: &Job<'_>, arm: Arm) -> Result<(), Halt> {
     // Images of training are needed for no decision: without one that is lost for good the job goes on unmeasured.
     let found = |images: &[Digest]| -> Result<bool, Halt> {
         for digest in images {
+            desk.check()?;
             if desk.find(*digest)?.is_none() {
                 tracing::warn!(image = %digest, "an image of training is lost; how near the held-out images come to it is not measured");
                 return Ok(false);
